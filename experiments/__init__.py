@@ -1,0 +1,1 @@
+"""Protocol files: one TOML per figure and table, read by :mod:`ntkml.protocols`."""

@@ -1,0 +1,182 @@
+"""One forward pass with everything that rows of the Jacobian are made of: layer inputs and gradient edges.
+
+A forward hook on every layer keeps its input a_l and the autograd edge of its output h_l. A pull-back of cotangents v
+then asks autograd for d<v, f>/dh_l only, never for weight gradients, which is what makes one output cost about as much
+as a plain backward pass to the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ntkml.layers import LAYER_TYPES, layer_for
+
+
+@dataclass(frozen=True)
+class CapturedLayer:
+    """One use of one layer: its name in the network, the module, what went in, and the edge of what came out."""
+
+    name: str
+    module: nn.Module
+    inputs: Tensor
+    edge: GradientEdge
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A network's outputs on a batch, with what :meth:`pull_back` needs. ``outputs``: (n, C), averaged over views."""
+
+    outputs: Tensor
+    num_views: int
+    layers: tuple[CapturedLayer, ...]
+
+    def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[Tensor]:
+        """Gradients of <v_n, f(x_n)> towards every layer's output. cotangents: (n, C) -> per layer (n * S, ...)."""
+        edges = [layer.edge for layer in self.layers]
+        gradients = torch.autograd.grad(
+            self.outputs, edges, cotangents.to(self.outputs), retain_graph=keep_graph, materialize_grads=False, allow_unused=True
+        )
+        unused = [layer.name for layer, gradient in zip(self.layers, gradients, strict=True) if gradient is None]
+        if unused:
+            raise ValueError(f"the outputs do not depend on layer {unused[0]!r}: freeze or remove it")
+        return list(gradients)
+
+
+def average_views(outputs: Tensor, num_views: int) -> Tensor:
+    """The network function f(x_n) = mean over views of the raw outputs. (n * S, C) -> (n, C)."""
+    return outputs.reshape(-1, num_views, *outputs.shape[1:]).mean(1)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The P of all formulas: parameters that require a gradient, in the network's order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise ValueError("the network has no trainable parameter: set requires_grad=True on what the prior is about")
+    return parameters
+
+
+def capture(model: nn.Module, inputs: Tensor, num_views: int = 1) -> Capture:
+    """Run ``model`` on inputs (n * S, ...), the S views of one datum adjacent, keeping what its rows need.
+
+    Raises:
+        ValueError: the model cannot be captured (see :func:`check_model`), or its outputs are not (n * S, C).
+    """
+    layers, outputs = _forward(model, inputs, clone_inputs=False)
+    if any(version != layer.inputs._version for layer, version in layers):
+        # A later in-place operation overwrote a layer's input; only then is a copy worth its memory.
+        layers, outputs = _forward(model, inputs, clone_inputs=True)
+    if outputs.ndim != 2 or len(outputs) != len(inputs):
+        raise ValueError(f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {tuple(outputs.shape)}")
+    return Capture(average_views(outputs, num_views), num_views, tuple(layer for layer, _ in layers))
+
+
+def _forward(model: nn.Module, inputs: Tensor, clone_inputs: bool) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
+    seen: list[tuple[CapturedLayer, int]] = []
+
+    def keep(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if any(layer.module is module for layer, _ in seen):
+            raise ValueError(f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use")
+        kept = given[0].detach().clone() if clone_inputs else given[0].detach()
+        seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output)), kept._version))
+
+    with _hooks(model, keep), torch.enable_grad():
+        outputs = model(inputs)
+    return seen, outputs
+
+
+@contextmanager
+def _hooks(model: nn.Module, keep: Any) -> Iterator[None]:
+    handles = [
+        module.register_forward_hook(lambda module, given, output, name=name: keep(name, module, given, output))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYER_TYPES) and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_model(model: nn.Module, inputs: Tensor) -> None:
+    """Refuse a model whose rows would be wrong, by name and with what to do.
+
+    Beside the types, two identities are checked on a few inputs: the captured rows add up to autograd's own gradient of
+    the parameters (a weight used outside its layer breaks this), and the outputs of an input do not depend on the rest
+    of its batch.
+
+    Raises:
+        ValueError: BatchNorm or Dropout in training mode, an unsupported layer type, a parameter shared by two layers,
+            a reused layer, a parameter used outside its layer, or outputs that depend on the batch.
+    """
+    _check_types(model)
+    few = inputs[:2].detach()
+    captured = capture(model, few)
+    _check_gradient(model, captured)
+    with torch.no_grad():
+        alone = model(few[:1])
+    together = captured.outputs[:1].detach()
+    scale = together.abs().max().clamp_min(1.0)
+    if not bool(((alone - together).abs() <= 1e-3 * scale).all()) and bool(torch.isfinite(alone).all()):
+        raise ValueError("the outputs of an input depend on the other inputs of its batch (or are random): call model.eval() or remove such layers")
+
+
+def _check_types(model: nn.Module) -> None:
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{kind} {name!r} is in training mode, so an output depends on the whole batch: call model.eval(), or "
+                "use a network without normalisation (Fixup)"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(f"{kind} {name!r} is in training mode, so outputs are random: call model.eval()")
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if own and not isinstance(module, LAYER_TYPES):
+            known = ", ".join(layer.__name__ for layer in LAYER_TYPES)
+            raise ValueError(
+                f"{kind} {name!r} has trainable parameters ({', '.join(own)}) and is not supported (supported: {known}): "
+                "freeze it with requires_grad_(False) or replace it"
+            )
+        if own:
+            layer_for(module).check(name, module)
+        for key, parameter in module._parameters.items():
+            if parameter is None or not parameter.requires_grad:
+                continue
+            if id(parameter) in owners:
+                raise ValueError(f"parameter {name}.{key} is shared with {owners[id(parameter)]}: give each layer its own")
+            owners[id(parameter)] = f"{name}.{key}"
+
+
+def _check_gradient(model: nn.Module, captured: Capture) -> None:
+    """The sum over inputs of captured rows must be autograd's gradient of the parameters."""
+    parameters = trainable_parameters(model)
+    probe = torch.linspace(1.0, 2.0, captured.outputs.numel()).reshape(captured.outputs.shape).to(captured.outputs)
+    truth = torch.autograd.grad(
+        captured.outputs, list(parameters.values()), probe, retain_graph=True, allow_unused=True
+    )
+    rows: dict[str, Tensor] = {}
+    for layer, gradient in zip(captured.layers, captured.pull_back(probe), strict=True):
+        positions = layer_for(layer.module).positions(layer.module, layer.inputs, gradient.unsqueeze(1), captured.num_views)
+        for key, row in positions.rows().items():
+            rows[f"{layer.name}.{key}" if layer.name else key] = row.sum((0, 1))
+    for (name, parameter), gradient in zip(parameters.items(), truth, strict=True):
+        if gradient is None:
+            raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")
+        if name not in rows:
+            raise ValueError(f"the layer of parameter {name!r} is bypassed: its weight is used without calling the layer")
+        error = (rows[name] - gradient.reshape(-1)).abs().max()
+        if bool(error > 1e-3 * gradient.abs().max() + 1e-6 * probe.abs().max()) and bool(torch.isfinite(gradient).all()):
+            raise ValueError(f"parameter {name!r} is also used outside its layer: its captured rows miss part of the gradient")

@@ -1,0 +1,95 @@
+"""The command line. Subcommands are imported when one of them runs: ``ntkml --help`` must not wait for torch.
+
+Exit codes: 0, 1 for input that the library refuses (``Error: ...``, one line), 2 for wrong usage, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+import ntkml
+from ntkml.registry import COMMANDS, resolve, unknown_name
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# The list of commands needs these without importing what they describe.
+SUMMARIES = {
+    "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
+    "plot": "Draw a figure of the paper, or of any run, from its rows.",
+}
+
+EPILOG = """\b
+Examples:
+  ntkml bound-grid --hparam rotation
+  ntkml bound-grid --hparam prior --estimators ntk-N-C,ntk-100-C,kfac-N-C
+  ntkml plot figure-2
+  ntkml plot figure-3 --csv results/bound-grid/<run>/rows.csv
+"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands stand in the registry and are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return resolve(COMMANDS, cmd_name, "command") if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(unknown_name("command", args[0], list(COMMANDS)))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name, help=SUMMARIES[name]) for name in COMMANDS if name.startswith(incomplete)]
+        return names + [item for item in super().shell_complete(ctx, incomplete) if item.value not in COMMANDS]
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(ntkml.__version__, prog_name="ntkml")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Lower bounds on the log marginal likelihood of neural networks, and their figures."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        cli.main(args=args, prog_name="ntkml", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"Error: {' '.join(error.format_message().split())}{hint}", err=True)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has left (`ntkml ... | head`); nothing is wrong, and nothing more can be said.
+        sys.stderr.close()
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        click.echo(f"Error: {_one_line(error)}", err=True)
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """The message without line breaks; an operating-system error with the file it concerns."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

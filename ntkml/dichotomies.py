@@ -1,0 +1,90 @@
+"""Nested dichotomies: binary trees over the classes, and the exact factor L L^T = diag(p) - p p^T that each one gives.
+
+A node splits its classes into left and right with masses pl and pr; its column of L is
+sqrt(pl pr / (pl + pr)) (p_left / pl - p_right / pr). The C - 1 columns of a tree are the rows of the ``tree`` estimators:
+Fischer's inequality holds for the symmetric I + R P0^-1 R^T with R = L^T J, so every partition of them is a proven bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NestedDichotomy:
+    """A binary tree over ``num_classes`` classes as its C - 1 splits, each a pair (left classes, right classes)."""
+
+    splits: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.splits) + 1
+
+    def factor(self, log_p: Tensor) -> Tensor:
+        """L with L L^T = diag(p) - p p^T, in log space so that saturated p give neither NaN nor lost columns.
+
+        Args:
+            log_p: (n, C), normalised.
+
+        Returns:
+            (n, C, C - 1), one column per split.
+        """
+        left, right = (self._members(side, log_p.device) for side in (0, 1))  # (C - 1, C) each
+        log_left, log_right = _masked_logsumexp(log_p, left), _masked_logsumexp(log_p, right)  # (n, C - 1)
+        half = 0.5 * (log_left + log_right - torch.logaddexp(log_left, log_right))
+        columns = torch.where(left, (half - log_left).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
+        columns = columns - torch.where(right, (half - log_right).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
+        return columns.transpose(1, 2)
+
+    def _members(self, side: int, device: torch.device) -> Tensor:
+        members = torch.zeros(len(self.splits), self.num_classes, dtype=torch.bool)
+        for index, split in enumerate(self.splits):
+            members[index, list(split[side])] = True
+        return members.to(device)
+
+
+def _masked_logsumexp(log_p: Tensor, members: Tensor) -> Tensor:
+    """log of each node's mass. log_p: (n, C), members: (J, C) -> (n, J)."""
+    return torch.logsumexp(log_p.unsqueeze(1).masked_fill(~members, -torch.inf), dim=-1)
+
+
+def balanced(order: Sequence[int]) -> NestedDichotomy:
+    """The tree that halves the classes in the given order, down to single classes."""
+    splits: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def halve(classes: tuple[int, ...]) -> None:
+        if len(classes) < 2:
+            return
+        middle = (len(classes) + 1) // 2
+        splits.append((classes[:middle], classes[middle:]))
+        halve(classes[:middle])
+        halve(classes[middle:])
+
+    halve(tuple(order))
+    return NestedDichotomy(tuple(splits))
+
+
+def sequential(num_classes: int) -> NestedDichotomy:
+    """Class 0 against the rest, class 1 against what is left, and so on: the fallback without class weights."""
+    return NestedDichotomy(tuple(((c,), tuple(range(c + 1, num_classes))) for c in range(num_classes - 1)))
+
+
+def average_linkage(class_weights: Tensor) -> NestedDichotomy:
+    """The dendrogram of the classes by average linkage on their rows of the last layer's weight. class_weights: (C, d).
+
+    Classes whose weights are close are confused with each other; splitting them last keeps the correlated masses of a
+    node together and the bound tight.
+    """
+    from scipy.cluster.hierarchy import linkage
+
+    num_classes = class_weights.shape[0]
+    members: list[tuple[int, ...]] = [(c,) for c in range(num_classes)]
+    splits = []
+    for left, right, *_ in linkage(class_weights.detach().double().cpu().numpy(), method="average"):
+        splits.append((members[int(left)], members[int(right)]))
+        members.append(members[int(left)] + members[int(right)])
+    return NestedDichotomy(tuple(reversed(splits)))

@@ -1,0 +1,200 @@
+"""Algorithm 1: from the log-determinants of blocks to the log marginal likelihood. The only assembly.
+
+    log q(D|h) = log p(D|w) - 1/2 w^T P0 w - 1/2 log|I + K|                                            (Equations 5, 6)
+    estimate_m = - 1/2 w^T P0 w + (1/q_m) [ rho_m - 1/2 log|I + K_m| ],   rho_m = sum over rows of m of log p(y_n) / R
+
+The terms (P/2) log 2 pi and 1/2 log|P0| of the prior and of the Gaussian integral cancel. The mean of estimate_m over
+m ~ q is the bound exactly, blocks of unequal size included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.capture import Capture, capture, check_model, trainable_parameters
+from ntkml.dichotomies import NestedDichotomy, average_linkage, balanced, sequential
+from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
+from ntkml.partitions import (
+    Block,
+    Partition,
+    class_batches,
+    greedy_batches,
+    kmeans_batches,
+    make_partition,
+    random_batches,
+)
+from ntkml.priors import PriorPrecision, as_prior
+from ntkml.rows import CapturedRows
+from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
+from ntkml.structures import structure_named
+
+
+@dataclass(frozen=True)
+class LogMarginalLikelihood:
+    """One estimate of log q(D|h), in nats, summed over the data; every term is a float64 scalar tensor.
+
+    ``log_prior`` is -1/2 w^T P0 w and ``log_det`` the log-determinant ratio log|H + P0| - log|P0|, scaled to the whole
+    data. ``certified`` says whether the estimate's mean is a proven lower bound.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_det: Tensor
+    certified: bool
+    num_blocks: int
+
+    @property
+    def total(self) -> Tensor:
+        """log_likelihood + log_prior - log_det / 2."""
+        return self.log_likelihood + self.log_prior - 0.5 * self.log_det
+
+
+def log_marginal_likelihood(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    estimator: str | EstimatorSpec,
+    prior: float | Tensor | PriorPrecision = 1.0,
+    likelihood: str | Likelihood = "categorical",
+    blocks: int | None = None,
+    generator: torch.Generator | None = None,
+) -> LogMarginalLikelihood:
+    """A lower bound (or its unbiased estimate) of the linearised-Laplace log marginal likelihood (Algorithm 1).
+
+    Args:
+        model: maps (n, ...) to (n, C); made of supported layers, without coupling between the inputs of a batch.
+        x: all N inputs, (N, ...), on the model's device.
+        y: their targets; see the likelihood.
+        estimator: a name such as ``"ntk-100-C"``; see :mod:`ntkml.specs`.
+        prior: precision: a float, a tensor of one value, one per parameter tensor or one per parameter, or a
+            :class:`PriorPrecision`. The result is differentiable in it.
+        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, or an object such as ``Gaussian(noise)``.
+        blocks: None sums the whole partition; k averages k drawn blocks, an unbiased estimate of the same bound.
+        generator: randomness of the partition and the draw.
+
+    Returns:
+        :class:`LogMarginalLikelihood`, in nats, summed over the data.
+
+    Raises:
+        ValueError: a name, model, prior or data that cannot be used; the message says what to do.
+    """
+    likelihood = as_likelihood(likelihood)
+    _check_data(x, y)
+    check_model(model, x)
+    with torch.no_grad():
+        outputs = model(x[:1])
+    spec = resolve_estimator(_as_spec(estimator), len(x), outputs.shape[1], likelihood.softmax)
+    partition = partition_for(spec, model, x, y, likelihood, generator)
+    return evaluate_partition(
+        model, x, y, spec, partition, prior, likelihood, None if blocks is None else partition.draw(blocks, generator)
+    )
+
+
+def evaluate_partition(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    spec: EstimatorSpec,
+    partition: Partition,
+    prior: float | Tensor | PriorPrecision,
+    likelihood: Likelihood,
+    drawn: list[int] | None = None,
+) -> LogMarginalLikelihood:
+    """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood."""
+    parameters = trainable_parameters(model)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    prior = as_prior(prior, shapes)
+    tree = tree_for(model)
+    rho, log_det = [], []
+    for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
+        captured = capture(model, x[inputs])
+        likelihood.check_targets(captured.outputs, y[inputs])
+        factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
+        log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
+        for m in members:
+            weight = 1.0 if drawn is None else 1.0 / (float(partition.probabilities[m]) * len(drawn))
+            block = partition.blocks[m]
+            rho.append(weight * log_prob * block.columns.shape[-1] / partition.num_columns)
+            log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
+    certified = is_certified(spec, captured.outputs.shape[1], likelihood.softmax)
+    log_prior = -0.5 * prior.quadratic_form(parameters)
+    return LogMarginalLikelihood(torch.stack(rho).sum(), log_prior, torch.stack(log_det).sum(), certified, len(partition))
+
+
+def block_log_det(
+    spec: EstimatorSpec,
+    captured: Capture,
+    block: Block,
+    factor: Tensor,
+    shapes: Mapping[str, torch.Size],
+    prior: PriorPrecision,
+    likelihood: Likelihood,
+) -> Tensor:
+    """log|I + K_m| of one block of a captured batch. factor: (n, C, R) of the batch's inputs."""
+    rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
+    # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
+    return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
+
+
+def partition_for(
+    spec: EstimatorSpec, model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood, generator: torch.Generator | None
+) -> Partition:
+    """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
+    with torch.no_grad():
+        num_outputs = model(x[:1]).shape[1]
+    groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
+    batches = input_batches(spec, model, x, y, likelihood, generator)
+    return make_partition(batches, groups, spec.iid, generator)
+
+
+def input_batches(
+    spec: EstimatorSpec, model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood, generator: torch.Generator | None
+) -> list[Tensor]:
+    """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
+    if spec.inputs is None:
+        return [torch.arange(len(x))]
+    if spec.grouping == "class":
+        return class_batches(y.cpu(), spec.inputs, generator)
+    if spec.grouping == "kmeans":
+        return kmeans_batches(last_layer_features(model, x).cpu(), spec.inputs, generator)
+    if spec.grouping == "greedy":
+        return greedy_batches(input_kernel(model, x, likelihood).cpu(), spec.inputs, generator)
+    return random_batches(len(x), spec.inputs, generator)
+
+
+def last_layer_features(model: nn.Module, x: Tensor) -> Tensor:
+    """What enters the last captured layer, flattened. Shape (N, d)."""
+    return capture(model, x).layers[-1].inputs.flatten(1)
+
+
+def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood) -> Tensor:
+    """k(x_n, x_m) = sum over columns r of <R_nr, R_mr>, at prior precision 1: an N x N summary of the kernel."""
+    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    captured = capture(model, x)
+    factor = likelihood.factor(captured.outputs.detach(), "C", tree_for(model))
+    grams = [CapturedRows(captured, column.unsqueeze(-1), shapes, keep_graph=True).total_gram() for column in factor.unbind(-1)]
+    return torch.stack(grams).sum(0)
+
+
+def tree_for(model: nn.Module) -> NestedDichotomy | None:
+    """The tree over the classes that average linkage finds on the last linear layer's weight; None without such a layer."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    if not last or last[0].out_features < 2:
+        return None
+    return average_linkage(last[0].weight)
+
+
+def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:
+    return parse_estimator(estimator) if isinstance(estimator, str) else estimator
+
+
+def _check_data(x: Tensor, y: Tensor) -> None:
+    if len(x) == 0 or len(x) != len(y):
+        raise ValueError(f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+        raise ValueError(f"{bad} of {len(x)} inputs hold NaN or infinite values: remove or repair them")

@@ -1,0 +1,1 @@
+"""From rows to pictures: nothing here computes an estimate or imports torch."""

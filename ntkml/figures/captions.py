@@ -1,0 +1,89 @@
+"""What a picture must say about itself: data, model, seeds, what is not a bound and what differs from the protocol."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas
+
+from ntkml.figures.curves import Curve
+
+
+def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Sentences of the manifests that a caption must show, each once; the number of augmentation samples comes first."""
+    sentences = []
+    for manifest in manifests:
+        settings = manifest.get("settings", {})
+        if settings.get("hparam") == "rotation" and "samples" in settings:
+            sentences.append(f"S\u00a0=\u00a0{settings['samples']} augmentation samples.")
+        sentences += manifest.get("notes", [])
+    return list(dict.fromkeys(sentences))
+
+
+def provenance(rows: pandas.DataFrame) -> str:
+    """Data, model and seeds of the rows, one clause for each setting among them."""
+    clauses: dict[str, list[str]] = {}
+    for hparam, group in rows[rows["block"].isna()].groupby("hparam", sort=False):
+        first = group.iloc[0]
+        seeds = sorted(set(group["seed"]))
+        seed_words = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}"
+        size = f"N\u00a0=\u00a0{grouped(first['num_data'])}, {first['model']} (P\u00a0=\u00a0{grouped(first['num_params'])}), {seed_words}"
+        clauses.setdefault(size, []).append(f"{first['dataset']} ({hparam})")
+    return "; ".join(f"{' and '.join(datasets)}, {size}" for size, datasets in clauses.items()) + "."
+
+
+def findings(curves: Mapping[str, Mapping[str, Curve]], hidden: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """Sentences on the curves themselves, by hyperparameter: which are not bounds, exceed the exact value, or are hidden."""
+    sentences = []
+    every = [curve for panel in curves.values() for curve in panel.values()]
+    if any((curve.error > 0).any() for curve in every):
+        sentences.append("Bands: one standard error over blocks.")
+    if unproven := list(dict.fromkeys(curve.estimator for curve in every if not curve.certified)):
+        sentences.append(f"Open markers, not a proven bound: {listed(unproven)}.")
+    for hparam, panel in curves.items():
+        if above := [curve for curve in panel.values() if curve.exceeding]:
+            worst = max(above, key=lambda curve: curve.exceeding / curve.compared)
+            share = f"at up to {worst.exceeding} of {worst.compared} points"
+            sentences.append(f"Above the exact value ({hparam}): {listed(curve.estimator for curve in above)}, {share}.")
+    for hparam, panel_hidden in hidden.items():
+        if panel_hidden:
+            low, high = min(curve.y.min() for curve in panel_hidden), max(curve.y.max() for curve in panel_hidden)
+            names = listed(curve.estimator for curve in panel_hidden)
+            sentences.append(f"Outside the range shown ({hparam}): {names}, from {low:.3g} to {high:.3g}.")
+    return sentences
+
+
+def missing(wanted: Sequence[str], drawn: Mapping[str, Mapping[str, Curve]]) -> list[str]:
+    """Sentences on what the figure should show and the rows do not hold."""
+    sentences = []
+    for hparam, panel in drawn.items():
+        absent = [name for name in wanted if name not in panel]
+        if len(absent) == len(wanted):
+            sentences.append(f"There are no {hparam} rows.")
+        elif absent:
+            sentences.append(f"Missing in the {hparam} rows: {listed(absent)}.")
+    return sentences
+
+
+def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
+    """Lines of a caption ``width`` inches wide in type of ``size`` points (0.41 em is the mean width of our type)."""
+    return textwrap.wrap(" ".join(sentences), int(width * 72 / (0.41 * size)))
+
+
+def grouped(number: int) -> str:
+    """14538 as "14 538", with a space that does not break; four digits stay together."""
+    return f"{int(number):,}".replace(",", "\u00a0") if number >= 10_000 else str(int(number))
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of estimators, those that differ in their inputs alone written as one: ``ntk-{10, 20}-C``."""
+    families: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        structure, inputs, rest = name.split("-", 2)
+        families.setdefault((structure, rest), []).append(inputs)
+    return ", ".join(
+        f"{structure}-{sizes[0] if len(sizes) == 1 else '{' + ', '.join(sizes) + '}'}-{rest}"
+        for (structure, rest), sizes in families.items()
+    )

@@ -1,0 +1,73 @@
+"""Aggregate rows of a bound grid as curves: mean over seeds and one standard error over blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy
+import pandas
+
+EXACT = "ntk-N-C"  # the exact value, computed in the dual; "full" in the paper's figures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One estimator over the grid of one hyperparameter; ``y`` and ``error`` are nats per datum."""
+
+    estimator: str
+    structure: str
+    size: int  # inputs per block
+    outputs: str
+    certified: bool
+    x: numpy.ndarray  # (points,), rising
+    y: numpy.ndarray  # (points,)
+    error: numpy.ndarray  # (points,), NaN where the partition has one block only
+    exceeding: int  # grid points and seeds at which the estimate lies above the exact value
+    compared: int  # ... of so many where that is known
+
+
+def hparams_of(rows: pandas.DataFrame) -> list[str]:
+    """Hyperparameters that have aggregate rows, in the order of their first row."""
+    return list(dict.fromkeys(rows.loc[rows["block"].isna(), "hparam"]))
+
+
+def curves_of(rows: pandas.DataFrame, hparam: str) -> dict[str, Curve]:
+    """Curves by the name of their estimator.
+
+    With several seeds ``y`` is the mean over them and ``error`` that mean's standard error, sqrt(sum of squares) / seeds.
+
+    Raises:
+        ValueError: the rows mix data sets, models or sizes, repeat a point, or the seeds have different grids.
+    """
+    chosen = rows[rows["block"].isna() & (rows["hparam"] == hparam)]
+    for column in ("dataset", "model", "num_data", "num_params"):
+        values = list(dict.fromkeys(chosen[column]))
+        if len(values) > 1:
+            raise ValueError(
+                f"the {hparam} rows mix several values of {column} ({', '.join(map(str, values))}); "
+                "give files of one setting, or draw one run with the figure bound-grid"
+            )
+    return {str(name): _curve(group, str(name), hparam) for name, group in chosen.groupby("estimator", sort=False)}
+
+
+def _curve(group: pandas.DataFrame, estimator: str, hparam: str) -> Curve:
+    if group.duplicated(["hparam_value", "seed"]).any():
+        raise ValueError(f"{estimator} has several {hparam} rows for one value and seed; give the files of one run per seed")
+    values = group.pivot(index="hparam_value", columns="seed", values="log_marginal_likelihood").sort_index()
+    if values.isna().to_numpy().any():
+        raise ValueError(f"the seeds of {estimator} have different grids of {hparam}; a mean over them would jump")
+    errors = group.pivot(index="hparam_value", columns="seed", values="standard_error").loc[values.index]
+    num_seeds = values.shape[1]
+    first = group.iloc[0]
+    return Curve(
+        estimator=estimator,
+        structure=first["structure"],
+        size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
+        outputs=first["outputs"],
+        certified=bool(group["certified"].all()),
+        x=values.index.to_numpy(float),
+        y=values.mean(axis=1).to_numpy(float),
+        error=numpy.sqrt((errors.to_numpy(float) ** 2).sum(axis=1)) / num_seeds,
+        exceeding=int(group["exceeds_exact"].fillna(False).sum()),
+        compared=int(group["exceeds_exact"].notna().sum()),
+    )

@@ -1,0 +1,114 @@
+"""A grid of panels with a shared legend above and a caption below, measured in inches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.lines import Line2D
+
+from ntkml.figures import style
+
+# All in inches.
+LEFT, RIGHT = 0.40, 0.09  # y labels; room for half of the last x tick label
+GAP, NARROW_GAP = 0.27, 0.20  # between columns, with y tick labels and without
+BELOW_PANEL, BARE_BELOW = 0.29, 0.06  # x tick labels and x label; a row of panels without them
+TITLE, CAPTION_LINE, LEGEND_LINE = 0.15, 0.085, 0.108
+
+
+class Sheet:
+    """An empty figure of ``width`` inches with ``num_rows`` x ``num_columns`` panels, each ``panel_height`` high."""
+
+    def __init__(
+        self,
+        width: float,
+        shape: tuple[int, int],
+        panel_height: float,
+        titles: bool,
+        legend: Sequence[Line2D],
+        legend_title: str,
+        caption: Sequence[str],
+        shared_x: bool = False,
+        shared_y: bool = False,
+    ) -> None:
+        self.width, self.num_rows, self.shared_x, self.shared_y = width, shape[0], shared_x, shared_y
+        gap = NARROW_GAP if shared_y else GAP
+        num_rows, num_columns = shape
+        legend_columns, legend_lines = _legend_shape(legend, width)
+        above = legend_lines * LEGEND_LINE + (LEGEND_LINE if legend_title and legend else 0.0) + 0.04
+        title = TITLE if titles else 0.04
+        below = BELOW_PANEL + CAPTION_LINE * len(caption) + (0.05 if caption else 0.0)
+        between = (BARE_BELOW if shared_x else BELOW_PANEL) + title
+        height = above + title + num_rows * panel_height + (num_rows - 1) * between + below
+        self.figure = Figure(figsize=(width, height))
+        panel_width = (width - LEFT - RIGHT - (num_columns - 1) * gap) / num_columns
+        self.grid = GridSpec(
+            num_rows,
+            num_columns,
+            figure=self.figure,
+            left=LEFT / width,
+            right=1 - RIGHT / width,
+            top=1 - (above + title) / height,
+            bottom=below / height,
+            wspace=gap / panel_width,
+            hspace=between / panel_height,
+        )
+        if legend:
+            self._add_legend(legend, legend_title, legend_columns, height)
+        if caption:
+            self.figure.text(
+                0.06 / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
+                linespacing=CAPTION_LINE * 72 / style.CAPTION_SIZE / 1.2, va="bottom", parse_math=False, gid="caption",
+            )  # fmt: skip
+
+    def panel(self, row: int, column: int) -> Axes:
+        return self.figure.add_subplot(self.grid[row, column])
+
+    def broken_panel(self, row: int, column: int) -> list[Axes]:
+        """A panel whose y-axis is cut: the upper part and, a quarter as high as the panel, the lower one."""
+        parts = self.grid[row, column].subgridspec(2, 1, height_ratios=(3, 1), hspace=0.08)
+        upper, lower = self.figure.add_subplot(parts[0]), self.figure.add_subplot(parts[1])
+        upper.spines["bottom"].set_visible(False)
+        lower.spines["top"].set_visible(False)
+        upper.tick_params(bottom=False, labelbottom=False)
+        slash = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 4, "linestyle": "none", "color": "black", "clip_on": False}
+        upper.plot([0, 1], [0, 0], transform=upper.transAxes, markeredgewidth=0.5, **slash)
+        lower.plot([0, 1], [1, 1], transform=lower.transAxes, markeredgewidth=0.5, **slash)
+        return [upper, lower]
+
+    def label_y(self, part: Axes, words: str) -> None:
+        """Name the y-axis of a row beside its first panel, at the same distance whatever its tick labels."""
+        box = part.get_subplotspec().get_topmost_subplotspec().get_position(self.figure)
+        self.figure.text(0.03 / self.width, (box.y0 + box.y1) / 2, words, rotation=90, ha="left", va="center")
+
+    def _add_legend(self, handles: Sequence[Line2D], title: str, columns: int, height: float) -> None:
+        legend = self.figure.legend(
+            handles=_row_major(handles, columns), title=title or None, loc="upper center",
+            bbox_to_anchor=(0.5, 1 - 0.02 / height), ncols=columns, frameon=False, borderpad=0.0, borderaxespad=0.0,
+            labelspacing=0.25, columnspacing=1.0, handlelength=2.4, handletextpad=0.4,
+        )  # fmt: skip
+        legend._legend_box.sep = 2.0  # points between the title and the entries
+
+
+def _legend_shape(handles: Sequence[Line2D], width: float) -> tuple[int, int]:
+    """Columns and lines of the legend: as many columns as the longest label allows, evenly filled."""
+    if not handles:
+        return 1, 0
+    lengths = [len(str(handle.get_label())) for handle in handles]
+    for columns in range(len(handles), 1, -1):
+        longest = [max(lengths[column::columns]) for column in range(columns)]
+        if sum(0.33 + 0.042 * length for length in longest) <= width - 0.1:
+            lines = math.ceil(len(handles) / columns)
+            return math.ceil(len(handles) / lines), lines
+    return 1, len(handles)
+
+
+def _row_major(handles: Sequence[Line2D], columns: int) -> list[Line2D]:
+    """Reorder: matplotlib fills a legend column by column, a reader goes along the lines.
+
+    With h handles in c columns matplotlib makes the first ``h mod c`` columns one longer, as reading along lines needs.
+    """
+    return [handle for column in range(columns) for handle in handles[column::columns]]

@@ -1,0 +1,40 @@
+"""Figures as files: whole or not at all, and the same bytes for the same rows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ntkml.figures import style
+from ntkml.records import write_atomically
+from ntkml.registry import unknown_name
+
+# Metadata that differs between two runs is left out, so that a picture changes only where its rows do.
+METADATA = {
+    "png": {"Software": None},
+    "pdf": {"Creator": "ntkml", "Producer": None, "CreationDate": None},
+}
+
+
+def save(figure: Figure, stem: str | Path, formats: Iterable[str] = ("png", "pdf")) -> list[Path]:
+    """Write ``figure`` to ``<stem>.<format>`` for each format and return the paths; an older picture is replaced.
+
+    Raises:
+        ValueError: a format other than png and pdf.
+    """
+    stem, formats = Path(stem), list(dict.fromkeys(formats))
+    for name in formats:
+        if name not in METADATA:
+            raise ValueError(unknown_name("picture format", name, list(METADATA)))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    return [write_atomically(stem.parent / f"{stem.name}.{name}", _render(figure, name)) for name in formats]
+
+
+def _render(figure: Figure, name: str) -> bytes:
+    data = io.BytesIO()
+    with style.context():
+        figure.savefig(data, format=name, metadata=METADATA[name])
+    return data.getvalue()

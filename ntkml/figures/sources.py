@@ -1,0 +1,90 @@
+"""Which finished runs a figure is drawn from when the user names no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ntkml import records
+from ntkml.protocols import HPARAMS, figure_names, load_figure
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished bound-grid run: its rows and what its manifest says."""
+
+    rows: Path
+    manifest: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.manifest["settings"]
+
+    @property
+    def setup(self) -> tuple[Any, ...]:
+        """What the panels of one figure must have in common; ``mnist_r180`` belongs to ``mnist``."""
+        return (str(self.settings["dataset"]).partition("_")[0], self.settings["model"], self.settings["num_data"])
+
+
+def finished_runs(results: Path) -> list[Run]:
+    """All finished bound-grid runs below ``results``, newest first."""
+    runs = []
+    for path in sorted(results.rglob("manifest.json")):
+        manifest = records.read_manifest(path)
+        if manifest.get("command") == "bound-grid" and manifest.get("finished_at") and (rows := _rows_beside(path)):
+            runs.append(Run(rows, manifest))
+    return sorted(runs, key=lambda run: run.manifest["finished_at"], reverse=True)
+
+
+def runs_for(name: str, results: Path) -> list[Run]:
+    """The newest runs that hold what the figure ``name`` shows: for each hyperparameter one, and its other seeds.
+
+    All have the data, model and size of the newest. A hyperparameter without such a run has none in the list. For
+    "bound-grid" it is the newest run of all, and its other seeds.
+
+    Raises:
+        ValueError: no run holds the estimators; the message says what to run.
+    """
+    needed = set(load_figure(name).estimators) if name in figure_names() else set()
+    runs = [run for run in finished_runs(results) if needed <= set(run.manifest["estimators"])]
+    if not runs:
+        protocol = f" --protocol {name}" if needed else ""
+        raise ValueError(
+            f"no finished bound-grid run under {results} holds the estimators of {name}; "
+            f"run: ntkml bound-grid --hparam prior{protocol} (and rotation), or name files with --csv"
+        )
+    hparams = HPARAMS if needed else [runs[0].settings["hparam"]]
+    chosen = []
+    for hparam in hparams:
+        fitting = [run for run in runs if run.settings["hparam"] == hparam and run.setup == runs[0].setup]
+        if fitting:
+            chosen += _seeds(fitting[0], fitting)
+    return chosen
+
+
+def manifests_beside(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Manifests of row files, and a sentence for the caption on every file that has none."""
+    manifests, notes = [], []
+    for path in paths:
+        manifest = path.parent / "manifest.json"
+        if manifest.is_file():
+            manifests.append(records.read_manifest(manifest))
+        else:
+            notes.append(f"No manifest beside {path.name}: its settings are known from the rows alone.")
+    return manifests, notes
+
+
+def _seeds(newest: Run, runs: list[Run]) -> list[Run]:
+    """``newest`` and the runs that differ from it in the seed alone, the newest of each, by seed."""
+    by_seed: dict[int, Run] = {}
+    for run in runs:
+        if {**run.settings, "seed": None} == {**newest.settings, "seed": None}:
+            by_seed.setdefault(run.settings["seed"], run)
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _rows_beside(manifest: Path) -> Path | None:
+    candidates = (manifest.with_name("rows.csv"), manifest.with_name("rows.csv.gz"))
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,64 @@
+"""Affine invariances: a network averaged over random affine views of its input (Immer et al. 2022, Appendix C.4).
+
+The view of an image x under noise u in [-1, 1]^6 is x sampled on the grid transformed by expm(sum_i eta_i u_i G_i), with
+the six generators G_i of :data:`GENERATORS`; eta holds the half-width of each uniform distribution (radians for the
+rotation, fractions of half the image for translations, log-factors for scales). Noise is always an argument: two
+estimators, or two values of eta, are compared on the same draws.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Order of the entries of eta; the order of the paper's code.
+GENERATOR_NAMES = ("x-translation", "y-translation", "rotation", "x-scale", "y-scale", "shear")
+ROTATION = GENERATOR_NAMES.index("rotation")
+
+#: G_i in homogeneous coordinates (x, y, 1). Shape (6, 3, 3).
+GENERATORS = torch.tensor(
+    [
+        [[0, 0, 1], [0, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 1], [0, 0, 0]],
+        [[0, -1, 0], [1, 0, 0], [0, 0, 0]],
+        [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 1, 0], [0, 0, 0]],
+        [[0, 1, 0], [1, 0, 0], [0, 0, 0]],
+    ],
+    dtype=torch.float64,
+)
+
+
+def rotation_eta(radians: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """eta of pure rotations by U[-radians, radians]. Shape (6,)."""
+    eta = torch.zeros(len(GENERATOR_NAMES), dtype=dtype)
+    eta[ROTATION] = radians
+    return eta
+
+
+def draw_noise(num_inputs: int, num_views: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """u ~ U[-1, 1] for every input, view and generator. Shape (num_inputs, num_views, 6)."""
+    shape = (num_inputs, num_views, len(GENERATOR_NAMES))
+    return 2.0 * torch.rand(shape, generator=generator, dtype=dtype) - 1.0
+
+
+def affine_views(images: Tensor, eta: Tensor, noise: Tensor) -> Tensor:
+    """Views of every image under eta, differentiable in eta.
+
+    Args:
+        images: (n, channels, height, width).
+        eta: (6,), half-widths in the order of :data:`GENERATOR_NAMES`; the rotation is clamped to [-pi, pi].
+        noise: (n, S, 6) in [-1, 1].
+
+    Returns:
+        (n * S, channels, height, width); the S views of one image are adjacent. Bilinear, zero outside the image.
+    """
+    n, num_views, _ = noise.shape
+    clamped = torch.cat([eta[:ROTATION], eta[ROTATION : ROTATION + 1].clamp(-torch.pi, torch.pi), eta[ROTATION + 1 :]])
+    generators = GENERATORS.to(images)
+    transforms = torch.matrix_exp(torch.einsum("nsi,iab->nsab", noise.to(images) * clamped.to(images), generators))
+    size = [n * num_views, *images.shape[1:]]
+    grid = F.affine_grid(transforms[..., :2, :].reshape(-1, 2, 3), size, align_corners=True)
+    repeated = images.repeat_interleave(num_views, dim=0)
+    return F.grid_sample(repeated, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

@@ -1,0 +1,119 @@
+"""The positions of one layer: layer inputs a and output gradients g, from which everything else follows.
+
+    J[n, k] = sum over views v and positions t of g[n, k, v, :, t] a[n, v, :, t]^T        (weight)
+    J[n, k] = sum over views v and positions t of g[n, k, v, :, t]                        (bias)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntkml.linalg import gram
+
+#: Float64 entries of one tile of the direct route (256 MiB).
+_DIRECT_TILE_ENTRIES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One layer on n inputs with k cotangents each.
+
+    Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, k, S, q, o, T), with S views, q groups of channels, fan-in d,
+    fan-out o and T positions. ``weight`` and ``bias`` say which of the two parameters exists and is trainable.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    weight: bool
+    bias: bool
+
+    def rows(self) -> dict[str, Tensor]:
+        """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
+        rows = {}
+        if self.weight:
+            rows["weight"] = self._weight_rows()
+        if self.bias:
+            rows["bias"] = self.gradients.sum((2, 5)).flatten(2)
+        return rows
+
+    def _weight_rows(self) -> Tensor:
+        n, k, views, q, o, t = self.gradients.shape
+        d = self.inputs.shape[3]
+        g = self.gradients.permute(0, 3, 1, 4, 2, 5).reshape(n, q, k * o, views * t)
+        a = self.inputs.permute(0, 2, 1, 4, 3).reshape(n, q, views * t, d)
+        return (g @ a).reshape(n, q, k, o, d).transpose(1, 2).reshape(n, k, q * o * d)
+
+    def grams(self) -> dict[str, Tensor]:
+        """Float64 Gram matrices over all (input, cotangent) pairs by the direct route, no explicit weight rows.
+
+        <J[n,k], J[m,j]> = sum over pairs of positions of <a[n,v,t], a[m,w,s]> <g[n,k,v,t], g[m,j,w,s]>.
+        Shape (n * k, n * k) each, index order (input, cotangent).
+        """
+        grams = {}
+        if self.weight:
+            grams["weight"] = self._weight_gram()
+        if self.bias:
+            summed = self.gradients.double().sum((2, 5)).flatten(2).flatten(0, 1)
+            grams["bias"] = summed @ summed.T
+        return grams
+
+    def _weight_gram(self) -> Tensor:
+        n, k, views, q, o, t = self.gradients.shape
+        p = views * t
+        g = self.gradients.double().permute(3, 0, 1, 2, 5, 4).reshape(q, n, k * p, o)
+        a = self.inputs.double().permute(2, 0, 1, 4, 3).reshape(q, n, p, -1)
+        total = torch.zeros(n, k, n, k, dtype=torch.float64, device=g.device)
+        step = max(1, _DIRECT_TILE_ENTRIES // (n * (k * p) ** 2))
+        for group in range(q):
+            for i in range(0, n, step):
+                rows = slice(i, i + step)
+                outer = (g[group, rows].flatten(0, 1) @ g[group].flatten(0, 1).T).reshape(-1, k, p, n, k, p)
+                inner = a[group, rows].flatten(0, 1) @ a[group].flatten(0, 1).T
+                outer.mul_(inner.reshape(-1, 1, p, n, 1, p))
+                total[rows] += outer.sum((2, 5)) if p > 1 else outer[:, :, 0, :, :, 0]
+        return total.reshape(n * k, n * k)
+
+    def direct_is_cheaper(self) -> bool:
+        """Whether the direct route needs fewer multiplications than explicit rows followed by their Gram matrix."""
+        n, k, views, q, o, t = self.gradients.shape
+        d = self.inputs.shape[3]
+        p = views * t
+        explicit = n * k * q * p * o * d + (n * k) ** 2 * q * o * d
+        direct = q * ((n * p) ** 2 * d + (n * k * p) ** 2 * (o + 2))
+        return direct < explicit
+
+    def reduced(self) -> KroneckerInputs:
+        """Inputs averaged and gradients summed over the views, before KFAC takes outer products.
+
+        The gradients are of the averaged outputs and carry 1/S already, so their sum is the mean of the views' own.
+        """
+        return KroneckerInputs(self.inputs.mean(1), self.gradients.sum(2), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class KroneckerInputs:
+    """What KFAC keeps of one layer: the reduced inputs (n, q, d, T) and gradients (n, k, q, o, T)."""
+
+    inputs: Tensor
+    gradients: Tensor
+    weight: bool
+    bias: bool
+
+    def factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
+
+        weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
+        bias: its own block sum_{n,k,t} g g^T, (q, o, o).
+        """
+        n, _, _, _, num_positions = self.gradients.shape
+        scatter = torch.stack([gram(g.permute(2, 0, 1, 3).flatten(1)) for g in self.gradients.unbind(2)])
+        factors: dict[str, tuple[Tensor, ...]] = {}
+        if self.weight:
+            second_moment = torch.stack([gram(a.transpose(0, 1).flatten(1)) for a in self.inputs.unbind(1)])
+            factors["weight"] = (scatter / num_positions, second_moment / n)
+        if self.bias:
+            factors["bias"] = (scatter,)
+        return factors

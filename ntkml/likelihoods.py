@@ -1,0 +1,184 @@
+"""Likelihoods p(y | f): log-probabilities, and the rows L^T of their output Hessian Lambda that an estimator partitions.
+
+A likelihood gives, for one way of splitting the outputs, a factor with columns L_{:, r} (one vector-Jacobian product
+each) and the groups of columns that share a block. Within one group L_g L_g^T is the Hessian block the estimator uses:
+all of Lambda for ``C`` and (summed over the groups) for ``tree``, only the diagonal sub-blocks Lambda_gg for ``1`` and k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ntkml.dichotomies import NestedDichotomy, balanced, sequential
+from ntkml.registry import LIKELIHOODS, resolve
+
+#: Groups of factor columns; the columns of one group stand in the same block.
+ColumnGroups = tuple[tuple[int, ...], ...]
+
+
+class Likelihood(Protocol):
+    """What an estimator needs to know of p(y | f). outputs f: (n, C)."""
+
+    #: Whether Lambda couples the outputs; only then do ``tree`` rows exist and output-wise blocks lose their proof.
+    softmax: bool
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError where the targets cannot belong to the outputs."""
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """log p(y_n | f_n) in nats. Shape (n,)."""
+
+    def hessian(self, outputs: Tensor) -> Tensor:
+        """Lambda = -d^2 log p / df^2. Shape (n, C, C)."""
+
+    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
+        """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, R)."""
+
+    @property
+    def noise_variance(self) -> Tensor | float:
+        """Lambda is that of ``factor`` divided by this; 1 unless the likelihood has observation noise."""
+
+
+def column_groups(split: str, num_outputs: int, softmax: bool) -> ColumnGroups:
+    """Which columns of :meth:`Likelihood.factor` share a block, for ``1``, ``C``, ``tree`` or a group size."""
+    num_columns = num_outputs - 1 if softmax and num_outputs > 1 and split in ("C", "tree") else num_outputs
+    size = num_columns if split == "C" else 1 if split in ("1", "tree") else int(split)
+    return tuple(tuple(range(start, min(start + size, num_columns))) for start in range(0, num_columns, size))
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Softmax over C classes: Lambda = diag(p) - p p^T. targets: (n,) integers in [0, C)."""
+
+    softmax = True
+    noise_variance = 1.0
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        num_classes = outputs.shape[1]
+        if targets.shape != outputs.shape[:1] or targets.is_floating_point():
+            raise ValueError(
+                f"categorical targets are {outputs.shape[0]} integers, one class per input; got "
+                f"{targets.dtype} of shape {tuple(targets.shape)}"
+            )
+        if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= num_classes):
+            raise ValueError(
+                f"categorical targets must lie in 0...{num_classes - 1} for a network of {num_classes} outputs; "
+                f"got {int(targets.min())}...{int(targets.max())}"
+            )
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return -F.cross_entropy(outputs, targets, reduction="none")
+
+    def hessian(self, outputs: Tensor) -> Tensor:
+        p = outputs.softmax(-1)
+        return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+
+    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
+        log_p = outputs.log_softmax(-1)
+        num_classes = outputs.shape[1]
+        if split in ("C", "tree"):
+            return (tree or sequential(num_classes)).factor(log_p)
+        if split == "1":
+            return torch.diag_embed((0.5 * (log_p + _log_rest(log_p))).exp())
+        columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes, softmax=True)]
+        return torch.cat(columns, dim=-1)
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p_c) as the logsumexp over the other classes, exact where 1 - p_c underflows. (n, C) -> (n, C)."""
+    num_classes = log_p.shape[-1]
+    others = ~torch.eye(num_classes, dtype=torch.bool, device=log_p.device)
+    return torch.logsumexp(log_p.unsqueeze(-2).masked_fill(~others, -torch.inf), dim=-1)
+
+
+def _group_factor(log_p: Tensor, group: tuple[int, ...]) -> Tensor:
+    """L_g with L_g L_g^T = diag(p_g) - p_g p_g^T, from a tree over the group and one leaf for the rest. (n, C, |g|).
+
+    All other classes merged into one leaf make a softmax over |g| + 1 classes whose Hessian has Lambda_gg as its leading
+    block; its factor restricted to the group's classes is square and exact.
+    """
+    rest = torch.ones(log_p.shape[-1], dtype=torch.bool, device=log_p.device)
+    rest[list(group)] = False
+    leaves = torch.cat([log_p[:, list(group)], log_p[:, rest].logsumexp(-1, keepdim=True)], dim=-1)
+    factor = balanced(range(len(group) + 1)).factor(leaves)[:, : len(group)]
+    columns = log_p.new_zeros(*log_p.shape, len(group))
+    columns[:, list(group)] = factor
+    return columns
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """C independent binary outputs with logits f: Lambda = diag(p (1 - p)). targets: (n, C) zeros and ones, or (n,)."""
+
+    softmax = False
+    noise_variance = 1.0
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        _check_shape("bernoulli", outputs, targets)
+        if not bool(((targets == 0) | (targets == 1)).all()):
+            raise ValueError("bernoulli targets must be 0 or 1")
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        labels = targets.reshape(outputs.shape).to(outputs.dtype)
+        return -F.binary_cross_entropy_with_logits(outputs, labels, reduction="none").sum(-1)
+
+    def hessian(self, outputs: Tensor) -> Tensor:
+        return torch.diag_embed((F.logsigmoid(outputs) + F.logsigmoid(-outputs)).exp())
+
+    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
+        return torch.diag_embed((0.5 * (F.logsigmoid(outputs) + F.logsigmoid(-outputs))).exp())
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Regression with one observation noise for all outputs: Lambda = I / sigma^2. targets: (n, C), or (n,) for C = 1.
+
+    ``observation_noise`` is the standard deviation sigma in the units of y; a tensor that requires a gradient is learned
+    through both the likelihood and the log-determinant.
+    """
+
+    observation_noise: Tensor | float = 1.0
+
+    softmax = False
+
+    def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
+        _check_shape("gaussian", outputs, targets)
+        noise = float(torch.as_tensor(self.observation_noise))
+        if not noise > 0 or noise == float("inf"):
+            raise ValueError(f"observation noise must be positive and finite; got {noise:g}")
+        if not bool(torch.isfinite(targets).all()):
+            raise ValueError("gaussian targets hold NaN or infinite values")
+
+    @property
+    def noise_variance(self) -> Tensor:
+        return torch.as_tensor(self.observation_noise).double().square().reshape(())
+
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        residual = (targets.reshape(outputs.shape) - outputs).double()
+        log_density = -0.5 * (residual.square() / self.noise_variance + (2 * torch.pi * self.noise_variance).log())
+        return log_density.sum(-1)
+
+    def hessian(self, outputs: Tensor) -> Tensor:
+        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return (identity / self.noise_variance).expand(len(outputs), -1, -1)
+
+    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
+        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return identity.expand(len(outputs), -1, -1)
+
+
+def _check_shape(name: str, outputs: Tensor, targets: Tensor) -> None:
+    if targets.numel() != outputs.numel() or targets.shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"{name} targets have the shape of the outputs {tuple(outputs.shape)}; got {tuple(targets.shape)}"
+        )
+
+
+def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """The likelihood called ``likelihood``, or the object itself. Raises ValueError for an unknown name."""
+    return resolve(LIKELIHOODS, likelihood, "likelihood")() if isinstance(likelihood, str) else likelihood

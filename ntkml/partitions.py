@@ -1,0 +1,181 @@
+"""Partitions of all index pairs into blocks, and the probabilities with which one block is drawn.
+
+Inputs are cut into batches (at random, by class, by k-means or greedily), the columns of the factor L into groups; a
+block is one batch with one group. Any fixed partition keeps the bound, one that was chosen from the data included. The
+batching functions take labels, features or a kernel and know nothing of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Index pairs: ``inputs`` (n,) and the columns of L each one contributes, (k,) for all or (n, 1) for ``+iid``."""
+
+    inputs: Tensor
+    columns: Tensor
+
+    def select(self, factor: Tensor) -> Tensor:
+        """The block's columns. factor: (n, C, R) of the block's own inputs -> (n, C, k)."""
+        if self.columns.ndim == 1:
+            return factor[:, :, self.columns]
+        return factor.gather(2, self.columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
+
+    @property
+    def num_pairs(self) -> int:
+        """|B|, the number of rows."""
+        return len(self.inputs) * self.columns.shape[-1]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Disjoint blocks that cover ``num_inputs`` x ``num_columns`` index pairs.
+
+    ``probabilities`` (M,) is the fixed distribution a block is drawn from; it changes the variance of an estimate, never
+    its mean.
+    """
+
+    blocks: tuple[Block, ...]
+    num_inputs: int
+    num_columns: int
+    probabilities: Tensor
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def uniform(self) -> bool:
+        return bool((self.probabilities == self.probabilities[0]).all())
+
+    def weighted(self, weights: Tensor) -> Partition:
+        """The same blocks drawn with probability proportional to ``weights`` (M,), for example earlier log-determinants.
+
+        Raises:
+            ValueError: another number of weights, or one that is not positive and finite (a block that is never drawn
+                would bias the estimate).
+        """
+        weights = weights.detach().double()
+        if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
+            raise ValueError(f"block weights are {len(self)} positive numbers, one per block; got {weights.tolist()[:4]}...")
+        return replace(self, probabilities=weights / weights.sum())
+
+    def draw(self, count: int, generator: torch.Generator | None) -> list[int]:
+        """Indices of ``count`` blocks: without replacement where the distribution is uniform, else independent draws.
+
+        Raises:
+            ValueError: no block asked for, or more than there are to draw without replacement.
+        """
+        if count < 1 or (self.uniform and count > len(self)):
+            raise ValueError(f"blocks={count}: write a number from 1 to {len(self)}, or None for all {len(self)} blocks")
+        return torch.multinomial(self.probabilities, count, replacement=not self.uniform, generator=generator).tolist()
+
+    def by_batch(self, indices: Sequence[int] | None = None) -> Iterator[tuple[Tensor, list[int]]]:
+        """Runs of blocks over the same inputs, so that one forward pass serves all of them."""
+        chosen = range(len(self)) if indices is None else indices
+        for _, run in groupby(chosen, key=lambda m: id(self.blocks[m].inputs)):
+            members = list(run)
+            yield self.blocks[members[0]].inputs, members
+
+
+def make_partition(batches: Sequence[Tensor], groups: Sequence[Sequence[int]], iid: bool, generator: torch.Generator | None) -> Partition:
+    """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
+    num_columns = sum(len(group) for group in groups)
+    blocks = []
+    for batch in batches:
+        if iid:
+            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(1)  # (n, R), one permutation a row
+            blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
+        else:
+            blocks += [Block(batch, torch.tensor(list(group))) for group in groups]
+    num_blocks = len(blocks)
+    probabilities = torch.full((num_blocks,), 1.0 / num_blocks, dtype=torch.float64)
+    return Partition(tuple(blocks), sum(len(batch) for batch in batches), num_columns, probabilities)
+
+
+def random_batches(num_inputs: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
+    """A random partition into batches of ``size``; the last one may be smaller."""
+    return list(torch.randperm(num_inputs, generator=generator).split(size))
+
+
+def class_batches(labels: Tensor, size: int, generator: torch.Generator | None) -> list[Tensor]:
+    """The classes, shuffled inside and concatenated in random order, cut into consecutive batches of ``size``."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    classes = labels.unique()
+    order = classes[torch.randperm(len(classes), generator=generator)]
+    return list(torch.cat([shuffled[labels[shuffled] == c] for c in order]).split(size))
+
+
+def kmeans_batches(features: Tensor, size: int, generator: torch.Generator | None, iterations: int = 20) -> list[Tensor]:
+    """Balanced k-means: clusters of ``size`` inputs that are close in feature space. features: (N, d).
+
+    Lloyd's iterations in which a cluster holds at most ``size`` points: every free point proposes to its nearest cluster
+    with room, which keeps the nearest proposers. Cost O(N k d) an iteration, no N x N kernel.
+    """
+    features = features.detach().double()
+    num_inputs = len(features)
+    num_clusters = -(-num_inputs // size)
+    centres = features[torch.randperm(num_inputs, generator=generator)[:num_clusters]]
+    room = torch.full((num_clusters,), size)
+    room[-1] = num_inputs - size * (num_clusters - 1)
+    assignment = torch.full((num_inputs,), -1)
+    for _ in range(iterations):
+        previous, assignment = assignment, _assign_with_room(torch.cdist(features, centres), room)
+        if bool((assignment == previous).all()):
+            break
+        sums = torch.zeros_like(centres).index_add_(0, assignment, features)
+        centres = sums / room.unsqueeze(1)
+    return [(assignment == cluster).nonzero().squeeze(1) for cluster in range(num_clusters)]
+
+
+def _assign_with_room(distances: Tensor, room: Tensor) -> Tensor:
+    """Nearest cluster that still has room, contested places to the nearest proposer. distances: (N, k) -> (N,)."""
+    left = room.clone()
+    assignment = torch.full((len(distances),), -1)
+    while bool((assignment < 0).any()):
+        free = (assignment < 0).nonzero().squeeze(1)
+        open_distances = distances[free].masked_fill(left == 0, torch.inf)
+        nearest, wanted = open_distances.min(1)
+        for cluster in wanted.unique():
+            proposers = (wanted == cluster).nonzero().squeeze(1)
+            kept = proposers[nearest[proposers].argsort()[: int(left[cluster])]]
+            assignment[free[kept]] = cluster
+            left[cluster] -= len(kept)
+    return assignment
+
+
+def greedy_batches(kernel: Tensor, size: int, generator: torch.Generator | None) -> list[Tensor]:
+    """Batches grown one input at a time by the largest mutual information with the batch so far. kernel: (N, N).
+
+    The information that x shares with batch B is 1/2 log (1 + k_xx) / (1 + k_xx|B), with k_xx|B the conditional variance
+    of x under I + K; it is what a block keeps and a split loses. Conditional variances follow from one pivoted Cholesky
+    factorisation per batch: O(N^2 size) in all, and an N x N kernel in memory.
+    """
+    kernel = kernel.detach().double()
+    free = torch.randperm(len(kernel), generator=generator)
+    batches = []
+    while len(free):
+        members = [0]  # the first of the shuffled free inputs seeds the batch
+        prior_variance = 1.0 + kernel[free, free]
+        conditional = prior_variance.clone()
+        columns = torch.zeros(len(free), 0, dtype=torch.float64)  # Cholesky columns of I + K over the free inputs
+        taken = torch.zeros(len(free), dtype=torch.bool)
+        taken[0] = True
+        while len(members) < min(size, len(free)):
+            newest = members[-1]
+            column = kernel[free, free[newest]] - columns @ columns[newest]
+            column = column / conditional[newest].clamp_min(1.0).sqrt()
+            columns = torch.cat([columns, column.unsqueeze(1)], dim=1)
+            conditional = (conditional - column.square()).clamp_min(1.0)
+            shared = (prior_variance / conditional).log().masked_fill(taken, -torch.inf)
+            members.append(int(shared.argmax()))
+            taken[members[-1]] = True
+        batches.append(free[members])
+        free = free[~taken]
+    return batches

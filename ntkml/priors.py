@@ -1,0 +1,85 @@
+"""Gaussian priors p(w) = N(0, P0^-1) with a diagonal precision P0: one value, one per tensor, or one per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Shapes by parameter name, in the order of the network; what "layerwise" counts.
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class PriorPrecision:
+    """The diagonal of P0, in 1 / (units of a weight)^2.
+
+    ``values`` holds one precision (``kind`` "scalar"), one per parameter tensor, weight and bias apart ("layerwise"), or
+    one per parameter in the network's order ("diagonal"). It may require a gradient: every result is differentiable in it.
+    """
+
+    values: Tensor
+    kind: str
+
+    def of(self, shapes: Shapes) -> dict[str, Tensor]:
+        """float64 precision by parameter name: a scalar tensor, or (size,) for a diagonal prior."""
+        values = self.values.double()
+        if self.kind == "scalar":
+            return {name: values.reshape(()) for name in shapes}
+        if self.kind == "layerwise":
+            return dict(zip(shapes, values.unbind(), strict=True))
+        sizes = [shape.numel() for shape in shapes.values()]
+        return dict(zip(shapes, values.split(sizes), strict=True))
+
+    def scaled(self, factor: Tensor | float) -> PriorPrecision:
+        """The prior with every precision times ``factor`` (Gaussian noise enters a log-determinant only this way)."""
+        return PriorPrecision(self.values.double() * factor, self.kind)
+
+    def log_det(self, shapes: Shapes) -> Tensor:
+        """log|P0|, scalar."""
+        terms = [
+            precision.log().sum() if precision.ndim else shapes[name].numel() * precision.log()
+            for name, precision in self.of(shapes).items()
+        ]
+        return torch.stack(terms).sum()
+
+    def quadratic_form(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """w^T P0 w, scalar, in float64."""
+        precision = self.of({name: weight.shape for name, weight in weights.items()})
+        terms = [
+            (precision[name] * weight.detach().double().reshape(-1).square()).sum()
+            for name, weight in weights.items()
+        ]
+        return torch.stack(terms).sum()
+
+
+def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPrecision:
+    """The prior that ``prior`` means for a network with parameters ``shapes``.
+
+    A float or a tensor of one value is scalar; a tensor with one value per parameter tensor is layerwise; one with one
+    value per parameter is diagonal.
+
+    Raises:
+        ValueError: another number of values, or a precision that is not finite and positive.
+    """
+    if isinstance(prior, PriorPrecision):
+        values, kind = prior.values, prior.kind
+    else:
+        values, kind = torch.as_tensor(prior, dtype=None if isinstance(prior, Tensor) else torch.float64), ""
+    if not values.is_floating_point():
+        values = values.double()
+    num_tensors, num_params = len(shapes), sum(shape.numel() for shape in shapes.values())
+    sizes = {"scalar": 1, "layerwise": num_tensors, "diagonal": num_params}
+    kind = kind or next((name for name, size in sizes.items() if values.numel() == size), "")
+    if kind not in sizes or values.numel() != sizes[kind]:
+        raise ValueError(
+            f"a prior precision has 1 value (scalar), {num_tensors} (layerwise: one per parameter tensor) or "
+            f"{num_params} (diagonal: one per parameter) for this network; got {values.numel()}"
+            + (f" with kind {kind!r}" if kind else "")
+        )
+    bad = values.detach()[~(torch.isfinite(values.detach()) & (values.detach() > 0))]
+    if bad.numel():
+        raise ValueError(f"a prior precision must be positive and finite; got {bad.reshape(-1)[0].item():g}")
+    return PriorPrecision(values.reshape(-1), kind)

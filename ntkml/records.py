@@ -1,0 +1,250 @@
+"""What a run leaves behind: tidy rows (CSV), a manifest beside them (JSON), and how both are read back.
+
+A bound-grid run is a folder ``results/bound-grid/<hparam>-<dataset>-<run_id>`` with ``rows.csv`` and ``manifest.json``.
+Rows are the only thing that passes from the computing wing to the figures, so the schema below is a contract: a file
+that breaks it is refused with the name of the file and of what is wrong. Files appear whole or not at all. A row file
+may end in ``.csv.gz``; it is then compressed, byte for byte the same on every run.
+
+The manifest holds ``run_id, command, settings, environment, data_checksum, estimators, notes, finished_at``. ``settings``
+has at least ``hparam, dataset, model, num_data, seed, samples``; ``estimators`` maps a name to ``{certified,
+num_blocks}``; ``notes`` are sentences that every caption of the run must show; without ``finished_at`` a run is not
+finished and no figure is drawn from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
+
+if TYPE_CHECKING:
+    import pandas
+
+# Column -> (kind, may it be empty). The order is the order in the file.
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "seed": ("integer", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "estimator": ("text", False),
+    "structure": ("text", False),
+    "inputs": ("text", False),  # "N" or a number
+    "outputs": ("text", False),  # "1", "C", "tree" or a number
+    "grouping": ("text", True),  # one of GROUPINGS
+    "hparam": ("text", False),
+    "hparam_value": ("number", False),
+    "block": ("integer", True),  # empty on aggregate rows
+    "num_blocks": ("integer", False),
+    "certified": ("flag", False),
+    "log_marginal_likelihood": ("number", False),  # this and the other log columns: nats per datum
+    "standard_error": ("number", True),  # over blocks; empty where there is one block only
+    "log_likelihood": ("number", False),
+    "log_prior": ("number", False),
+    "log_det": ("number", False),
+    "exceeds_exact": ("flag", True),  # aggregate rows only
+    "seconds": ("number", True),
+    "peak_bytes": ("integer", True),
+    "device": ("text", False),
+    "dtype": ("text", False),
+}
+KEY = ["run_id", "dataset", "model", "seed", "num_data", "estimator", "hparam", "hparam_value", "block"]
+GROUPINGS = ("", "class", "kmeans", "greedy", "iid", "class+iid", "kmeans+iid", "greedy+iid")
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write the rows of a run as one CSV file, atomically; ``None`` is an empty cell.
+
+    Raises:
+        ValueError: a row lacks a column, has an unknown one, or holds what its column cannot (NaN included).
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for number, row in enumerate(rows):
+        missing = [name for name in COLUMNS if name not in row]
+        unknown = [name for name in row if name not in COLUMNS]
+        if missing or unknown:
+            parts = [f"lacks {', '.join(missing)}"] if missing else []
+            parts += [f"has unknown columns {', '.join(unknown)}"] if unknown else []
+            raise ValueError(f"row {number} of {path} {' and '.join(parts)}")
+        if row["block"] is not None and row["exceeds_exact"] is not None:
+            raise ValueError(f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there")
+        try:
+            writer.writerow([_format(name, row[name]) for name in COLUMNS])
+        except ValueError as error:
+            raise ValueError(f"row {number} of {path}: {error}") from None
+    data = text.getvalue().encode()
+    # A fixed time in the gzip header, so that equal rows make equal files.
+    return write_atomically(path, gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
+
+
+def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFrame:
+    """Read and join row files that ``command`` wrote; the columns have their proper types.
+
+    Text columns are strings (an empty grouping is ``""``), ``block`` and ``peak_bytes`` nullable integers, ``certified`` and
+    ``exceeds_exact`` nullable booleans, the rest integers and floats.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
+    """
+    import pandas
+
+    if not paths:
+        raise ValueError("no CSV file was given; pass at least one")
+    rows = pandas.concat([_read_one(Path(path), command) for path in paths], ignore_index=True)
+    twice = rows[rows.duplicated(KEY, keep="first")]
+    if len(twice):
+        cell = twice.iloc[0]
+        raise ValueError(
+            f"{', '.join(str(path) for path in paths)}: the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, "
+            f"seed {cell.seed}, is there more than once; give each file once"
+        )
+    return rows
+
+
+def _read_one(path: Path, command: str) -> pandas.DataFrame:
+    import pandas
+
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a CSV file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        # Everything as text first: a run id such as 12e4567890 must not become a number.
+        rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError, EOFError, OSError) as error:  # pandas' ParserError is a ValueError
+        raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
+    if "command" in rows and len(others := sorted(set(rows["command"]) - {command})):
+        raise ValueError(f"{path}: holds rows of {', '.join(map(repr, others))}, expected rows of {command!r}")
+    missing = [name for name in COLUMNS if name not in rows]
+    if missing:
+        raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
+    if rows.empty:
+        raise ValueError(f"{path}: has a header but no rows")
+    return pandas.DataFrame({name: _parse(rows[name], *COLUMNS[name], path) for name in COLUMNS})
+
+
+def _format(name: str, value: Any) -> str:
+    """One cell as text; the inverse of :func:`_parse`."""
+    kind, may_be_empty = COLUMNS[name]
+    if value is None or value == "":
+        if not may_be_empty:
+            raise ValueError(f"{name} must not be empty")
+        return ""
+    if kind == "number":
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+        return f"{float(value):.10g}"
+    if kind == "integer":
+        if int(value) != value:
+            raise ValueError(f"{name} must be a whole number, got {value}")
+        return str(int(value))
+    if kind == "flag":
+        return "true" if value else "false"
+    if name == "grouping" and value not in GROUPINGS:
+        raise ValueError(f"grouping must be one of {', '.join(map(repr, GROUPINGS))}, got {value!r}")
+    return str(value)
+
+
+def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path) -> pandas.Series[Any]:
+    """One column of text as its proper type."""
+    import pandas
+
+    name, empty = cells.name, cells == ""
+    if not may_be_empty and empty.any():
+        raise ValueError(f"{path}: column {name} is empty in line {int(empty.argmax()) + 2}")
+    if kind == "text":
+        return cells
+    if kind == "flag":
+        values = cells.str.lower().map({"true": True, "false": False}).astype("boolean")
+        expected = "true or false"
+    else:
+        values = pandas.to_numeric(cells.where(~empty), errors="coerce")
+        values = values.where(values.abs() != math.inf)
+        expected = "a finite number"
+        if kind == "integer":
+            values, expected = values.where(values % 1 == 0).astype("Int64"), "a whole number"
+            values = values if may_be_empty or values.isna().any() else values.astype("int64")
+    wrong = values.isna() & ~empty
+    if wrong.any():
+        line = int(wrong.argmax())
+        raise ValueError(f"{path}: column {name}, line {line + 2}: expected {expected}, got {cells.iloc[line]!r}")
+    return values
+
+
+def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
+    """Write the manifest of a run as JSON with sorted keys, atomically."""
+    return write_atomically(path, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read a manifest; ValueError names the file where it is missing or is not a JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(manifest).__name__}")
+    return manifest
+
+
+def run_id(settings: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that name the settings of a run: the same settings, in any order, the same name."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def write_atomically(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` beside ``path`` and rename: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner's eyes only; a result is as readable as any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def ensure_writable_folder(path: str | Path) -> Path:
+    """Make the folder where it is missing and try a file in it, before an hour of computing is spent on it.
+
+    Raises:
+        ValueError: a file lies in its place, or the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, expected a folder to write to; choose another with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to the folder {path} ({error.strerror}); choose another with --out") from None
+    return path

@@ -1,0 +1,70 @@
+"""Names that a user may type, and where the code behind each one lives.
+
+Every table maps a name to ``"module:attribute"``; nothing is imported until :func:`resolve` is called, so that listing
+names (``ntkml --help``, shell completion) stays free of torch. Adding a structure, dataset, model, figure or command is
+one new file and one new line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+STRUCTURES = {
+    "ntk": "ntkml.structures.ntk:NTK",
+    "ggn": "ntkml.structures.ggn:GGN",
+    "blockdiag": "ntkml.structures.blockdiag:BlockDiagonal",
+    "kfac": "ntkml.structures.kfac:KFAC",
+    "diag": "ntkml.structures.diag:Diagonal",
+}
+
+LIKELIHOODS = {
+    "categorical": "ntkml.likelihoods:Categorical",
+    "bernoulli": "ntkml.likelihoods:Bernoulli",
+    "gaussian": "ntkml.likelihoods:Gaussian",
+}
+
+DATASETS = {
+    "digits": "ntkml.datasets.digits:load",
+    "mnist": "ntkml.datasets.mnist:load_mnist",
+    "fashion-mnist": "ntkml.datasets.mnist:load_fashion_mnist",
+}
+
+MODELS = {
+    "mininet": "ntkml.models.mininet:mininet",
+}
+
+FIGURES = {
+    "figure-2": "ntkml.figures.schematic:draw",
+    "figure-3": "ntkml.figures.bounds:draw",
+    "figure-4": "ntkml.figures.bounds:draw",
+    "figure-5": "ntkml.figures.bounds:draw",
+    "figure-6": "ntkml.figures.bounds:draw",
+    "figure-12": "ntkml.figures.bounds:draw",
+    "bound-grid": "ntkml.figures.bounds:draw_run",
+}
+
+COMMANDS = {
+    "bound-grid": "ntkml.commands.bound_grid:bound_grid",
+    "plot": "ntkml.commands.plot:plot",
+}
+
+
+def resolve(table: dict[str, str], name: str, kind: str) -> Any:
+    """Import what ``name`` stands for in ``table``; ``kind`` ("dataset", "model", ...) words the error.
+
+    Raises:
+        ValueError: ``name`` is not in the table; the message lists what is, nearest first.
+    """
+    if name not in table:
+        raise ValueError(unknown_name(kind, name, list(table)))
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> str:
+    """One line that says which names are known and, where one is close, which was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"

@@ -1,0 +1,27 @@
+"""diag: only the diagonal of H_B (the finest partition of Theorem 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkml.linalg import NotPositiveDefiniteError
+from ntkml.priors import PriorPrecision
+from ntkml.rows import Rows
+
+
+class Diagonal:
+    """sum over parameters of log(1 + h_p / delta_p), with h_p the sum of squares of column p of R."""
+
+    def __init__(self, rows: Rows):
+        self._shapes = rows.shapes
+        self._diagonal = {name: rows.explicit(name).double().square().sum(0) for name in rows.shapes}
+        if not all(bool(torch.isfinite(h).all()) for h in self._diagonal.values()):
+            raise NotPositiveDefiniteError("a block (structure diag) has rows with NaN or infinite values; check the data and weights")
+
+    def log_det(self, prior: PriorPrecision) -> Tensor:
+        precision = prior.of(self._shapes)
+        return torch.stack([(h / precision[name]).log1p().sum() for name, h in self._diagonal.items()]).sum()
+
+    def spectrum(self) -> Tensor:
+        return torch.cat(list(self._diagonal.values()))

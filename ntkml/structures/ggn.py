@@ -1,0 +1,40 @@
+"""ggn: the generalised Gauss-Newton matrix of a block, H_B = R^T R (Equation 7), always P x P."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkml.linalg import gram, log_det_identity_plus, spectrum
+from ntkml.priors import PriorPrecision
+from ntkml.rows import Rows
+
+#: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
+MEMORY_BUDGET_BYTES = 2 * 2**30
+
+
+class GGN:
+    """log|P0^-1/2 H_B P0^-1/2 + I| by one Cholesky factorisation of a P x P matrix.
+
+    Raises:
+        ValueError: the matrix would exceed :data:`MEMORY_BUDGET_BYTES`; ``ntk`` gives the same number.
+    """
+
+    def __init__(self, rows: Rows):
+        num_params = sum(shape.numel() for shape in rows.shapes.values())
+        needed = 8 * num_params**2
+        if needed > MEMORY_BUDGET_BYTES:
+            raise ValueError(
+                f"ggn would form a {num_params} x {num_params} matrix of {needed / 2**30:.1f} GiB "
+                f"(limit {MEMORY_BUDGET_BYTES / 2**30:.1f} GiB): write ntk, which gives the same value (Theorem 3)"
+            )
+        self._shapes = rows.shapes
+        self._matrix = gram(torch.cat([rows.explicit(name) for name in rows.shapes], dim=1).T)  # (P, P)
+
+    def log_det(self, prior: PriorPrecision) -> Tensor:
+        precision = prior.of(self._shapes)
+        inverse_root = torch.cat([value.expand(self._shapes[name].numel()) for name, value in precision.items()]).rsqrt()
+        return log_det_identity_plus(self._matrix * inverse_root.unsqueeze(1) * inverse_root, "a block (structure ggn)")
+
+    def spectrum(self) -> Tensor:
+        return spectrum(self._matrix, "a block (structure ggn)")

@@ -1,0 +1,163 @@
+"""All Jacobians of a small data set at once, from which the rows of any block of any estimator are cut.
+
+A grid of hyperparameters compares dozens of estimators at every point. Capturing the N x C Jacobian rows once and cutting
+every estimator from them costs one capture a point instead of one per estimator, and makes the comparison exact: the same
+weights, noise and rounding for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.capture import capture, trainable_parameters
+from ntkml.layers.positions import KroneckerInputs
+from ntkml.linalg import gram, large_gram
+from ntkml.rows import merge_factors, positions_of, qualified
+
+
+class JacobianTable:
+    """J of all inputs and outputs by parameter tensor, and the float64 Grams that are cheaper to cut than to recompute.
+
+    ``outputs``: (N, C). ``rows[name]``: (N, C, size). ``kept[layer]``: what KFAC needs, present if asked for.
+    """
+
+    def __init__(self, outputs: Tensor, rows: dict[str, Tensor], kept: dict[str, KroneckerInputs], shapes: Mapping[str, torch.Size]):
+        self.outputs = outputs
+        self.rows = rows
+        self.kept = kept
+        self.shapes = shapes
+        self._grams: dict[str, Tensor] = {}
+        self._total: Tensor | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """N C, the side of a full Gram matrix."""
+        return self.outputs.numel()
+
+    def wide(self, name: str) -> bool:
+        """Whether a tensor has more parameters than there are pairs, so that its Gram is the smaller matrix."""
+        return self.shapes[name].numel() > self.num_pairs
+
+    def gram(self, name: str) -> Tensor:
+        """J_l J_l^T over all pairs, float64, computed once. Shape (N C, N C)."""
+        if name not in self._grams:
+            self._grams[name] = large_gram(self.rows[name].flatten(0, 1))
+        return self._grams[name]
+
+    def total_gram(self) -> Tensor:
+        """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
+        if self._total is None:
+            narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
+            total = large_gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
+            for name in self.rows:
+                if self.wide(name):
+                    total += self.gram(name)
+            self._total = total
+        return self._total
+
+
+class TabulatedRows:
+    """The rows of one block, cut from a table. inputs: (n,) indices; factor: (n, C, k) columns of L for those inputs."""
+
+    def __init__(self, table: JacobianTable, inputs: Tensor, factor: Tensor):
+        self.shapes = table.shapes
+        self.num_rows = factor.shape[0] * factor.shape[2]
+        self._table = table
+        # A column of L is zero off its classes; leaving those outputs out makes one-output blocks C^2 times cheaper.
+        support = (factor != 0).any(0).any(-1).nonzero().squeeze(-1)
+        self._inputs, self._outputs, self._factor = inputs, support, factor[:, support]
+
+    def explicit(self, name: str) -> Tensor:
+        rows = self._table.rows[name][self._inputs]
+        rows = rows if len(self._outputs) == rows.shape[1] else rows[:, self._outputs]
+        return torch.einsum("ncp,nck->nkp", rows, self._factor.to(rows)).reshape(self.num_rows, -1)
+
+    def gram(self, name: str) -> Tensor:
+        if self._table.wide(name):
+            return self._cut(self._table.gram(name))
+        return gram(self.explicit(name))
+
+    def total_gram(self) -> Tensor:
+        if sum(shape.numel() for shape in self.shapes.values()) > self._table.num_pairs:
+            return self._cut(self._table.total_gram())
+        return gram(torch.cat([self.explicit(name) for name in self.shapes], dim=1))
+
+    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        kept = {
+            layer: KroneckerInputs(
+                k.inputs[self._inputs],
+                torch.einsum("ncqot,nck->nkqot", k.gradients[self._inputs][:, self._outputs], self._factor.to(k.gradients)),
+                k.weight,
+                k.bias,
+            )
+            for layer, k in self._table.kept.items()
+        }
+        return merge_factors(kept)
+
+    def _cut(self, full: Tensor) -> Tensor:
+        """L^T (J J^T) L on the block. full: (N C, N C) -> (n k, n k)."""
+        num_outputs = self._table.outputs.shape[1]
+        pairs = (self._inputs.unsqueeze(1) * num_outputs + self._outputs).reshape(-1)
+        n, c, k = self._factor.shape
+        factor = self._factor.double()
+        block = full[pairs][:, pairs] if len(pairs) < len(full) or not _is_range(pairs) else full
+        if c == k == 1:
+            scale = factor.reshape(-1)
+            return block * scale.unsqueeze(1) * scale
+        half = (factor.transpose(1, 2) @ block.reshape(n, c, n * c)).reshape(n * k, n * c)  # L^T (J J^T)
+        turned = half.T.reshape(n, c, n * k)
+        return (factor.transpose(1, 2) @ turned).reshape(n * k, n * k)
+
+
+def _is_range(pairs: Tensor) -> bool:
+    return bool((pairs == torch.arange(len(pairs), device=pairs.device)).all())
+
+
+def tabulate(
+    model: nn.Module, views: Callable[[int, int], Tensor], num_inputs: int, num_views: int = 1, chunk: int = 50, kronecker: bool = True
+) -> JacobianTable:
+    """Capture every output's Jacobian rows of ``num_inputs`` inputs, chunk by chunk.
+
+    Args:
+        views: (start, stop) -> network inputs ((stop - start) * num_views, ...) of those data.
+        kronecker: keep the reduced layer inputs and gradients that KFAC needs.
+    """
+    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    chunks = [
+        _tabulate_chunk(model, views(start, min(start + chunk, num_inputs)), num_views, kronecker)
+        for start in range(0, num_inputs, chunk)
+    ]
+    outputs = torch.cat([part[0] for part in chunks])
+    rows = {name: torch.cat([part[1][name] for part in chunks]) for name in shapes}
+    kept = {
+        layer: KroneckerInputs(
+            torch.cat([part[2][layer].inputs for part in chunks]), torch.cat([part[2][layer].gradients for part in chunks]), k.weight, k.bias
+        )
+        for layer, k in chunks[0][2].items()
+    }
+    return JacobianTable(outputs, rows, kept, shapes)
+
+
+def _tabulate_chunk(
+    model: nn.Module, inputs: Tensor, num_views: int, kronecker: bool
+) -> tuple[Tensor, dict[str, Tensor], dict[str, KroneckerInputs]]:
+    captured = capture(model, inputs, num_views)
+    num_outputs = captured.outputs.shape[1]
+    rows: dict[str, list[Tensor]] = {}
+    kept: dict[str, list[KroneckerInputs]] = {}
+    for output in range(num_outputs):  # one cotangent at a time: the positions of all C outputs would not fit at S = 30
+        cotangent = torch.zeros(*captured.outputs.shape, 1)
+        cotangent[:, output] = 1.0
+        for layer, positions in positions_of(captured, cotangent.to(captured.outputs), keep_graph=output < num_outputs - 1).items():
+            for key, row in positions.rows().items():
+                rows.setdefault(qualified(layer, key), []).append(row)
+            if kronecker:
+                kept.setdefault(layer, []).append(positions.reduced())
+    merged = {
+        layer: KroneckerInputs(parts[0].inputs, torch.cat([part.gradients for part in parts], dim=1), parts[0].weight, parts[0].bias)
+        for layer, parts in kept.items()
+    }
+    return captured.outputs.detach(), {name: torch.cat(parts, dim=1) for name, parts in rows.items()}, merged

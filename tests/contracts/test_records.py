@@ -1,0 +1,184 @@
+"""Rows and manifests: what is written is read back, files appear whole, and rows that break the schema are refused."""
+
+import gzip
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pandas
+import pytest
+
+from ntkml import records
+from tests.synthetic import rows_of
+
+ESTIMATORS = ("ntk-N-C", "ntk-100-1", "kfac-N-C", "ntk-10-C+class")
+
+
+@pytest.fixture
+def rows():
+    return rows_of(ESTIMATORS, "prior", points=3, seeds=(0, 1))
+
+
+def test_the_schema_is_the_published_one():
+    assert ",".join(records.COLUMNS) == (
+        "run_id,command,dataset,model,seed,num_data,num_params,estimator,structure,inputs,outputs,grouping,hparam,hparam_value,"
+        "block,num_blocks,certified,log_marginal_likelihood,standard_error,log_likelihood,log_prior,log_det,exceeds_exact,"
+        "seconds,peak_bytes,device,dtype"
+    )
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_rows_come_back_as_they_were(tmp_path, rows, name):
+    table = records.read_rows(records.write_rows(tmp_path / name, rows))
+    assert list(table) == list(records.COLUMNS)
+    for row, (_, read) in zip(rows, table.iterrows(), strict=True):
+        for column, value in row.items():
+            if value is None:
+                assert pandas.isna(read[column]), column
+            elif isinstance(value, float):
+                assert read[column] == pytest.approx(value, rel=1e-9), column
+            else:
+                assert read[column] == value, column
+
+
+def test_columns_have_their_types(tmp_path, rows):
+    table = records.read_rows(records.write_rows(tmp_path / "rows.csv", rows))
+    assert str(table["block"].dtype) == str(table["peak_bytes"].dtype) == "Int64"
+    assert str(table["certified"].dtype) == str(table["exceeds_exact"].dtype) == "boolean"
+    assert table["seed"].dtype == "int64"
+    assert table["standard_error"].dtype == table["hparam_value"].dtype == "float64"
+    # A run id that looks like a number, inputs that are one, and an empty grouping all stay text.
+    assert set(table["run_id"]) == {"12e4567890"}
+    assert set(table["inputs"]) == {"N", "100", "10"}
+    assert set(table["grouping"]) == {"", "class"}
+
+
+def test_several_files_are_joined(tmp_path, rows):
+    first = records.write_rows(tmp_path / "prior.csv", rows)
+    second = records.write_rows(tmp_path / "rotation.csv", rows_of(ESTIMATORS, "rotation", points=3))
+    assert list(records.read_rows(first, second)["hparam"].unique()) == ["prior", "rotation"]
+
+
+def test_equal_rows_make_equal_files(tmp_path, rows):
+    for name in ("a.csv", "a.csv.gz"):
+        assert records.write_rows(tmp_path / name, rows).read_bytes() == records.write_rows(tmp_path / f"b{name}", rows).read_bytes()
+    assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()
+
+
+def test_numbers_are_written_with_ten_digits(tmp_path, rows):
+    path = records.write_rows(tmp_path / "rows.csv", [rows[0] | {"log_det": 1 / 3}])
+    assert "0.3333333333," in path.read_text()
+
+
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path, rows):
+    path = records.write_rows(tmp_path / "rows.csv", rows)
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, monkeypatch):
+    path = records.write_rows(tmp_path / "rows.csv", rows)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        records.write_rows(path, rows[:1])
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["rows.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": "red"}, "has unknown columns colour"),
+        ({"run_id": None}, "run_id must not be empty"),
+        ({"log_det": float("nan")}, "log_det must be a finite number, got nan"),
+        ({"log_prior": float("-inf")}, "log_prior must be a finite number, got -inf"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"grouping": "colour"}, "grouping must be one of"),
+        ({"block": 3, "exceeds_exact": True}, "exceeds_exact belongs to aggregate rows"),
+    ],
+)
+def test_a_row_that_breaks_the_schema_is_refused_and_nothing_is_written(tmp_path, rows, change, message):
+    with pytest.raises(ValueError, match=rf"row 1 of .*rows\.csv:? {message}"):
+        records.write_rows(tmp_path / "rows.csv", [rows[0], rows[0] | change])
+    assert not os.listdir(tmp_path)
+
+
+def test_a_row_without_a_column_is_refused(tmp_path, rows):
+    del rows[0]["device"]
+    with pytest.raises(ValueError, match=r"row 0 of .* lacks device"):
+        records.write_rows(tmp_path / "rows.csv", rows)
+
+
+def test_a_manifest_comes_back_and_its_keys_are_sorted(tmp_path):
+    manifest = {"run_id": "a", "notes": ["π instead of τ"], "estimators": {"ntk-N-C": {"certified": True, "num_blocks": 1}}}
+    path = records.write_manifest(tmp_path / "manifest.json", manifest)
+    assert records.read_manifest(path) == manifest
+    assert list(json.loads(path.read_text())) == sorted(manifest)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no such file"), ("{", "not a JSON file"), ("[1]", "expected a JSON object, got a list")],
+)
+def test_a_bad_manifest_is_refused(tmp_path, text, message):
+    path = tmp_path / "manifest.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=rf"manifest\.json: {message}"):
+        records.read_manifest(path)
+
+
+def test_a_run_id_names_the_settings_and_not_their_order():
+    assert records.run_id({"a": 1, "b": [2.5, "x"]}) == records.run_id({"b": [2.5, "x"], "a": 1})
+    assert records.run_id({"a": 1}) != records.run_id({"a": 2})
+    assert len(records.run_id({})) == 10
+    assert int(records.run_id({}), 16) >= 0
+
+
+def test_the_environment_is_json_and_imports_no_torch():
+    code = "import json, sys; from ntkml import records; e = records.environment(); print(json.dumps(e)); assert 'torch' not in sys.modules"
+    printed = subprocess.run([sys.executable, "-c", code, "--flag"], check=True, capture_output=True, text=True)
+    environment = json.loads(printed.stdout)
+    assert environment["argv"] == ["-c", "--flag"]
+    assert environment["versions"]["python"] == sys.version.split()[0]
+    assert environment["versions"]["torch"]
+    assert environment["cores"] >= 1
+    assert environment["memory_bytes"] > 0
+    assert environment["cpu"]
+    assert environment["started_at"].endswith("Z")
+
+
+def test_the_environment_keeps_the_program_and_not_its_place(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/ntkml", "bound-grid"])
+    assert records.environment()["argv"] == ["ntkml", "bound-grid"]
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path):
+    folder = records.ensure_writable_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert not os.listdir(folder)
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "results").write_text("mine")
+    with pytest.raises(ValueError, match="results is a file, expected a folder to write to; choose another with --out"):
+        records.ensure_writable_folder(tmp_path / "results")
+    with pytest.raises(ValueError, match="cannot write to the folder .*deeper"):
+        records.ensure_writable_folder(tmp_path / "results" / "deeper")
+
+
+def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    # Permissions do not bind an administrator, under whom tests may run.
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=r"cannot write to the folder .* \(Permission denied\); choose another with --out"):
+        records.ensure_writable_folder(tmp_path)
