@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ntkml.layers import LAYER_TYPES, layer_for
+from ntkml.layers.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,22 @@ class CapturedLayer:
     module: nn.Module
     inputs: Tensor
     edge: GradientEdge
+    num_views: int
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """The input at every position, made once for all cotangents. Shape (n, S, q, d, T)."""
+        return layer_for(self.module).patches(self.module, self.inputs, self.num_views)
+
+    def positions(self, pulled: Tensor) -> Positions:
+        """The layer's positions for k gradients pulled back to its output. pulled: (n * S, k, ...)."""
+        weight, bias = self.module.weight, self.module.bias
+        return Positions(
+            self.patches,
+            layer_for(self.module).gradients(self.module, pulled, self.num_views),
+            bool(weight.requires_grad),
+            bias is not None and bool(bias.requires_grad),
+        )
 
 
 @dataclass(frozen=True)
@@ -34,14 +52,18 @@ class Capture:
     """A network's outputs on a batch, with what :meth:`pull_back` needs. ``outputs``: (n, C), averaged over views."""
 
     outputs: Tensor
-    num_views: int
     layers: tuple[CapturedLayer, ...]
 
     def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[Tensor]:
         """Gradients of <v_n, f(x_n)> towards every layer's output. cotangents: (n, C) -> per layer (n * S, ...)."""
         edges = [layer.edge for layer in self.layers]
         gradients = torch.autograd.grad(
-            self.outputs, edges, cotangents.to(self.outputs), retain_graph=keep_graph, materialize_grads=False, allow_unused=True
+            self.outputs,
+            edges,
+            cotangents.to(self.outputs),
+            retain_graph=keep_graph,
+            materialize_grads=False,
+            allow_unused=True,
         )
         unused = [layer.name for layer, gradient in zip(self.layers, gradients, strict=True) if gradient is None]
         if unused:
@@ -72,23 +94,29 @@ def capture(model: nn.Module, inputs: Tensor, num_views: int = 1) -> Capture:
     Raises:
         ValueError: the model cannot be captured (see :func:`check_model`), or its outputs are not (n * S, C).
     """
-    layers, outputs = _forward(model, inputs, clone_inputs=False)
+    layers, outputs = _forward(model, inputs, num_views, clone_inputs=False)
     if any(version != layer.inputs._version for layer, version in layers):
         # A later in-place operation overwrote a layer's input; only then is a copy worth its memory.
-        layers, outputs = _forward(model, inputs, clone_inputs=True)
+        layers, outputs = _forward(model, inputs, num_views, clone_inputs=True)
     if outputs.ndim != 2 or len(outputs) != len(inputs):
-        raise ValueError(f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {tuple(outputs.shape)}")
-    return Capture(average_views(outputs, num_views), num_views, tuple(layer for layer, _ in layers))
+        raise ValueError(
+            f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {tuple(outputs.shape)}"
+        )
+    return Capture(average_views(outputs, num_views), tuple(layer for layer, _ in layers))
 
 
-def _forward(model: nn.Module, inputs: Tensor, clone_inputs: bool) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
+def _forward(
+    model: nn.Module, inputs: Tensor, num_views: int, clone_inputs: bool
+) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
     seen: list[tuple[CapturedLayer, int]] = []
 
     def keep(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if any(layer.module is module for layer, _ in seen):
-            raise ValueError(f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use")
+            raise ValueError(
+                f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use"
+            )
         kept = given[0].detach().clone() if clone_inputs else given[0].detach()
-        seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output)), kept._version))
+        seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output), num_views), kept._version))
 
     with _hooks(model, keep), torch.enable_grad():
         outputs = model(inputs)
@@ -129,7 +157,9 @@ def check_model(model: nn.Module, inputs: Tensor) -> None:
     together = captured.outputs[:1].detach()
     scale = together.abs().max().clamp_min(1.0)
     if not bool(((alone - together).abs() <= 1e-3 * scale).all()) and bool(torch.isfinite(alone).all()):
-        raise ValueError("the outputs of an input depend on the other inputs of its batch (or are random): call model.eval() or remove such layers")
+        raise ValueError(
+            "the outputs of an input depend on the other inputs of its batch (or are random): call model.eval() or remove such layers"
+        )
 
 
 def _check_types(model: nn.Module) -> None:
@@ -156,7 +186,9 @@ def _check_types(model: nn.Module) -> None:
             if parameter is None or not parameter.requires_grad:
                 continue
             if id(parameter) in owners:
-                raise ValueError(f"parameter {name}.{key} is shared with {owners[id(parameter)]}: give each layer its own")
+                raise ValueError(
+                    f"parameter {name}.{key} is shared with {owners[id(parameter)]}: give each layer its own"
+                )
             owners[id(parameter)] = f"{name}.{key}"
 
 
@@ -169,14 +201,19 @@ def _check_gradient(model: nn.Module, captured: Capture) -> None:
     )
     rows: dict[str, Tensor] = {}
     for layer, gradient in zip(captured.layers, captured.pull_back(probe), strict=True):
-        positions = layer_for(layer.module).positions(layer.module, layer.inputs, gradient.unsqueeze(1), captured.num_views)
-        for key, row in positions.rows().items():
+        for key, row in layer.positions(gradient.unsqueeze(1)).rows().items():
             rows[f"{layer.name}.{key}" if layer.name else key] = row.sum((0, 1))
-    for (name, parameter), gradient in zip(parameters.items(), truth, strict=True):
+    for name, gradient in zip(parameters, truth, strict=True):
         if gradient is None:
             raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")
         if name not in rows:
-            raise ValueError(f"the layer of parameter {name!r} is bypassed: its weight is used without calling the layer")
+            raise ValueError(
+                f"the layer of parameter {name!r} is bypassed: its weight is used without calling the layer"
+            )
         error = (rows[name] - gradient.reshape(-1)).abs().max()
-        if bool(error > 1e-3 * gradient.abs().max() + 1e-6 * probe.abs().max()) and bool(torch.isfinite(gradient).all()):
-            raise ValueError(f"parameter {name!r} is also used outside its layer: its captured rows miss part of the gradient")
+        if bool(error > 1e-3 * gradient.abs().max() + 1e-6 * probe.abs().max()) and bool(
+            torch.isfinite(gradient).all()
+        ):
+            raise ValueError(
+                f"parameter {name!r} is also used outside its layer: its captured rows miss part of the gradient"
+            )

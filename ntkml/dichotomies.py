@@ -76,15 +76,18 @@ def sequential(num_classes: int) -> NestedDichotomy:
 def average_linkage(class_weights: Tensor) -> NestedDichotomy:
     """The dendrogram of the classes by average linkage on their rows of the last layer's weight. class_weights: (C, d).
 
-    Classes whose weights are close are confused with each other; splitting them last keeps the correlated masses of a
-    node together and the bound tight.
+    Classes that are confused with each other are split last. Distances are cosines between rows centred over the classes:
+    a softmax sees only differences of logits, so a common shift of the rows must not count.
     """
     from scipy.cluster.hierarchy import linkage
 
     num_classes = class_weights.shape[0]
+    centred = class_weights.detach().double() - class_weights.detach().double().mean(0)
+    unit = centred / centred.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     members: list[tuple[int, ...]] = [(c,) for c in range(num_classes)]
     splits = []
-    for left, right, *_ in linkage(class_weights.detach().double().cpu().numpy(), method="average"):
+    # Between unit vectors the Euclidean distance orders pairs as the cosine does, and is defined for a zero row too.
+    for left, right, *_ in linkage(unit.cpu().numpy(), method="average", metric="sqeuclidean"):
         splits.append((members[int(left)], members[int(right)]))
         members.append(members[int(left)] + members[int(right)])
     return NestedDichotomy(tuple(reversed(splits)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, check_model, trainable_parameters
-from ntkml.dichotomies import NestedDichotomy, average_linkage, balanced, sequential
+from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
 from ntkml.partitions import (
     Block,
@@ -122,7 +122,9 @@ def evaluate_partition(
             log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
     certified = is_certified(spec, captured.outputs.shape[1], likelihood.softmax)
     log_prior = -0.5 * prior.quadratic_form(parameters)
-    return LogMarginalLikelihood(torch.stack(rho).sum(), log_prior, torch.stack(log_det).sum(), certified, len(partition))
+    return LogMarginalLikelihood(
+        torch.stack(rho).sum(), log_prior, torch.stack(log_det).sum(), certified, len(partition)
+    )
 
 
 def block_log_det(
@@ -141,7 +143,12 @@ def block_log_det(
 
 
 def partition_for(
-    spec: EstimatorSpec, model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood, generator: torch.Generator | None
+    spec: EstimatorSpec,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    likelihood: Likelihood,
+    generator: torch.Generator | None,
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
@@ -152,7 +159,12 @@ def partition_for(
 
 
 def input_batches(
-    spec: EstimatorSpec, model: nn.Module, x: Tensor, y: Tensor, likelihood: Likelihood, generator: torch.Generator | None
+    spec: EstimatorSpec,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    likelihood: Likelihood,
+    generator: torch.Generator | None,
 ) -> list[Tensor]:
     """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
     if spec.inputs is None:
@@ -172,12 +184,21 @@ def last_layer_features(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood) -> Tensor:
-    """k(x_n, x_m) = sum over columns r of <R_nr, R_mr>, at prior precision 1: an N x N summary of the kernel."""
+    """An N x N summary of the kernel for +greedy: correlations of k(x_n, x_m) = sum over columns r of <R_nr, R_mr>.
+
+    Correlations, scaled back to the mean of the diagonal, measured tighter than k itself, whose few confident inputs with
+    large gradients would be grouped by size rather than by likeness.
+    """
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
     captured = capture(model, x)
     factor = likelihood.factor(captured.outputs.detach(), "C", tree_for(model))
-    grams = [CapturedRows(captured, column.unsqueeze(-1), shapes, keep_graph=True).total_gram() for column in factor.unbind(-1)]
-    return torch.stack(grams).sum(0)
+    grams = [
+        CapturedRows(captured, column.unsqueeze(-1), shapes, keep_graph=True).total_gram()
+        for column in factor.unbind(-1)
+    ]
+    kernel = torch.stack(grams).sum(0)
+    root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return kernel.diagonal().mean() * kernel / torch.outer(root, root)
 
 
 def tree_for(model: nn.Module) -> NestedDichotomy | None:
@@ -194,7 +215,9 @@ def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:
 
 def _check_data(x: Tensor, y: Tensor) -> None:
     if len(x) == 0 or len(x) != len(y):
-        raise ValueError(f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets")
+        raise ValueError(
+            f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"
+        )
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise ValueError(f"{bad} of {len(x)} inputs hold NaN or infinite values: remove or repair them")

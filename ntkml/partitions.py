@@ -63,7 +63,9 @@ class Partition:
         """
         weights = weights.detach().double()
         if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
-            raise ValueError(f"block weights are {len(self)} positive numbers, one per block; got {weights.tolist()[:4]}...")
+            raise ValueError(
+                f"block weights are {len(self)} positive numbers, one per block; got {weights.tolist()[:4]}..."
+            )
         return replace(self, probabilities=weights / weights.sum())
 
     def draw(self, count: int, generator: torch.Generator | None) -> list[int]:
@@ -73,7 +75,9 @@ class Partition:
             ValueError: no block asked for, or more than there are to draw without replacement.
         """
         if count < 1 or (self.uniform and count > len(self)):
-            raise ValueError(f"blocks={count}: write a number from 1 to {len(self)}, or None for all {len(self)} blocks")
+            raise ValueError(
+                f"blocks={count}: write a number from 1 to {len(self)}, or None for all {len(self)} blocks"
+            )
         return torch.multinomial(self.probabilities, count, replacement=not self.uniform, generator=generator).tolist()
 
     def by_batch(self, indices: Sequence[int] | None = None) -> Iterator[tuple[Tensor, list[int]]]:
@@ -84,13 +88,17 @@ class Partition:
             yield self.blocks[members[0]].inputs, members
 
 
-def make_partition(batches: Sequence[Tensor], groups: Sequence[Sequence[int]], iid: bool, generator: torch.Generator | None) -> Partition:
+def make_partition(
+    batches: Sequence[Tensor], groups: Sequence[Sequence[int]], iid: bool, generator: torch.Generator | None
+) -> Partition:
     """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
     num_columns = sum(len(group) for group in groups)
     blocks = []
     for batch in batches:
         if iid:
-            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(1)  # (n, R), one permutation a row
+            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(
+                1
+            )  # (n, R), one permutation a row
             blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
         else:
             blocks += [Block(batch, torch.tensor(list(group))) for group in groups]
@@ -112,13 +120,15 @@ def class_batches(labels: Tensor, size: int, generator: torch.Generator | None) 
     return list(torch.cat([shuffled[labels[shuffled] == c] for c in order]).split(size))
 
 
-def kmeans_batches(features: Tensor, size: int, generator: torch.Generator | None, iterations: int = 20) -> list[Tensor]:
-    """Balanced k-means: clusters of ``size`` inputs that are close in feature space. features: (N, d).
+def kmeans_batches(
+    features: Tensor, size: int, generator: torch.Generator | None, iterations: int = 20
+) -> list[Tensor]:
+    """Balanced k-means: clusters of ``size`` inputs with features of similar direction. features: (N, d).
 
-    Lloyd's iterations in which a cluster holds at most ``size`` points: every free point proposes to its nearest cluster
+    Features are scaled to unit length, which measured tighter than their raw length. Lloyd's iterations in which a cluster holds at most ``size`` points: every free point proposes to its nearest cluster
     with room, which keeps the nearest proposers. Cost O(N k d) an iteration, no N x N kernel.
     """
-    features = features.detach().double()
+    features = torch.nn.functional.normalize(features.detach().double(), dim=1)
     num_inputs = len(features)
     num_clusters = -(-num_inputs // size)
     centres = features[torch.randperm(num_inputs, generator=generator)[:num_clusters]]

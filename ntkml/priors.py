@@ -49,8 +49,7 @@ class PriorPrecision:
         """w^T P0 w, scalar, in float64."""
         precision = self.of({name: weight.shape for name, weight in weights.items()})
         terms = [
-            (precision[name] * weight.detach().double().reshape(-1).square()).sum()
-            for name, weight in weights.items()
+            (precision[name] * weight.detach().double().reshape(-1).square()).sum() for name, weight in weights.items()
         ]
         return torch.stack(terms).sum()
 

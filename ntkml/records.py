@@ -81,7 +81,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
             parts += [f"has unknown columns {', '.join(unknown)}"] if unknown else []
             raise ValueError(f"row {number} of {path} {' and '.join(parts)}")
         if row["block"] is not None and row["exceeds_exact"] is not None:
-            raise ValueError(f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there")
+            raise ValueError(
+                f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there"
+            )
         try:
             writer.writerow([_format(name, row[name]) for name in COLUMNS])
         except ValueError as error:
@@ -166,6 +168,7 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
     import pandas
 
     name, empty = cells.name, cells == ""
+    values: Any
     if not may_be_empty and empty.any():
         raise ValueError(f"{path}: column {name} is empty in line {int(empty.argmax()) + 2}")
     if kind == "text":

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ntkml.capture import Capture
-from ntkml.layers import layer_for
 from ntkml.layers.positions import KroneckerInputs, Positions
 from ntkml.linalg import gram
 
@@ -66,9 +65,10 @@ class CapturedRows:
         return self._grams[name]
 
     def total_gram(self) -> Tensor:
-        total = torch.zeros(())
-        for index, name in enumerate(self.shapes):
-            total = self.gram(name).clone() if index == 0 else total.add_(self.gram(name))
+        first, *others = self.shapes
+        total = self.gram(first).clone()
+        for name in others:
+            total += self.gram(name)
         return total
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
@@ -79,12 +79,12 @@ def positions_of(captured: Capture, factor: Tensor, keep_graph: bool) -> dict[st
     """The positions of every layer, its k cotangents pulled back one at a time. factor: (n, C, k)."""
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = [captured.pull_back(v, keep_graph or i < len(columns) - 1) for i, v in enumerate(columns)]
-    return {
-        layer.name: layer_for(layer.module).positions(
-            layer.module, layer.inputs, torch.stack([gradients[i] for gradients in pulled], dim=1), captured.num_views
-        )
-        for i, layer in enumerate(captured.layers)
-    }
+    return {layer.name: layer.positions(_stack([g[i] for g in pulled])) for i, layer in enumerate(captured.layers)}
+
+
+def _stack(gradients: list[Tensor]) -> Tensor:
+    """Side by side in dimension 1; a single one is not copied."""
+    return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, dim=1)
 
 
 def merge_factors(layers: Mapping[str, KroneckerInputs]) -> dict[str, tuple[Tensor, ...]]:

@@ -112,7 +112,9 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
         hint = "write C for all outputs" if size == num_outputs else f"write 1, C or a size below {num_outputs}"
         raise ValueError(f"{spec} asks for {size} outputs of {num_outputs}: {hint}")
     if spec.outputs == "tree" and not softmax:
-        raise ValueError(f"{spec}: tree rows mend the coupling of a softmax; here the outputs are independent and 1 is certified: write 1")
+        raise ValueError(
+            f"{spec}: tree rows mend the coupling of a softmax; here the outputs are independent and 1 is certified: write 1"
+        )
     if spec.outputs == "tree" and num_outputs < 2:
         raise ValueError(f"{spec}: a tree needs two classes or more, the network has {num_outputs} output")
     if spec.grouping == "class" and not softmax:

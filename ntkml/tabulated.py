@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import capture, trainable_parameters
-from ntkml.layers.positions import KroneckerInputs
+from ntkml.capture import Capture, capture, trainable_parameters
+from ntkml.layers.positions import KroneckerInputs, Positions
 from ntkml.linalg import gram, large_gram
 from ntkml.rows import merge_factors, positions_of, qualified
 
@@ -24,7 +24,13 @@ class JacobianTable:
     ``outputs``: (N, C). ``rows[name]``: (N, C, size). ``kept[layer]``: what KFAC needs, present if asked for.
     """
 
-    def __init__(self, outputs: Tensor, rows: dict[str, Tensor], kept: dict[str, KroneckerInputs], shapes: Mapping[str, torch.Size]):
+    def __init__(
+        self,
+        outputs: Tensor,
+        rows: dict[str, Tensor],
+        kept: dict[str, KroneckerInputs],
+        shapes: Mapping[str, torch.Size],
+    ):
         self.outputs = outputs
         self.rows = rows
         self.kept = kept
@@ -51,7 +57,9 @@ class JacobianTable:
         """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
         if self._total is None:
             narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
-            total = large_gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
+            total = (
+                large_gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
+            )
             for name in self.rows:
                 if self.wide(name):
                     total += self.gram(name)
@@ -89,7 +97,9 @@ class TabulatedRows:
         kept = {
             layer: KroneckerInputs(
                 k.inputs[self._inputs],
-                torch.einsum("ncqot,nck->nkqot", k.gradients[self._inputs][:, self._outputs], self._factor.to(k.gradients)),
+                torch.einsum(
+                    "ncqot,nck->nkqot", k.gradients[self._inputs][:, self._outputs], self._factor.to(k.gradients)
+                ),
                 k.weight,
                 k.bias,
             )
@@ -117,7 +127,12 @@ def _is_range(pairs: Tensor) -> bool:
 
 
 def tabulate(
-    model: nn.Module, views: Callable[[int, int], Tensor], num_inputs: int, num_views: int = 1, chunk: int = 50, kronecker: bool = True
+    model: nn.Module,
+    views: Callable[[int, int], Tensor],
+    num_inputs: int,
+    num_views: int = 1,
+    chunk: int = 50,
+    kronecker: bool = True,
 ) -> JacobianTable:
     """Capture every output's Jacobian rows of ``num_inputs`` inputs, chunk by chunk.
 
@@ -126,38 +141,53 @@ def tabulate(
         kronecker: keep the reduced layer inputs and gradients that KFAC needs.
     """
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
-    chunks = [
-        _tabulate_chunk(model, views(start, min(start + chunk, num_inputs)), num_views, kronecker)
-        for start in range(0, num_inputs, chunk)
-    ]
-    outputs = torch.cat([part[0] for part in chunks])
-    rows = {name: torch.cat([part[1][name] for part in chunks]) for name in shapes}
-    kept = {
-        layer: KroneckerInputs(
-            torch.cat([part[2][layer].inputs for part in chunks]), torch.cat([part[2][layer].gradients for part in chunks]), k.weight, k.bias
-        )
-        for layer, k in chunks[0][2].items()
-    }
-    return JacobianTable(outputs, rows, kept, shapes)
+    filled = _EmptyTable(num_inputs, shapes)
+    for start in range(0, num_inputs, chunk):
+        stop = min(start + chunk, num_inputs)
+        _capture_chunk(filled, slice(start, stop), capture(model, views(start, stop), num_views), kronecker)
+    return JacobianTable(filled.outputs, filled.rows, filled.kept, shapes)
 
 
-def _tabulate_chunk(
-    model: nn.Module, inputs: Tensor, num_views: int, kronecker: bool
-) -> tuple[Tensor, dict[str, Tensor], dict[str, KroneckerInputs]]:
-    captured = capture(model, inputs, num_views)
+class _EmptyTable:
+    """The tensors of a table, allocated at the first chunk and filled in place: no second copy is ever made."""
+
+    outputs: Tensor
+
+    def __init__(self, num_inputs: int, shapes: Mapping[str, torch.Size]):
+        self.num_inputs = num_inputs
+        self.shapes = shapes
+        self.rows: dict[str, Tensor] = {}
+        self.kept: dict[str, KroneckerInputs] = {}
+
+    def allocate(self, captured: Capture) -> None:
+        num_outputs = captured.outputs.shape[1]
+        self.outputs = captured.outputs.new_empty(self.num_inputs, num_outputs)
+        for name, shape in self.shapes.items():
+            self.rows[name] = captured.outputs.new_empty(self.num_inputs, num_outputs, shape.numel())
+
+    def keep(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
+        if name not in self.kept:
+            reduced = positions.reduced()
+            inputs = reduced.inputs.new_empty(self.num_inputs, *reduced.inputs.shape[1:])
+            gradients = reduced.gradients.new_empty(
+                self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
+            )
+            self.kept[name] = KroneckerInputs(inputs, gradients, reduced.weight, reduced.bias)
+        if output == 0:
+            self.kept[name].inputs[chunk] = positions.reduced().inputs
+        self.kept[name].gradients[chunk, output] = positions.summed_gradients[:, 0]
+
+
+def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecker: bool) -> None:
+    if not table.rows:
+        table.allocate(captured)
+    table.outputs[chunk] = captured.outputs.detach()
     num_outputs = captured.outputs.shape[1]
-    rows: dict[str, list[Tensor]] = {}
-    kept: dict[str, list[KroneckerInputs]] = {}
     for output in range(num_outputs):  # one cotangent at a time: the positions of all C outputs would not fit at S = 30
-        cotangent = torch.zeros(*captured.outputs.shape, 1)
+        cotangent = torch.zeros_like(captured.outputs).detach()
         cotangent[:, output] = 1.0
-        for layer, positions in positions_of(captured, cotangent.to(captured.outputs), keep_graph=output < num_outputs - 1).items():
+        for name, positions in positions_of(captured, cotangent.unsqueeze(-1), output < num_outputs - 1).items():
             for key, row in positions.rows().items():
-                rows.setdefault(qualified(layer, key), []).append(row)
+                table.rows[qualified(name, key)][chunk, output] = row[:, 0]
             if kronecker:
-                kept.setdefault(layer, []).append(positions.reduced())
-    merged = {
-        layer: KroneckerInputs(parts[0].inputs, torch.cat([part.gradients for part in parts], dim=1), parts[0].weight, parts[0].bias)
-        for layer, parts in kept.items()
-    }
-    return captured.outputs.detach(), {name: torch.cat(parts, dim=1) for name, parts in rows.items()}, merged
+                table.keep(name, chunk, output, positions)

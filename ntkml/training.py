@@ -58,7 +58,9 @@ def train_map(
             if eta is not None:
                 x = affine_views(x, eta, draw_noise(len(batch), settings.samples, generator))
             outputs = average_views(model(x), 1 if eta is None else settings.samples)
-            log_joint = likelihood.log_prob(outputs, y).mean() - 0.5 * _square(parameters, settings.prior_precision) / num_data
+            log_joint = (
+                likelihood.log_prob(outputs, y).mean() - 0.5 * _square(parameters, settings.prior_precision) / num_data
+            )
             optimizer.zero_grad()
             (-log_joint).backward()
             optimizer.step()

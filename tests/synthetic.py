@@ -46,7 +46,9 @@ def rows_of(
 
 def _cell(name: str, value: float, seed: int, num_data: int, common: dict[str, Any]) -> Iterator[dict[str, Any]]:
     spec = parse_estimator(name)
-    blocks = math.ceil(num_data / (spec.inputs or num_data)) * {"1": NUM_OUTPUTS, "tree": NUM_OUTPUTS - 1}.get(spec.outputs, 1)
+    blocks = math.ceil(num_data / (spec.inputs or num_data)) * {"1": NUM_OUTPUTS, "tree": NUM_OUTPUTS - 1}.get(
+        spec.outputs, 1
+    )
     likelihood, prior, log_det = _terms(spec, value, num_data, common["hparam"])
     total = likelihood + prior - log_det / 2 + 0.01 * seed
     error = None if blocks == 1 else 0.004 * math.sqrt(blocks) * (2 if spec.grouping else 1)
@@ -72,7 +74,11 @@ def _terms(spec: EstimatorSpec, value: float, num_data: int, hparam: str) -> tup
 
 
 def write_run(
-    folder: Path, estimators: Iterable[str], hparam: str, finished_at: str | None = "2026-01-01T00:00:00Z", **options: Any
+    folder: Path,
+    estimators: Iterable[str],
+    hparam: str,
+    finished_at: str | None = "2026-01-01T00:00:00Z",
+    **options: Any,
 ) -> Path:
     """A finished run below ``folder``, with manifest; the path of its rows."""
     estimators = list(estimators)

@@ -40,7 +40,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return resolve(COMMANDS, cmd_name, "command") if cmd_name in COMMANDS else None
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(unknown_name("command", args[0], list(COMMANDS)))
         return super().resolve_command(ctx, args)
@@ -56,7 +58,9 @@ class LazyGroup(click.Group):
         return names + [item for item in super().shell_complete(ctx, incomplete) if item.value not in COMMANDS]
 
 
-@click.group(cls=LazyGroup, epilog=EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, epilog=EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(ntkml.__version__, prog_name="ntkml")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -68,9 +72,8 @@ def cli(ctx: click.Context) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     try:
-        cli.main(args=args, prog_name="ntkml", standalone_mode=False)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        status = cli.main(args=args, prog_name="ntkml", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import protocols
-from ntkml.registry import MODELS
+from ntkml.registry import MODELS, STRUCTURES
 from ntkml.specs import GROUPINGS, parse_estimator
-from ntkml.registry import STRUCTURES
 
 if TYPE_CHECKING:
     from ntkml.protocols import BoundGridProtocol
@@ -48,26 +47,73 @@ class EstimatorList(click.ParamType):
 
 def _completions() -> list[str]:
     """Common spellings: every structure, a few sizes, every split and grouping."""
-    plain = [f"{structure}-{inputs}-{outputs}" for structure in STRUCTURES for inputs in ("100", "500", "N") for outputs in ("1", "C", "tree")]
+    plain = [
+        f"{structure}-{inputs}-{outputs}"
+        for structure in STRUCTURES
+        for inputs in ("100", "500", "N")
+        for outputs in ("1", "C", "tree")
+    ]
     return plain + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
 
 
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
-@click.option("--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="Hyperparameter that the grid runs over.")
-@click.option("--protocol", default="digits", help="Settings to start from: digits, mnist-bounds, figure-3 ... figure-12.")
-@click.option("--protocol-variant", type=click.Choice(protocols.VARIANTS), default="paper", help="Where paper and its code differ.")
+@click.option(
+    "--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="Hyperparameter that the grid runs over."
+)
+@click.option(
+    "--protocol", default="digits", help="Settings to start from: digits, mnist-bounds, figure-3 ... figure-12."
+)
+@click.option(
+    "--protocol-variant",
+    type=click.Choice(protocols.VARIANTS),
+    default="paper",
+    help="Where paper and its code differ.",
+)
 @click.option("--dataset", default=None, help="Data set, with a variant such as mnist_r180.  [default: the protocol's]")
 @click.option("--model", type=click.Choice(list(MODELS)), default=None, help="Network.  [default: the protocol's]")
-@click.option("--estimators", type=EstimatorList(), default=None, help="Comma-separated, e.g. ntk-100-1,kfac-N-C.  [default: the protocol's]")
-@click.option("--grid-points", type=click.IntRange(min=1), default=None, help="Points of the grid.  [default: the protocol's]")
-@click.option("--samples", type=click.IntRange(min=1), default=None, help="Augmentation samples S (rotation).  [default: the protocol's]")
-@click.option("--num-data", type=click.IntRange(min=1), default=None, help="Training images N.  [default: the protocol's]")
-@click.option("--epochs", type=click.IntRange(min=1), default=None, help="Training epochs of the weights.  [default: the protocol's]")
-@click.option("--seed", type=int, default=None, help="Seed of data, weights, partition and noise.  [default: the protocol's]")
-@click.option("--weights", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Weights (weights.pt of a run) instead of training.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=None, help="Folder of the data sets.  [default: $NTKML_DATA, else ~/.cache/ntkml]")
+@click.option(
+    "--estimators",
+    type=EstimatorList(),
+    default=None,
+    help="Comma-separated, e.g. ntk-100-1,kfac-N-C.  [default: the protocol's]",
+)
+@click.option(
+    "--grid-points", type=click.IntRange(min=1), default=None, help="Points of the grid.  [default: the protocol's]"
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Augmentation samples S (rotation).  [default: the protocol's]",
+)
+@click.option(
+    "--num-data", type=click.IntRange(min=1), default=None, help="Training images N.  [default: the protocol's]"
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Training epochs of the weights.  [default: the protocol's]",
+)
+@click.option(
+    "--seed", type=int, default=None, help="Seed of data, weights, partition and noise.  [default: the protocol's]"
+)
+@click.option(
+    "--weights",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Weights (weights.pt of a run) instead of training.",
+)
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the data sets.  [default: $NTKML_DATA, else ~/.cache/ntkml]",
+)
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="Write a row per block, or aggregates only.")
+@click.option(
+    "--rows", type=click.Choice(("all", "aggregate")), default="all", help="Write a row per block, or aggregates only."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
@@ -86,7 +132,11 @@ def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any
 
 def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGridProtocol:
     """The protocol with what the command line says instead."""
-    given = {key: options[key] for key in ("dataset", "model", "estimators", "samples", "num_data", "seed") if options[key] is not None}
+    given = {
+        key: options[key]
+        for key in ("dataset", "model", "estimators", "samples", "num_data", "seed")
+        if options[key] is not None
+    }
     if "samples" in given and protocol.hparam == "prior":
         raise click.BadParameter("augmentation samples belong to --hparam rotation", param_hint="--samples")
     training = protocol.training
@@ -120,9 +170,18 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     if (folder / "manifest.json").exists():
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
-        click.echo(f"{protocol.title}: {protocol.dataset}, N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points")
+        click.echo(
+            f"{protocol.title}: {protocol.dataset}, N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
+        )
         run.run_bound_grid(
-            protocol, folder, _track, data=data, weights=weights, settings=settings, block_rows=block_rows, notes=_reductions(protocol, asked)
+            protocol,
+            folder,
+            _track,
+            data=data,
+            weights=weights,
+            settings=settings,
+            block_rows=block_rows,
+            notes=_reductions(protocol, asked),
         )
     picture = _draw(folder, options["figures"])
     click.echo(f"Rows:     {folder / 'rows.csv'}")
@@ -156,7 +215,9 @@ def _read_weights(path: Path | None) -> tuple[dict[str, Any] | None, str | None]
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
-        raise ValueError(f"{path} is not a file of weights ({type(error).__name__}): give a weights.pt of a run") from None
+        raise ValueError(
+            f"{path} is not a file of weights ({type(error).__name__}): give a weights.pt of a run"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path} holds no weights (a dictionary of tensors): give a weights.pt of a run")
     return weights, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -166,7 +227,13 @@ def _reductions(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[s
     """Sentences that a caption must show: what differs from the protocol that was named."""
     changes = [
         f"{name} {getattr(protocol, field)} instead of {getattr(asked, field)}"
-        for field, name in (("dataset", "data set"), ("model", "model"), ("num_data", "N"), ("samples", "S"), ("seed", "seed"))
+        for field, name in (
+            ("dataset", "data set"),
+            ("model", "model"),
+            ("num_data", "N"),
+            ("samples", "S"),
+            ("seed", "seed"),
+        )
         if getattr(protocol, field) != getattr(asked, field)
     ]
     if protocol.grid != asked.grid:
@@ -178,8 +245,8 @@ def _reductions(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[s
 
 def _draw(folder: Path, figures: Path) -> list[Path]:
     from ntkml import records
-    from ntkml.figures import bounds, render
+    from ntkml.figures import bounds, captions, render
 
-    notes = records.read_manifest(folder / "manifest.json")["notes"]
+    notes = captions.manifest_notes([records.read_manifest(folder / "manifest.json")])
     figure = bounds.draw_run(records.read_rows(folder / "rows.csv"), notes)
     return render.save(figure, records.ensure_writable_folder(figures) / f"bound-grid-{folder.name}", ["png"])

@@ -39,10 +39,28 @@ class FigureName(click.ParamType):
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
 @click.argument("name", type=FigureName())
-@click.option("--csv", "csv", multiple=True, type=click.Path(path_type=Path), help="Rows to draw; may be repeated.  [default: the newest runs]")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), help="Where runs are looked for without --csv.")
+@click.option(
+    "--csv",
+    "csv",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Rows to draw; may be repeated.  [default: the newest runs]",
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    help="Where runs are looked for without --csv.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the pictures.")
-@click.option("--format", "formats", multiple=True, type=click.Choice(("png", "pdf")), default=("png", "pdf"), help="May be repeated.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(("png", "pdf")),
+    default=("png", "pdf"),
+    help="May be repeated.",
+)
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
     """Draw NAME: figure-2 to figure-6, figure-12, or bound-grid for any one run.
 
@@ -54,7 +72,9 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     from ntkml import records
     from ntkml.figures import render
 
-    figure, stem = (resolve(FIGURES, name, "figure")(), name) if name in WITHOUT_ROWS else _from_rows(name, csv, results)
+    figure, stem = (
+        (resolve(FIGURES, name, "figure")(), name) if name in WITHOUT_ROWS else _from_rows(name, csv, results)
+    )
     for path in render.save(figure, records.ensure_writable_folder(out) / stem, formats):
         click.echo(f"Wrote {path}")
 

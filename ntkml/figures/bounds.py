@@ -56,7 +56,9 @@ def draw_run(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
     """
     hparams = hparams_of(rows)
     if not hparams:
-        raise ValueError("these rows hold single blocks only; a figure needs aggregate rows (those whose block is empty)")
+        raise ValueError(
+            "these rows hold single blocks only; a figure needs aggregate rows (those whose block is empty)"
+        )
     curves = {hparam: curves_of(rows, hparam) for hparam in hparams}
     estimators = list(dict.fromkeys(estimator for panel in curves.values() for estimator in panel))
     few = len(estimators) <= MOST_IN_ONE_PANEL
@@ -123,7 +125,11 @@ class Cell:
 def _arrange(facets: list[Facet], hparams: list[str], along: str) -> list[Cell]:
     """Facets along rows or columns and hyperparameters along the other; one hyperparameter alone is wrapped into lines."""
     if along == "columns" and len(hparams) == 1:
-        columns = min(COLUMNS, key=lambda count: (-len(facets) % count, -count)) if len(facets) > max(COLUMNS) else len(facets)
+        columns = (
+            min(COLUMNS, key=lambda count: (-len(facets) % count, -count))
+            if len(facets) > max(COLUMNS)
+            else len(facets)
+        )
         return [Cell(i // columns, i % columns, facet, hparams[0], True) for i, facet in enumerate(facets)]
     pairs = [(i, facet, j, hparam) for i, facet in enumerate(facets) for j, hparam in enumerate(hparams)]
     if along == "columns":
@@ -132,7 +138,12 @@ def _arrange(facets: list[Facet], hparams: list[str], along: str) -> list[Cell]:
 
 
 def _fill(
-    sheet: Sheet, cell: Cell, axes: PanelAxes, limits: Limits, curves: Mapping[str, Curve], looks: Mapping[str, LineLook]
+    sheet: Sheet,
+    cell: Cell,
+    axes: PanelAxes,
+    limits: Limits,
+    curves: Mapping[str, Curve],
+    looks: Mapping[str, LineLook],
 ) -> None:
     """One panel with its title and labels."""
     panel = {name: curves[name] for name in cell.facet.estimators if name in curves}

@@ -46,7 +46,9 @@ def findings(curves: Mapping[str, Mapping[str, Curve]], hidden: Mapping[str, Seq
         if above := [curve for curve in panel.values() if curve.exceeding]:
             worst = max(above, key=lambda curve: curve.exceeding / curve.compared)
             share = f"at up to {worst.exceeding} of {worst.compared} points"
-            sentences.append(f"Above the exact value ({hparam}): {listed(curve.estimator for curve in above)}, {share}.")
+            sentences.append(
+                f"Above the exact value ({hparam}): {listed(curve.estimator for curve in above)}, {share}."
+            )
     for hparam, panel_hidden in hidden.items():
         if panel_hidden:
             low, high = min(curve.y.min() for curve in panel_hidden), max(curve.y.max() for curve in panel_hidden)
@@ -69,7 +71,7 @@ def missing(wanted: Sequence[str], drawn: Mapping[str, Mapping[str, Curve]]) -> 
 
 def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
     """Lines of a caption ``width`` inches wide in type of ``size`` points (0.41 em is the mean width of our type)."""
-    return textwrap.wrap(" ".join(sentences), int(width * 72 / (0.41 * size)))
+    return textwrap.wrap(" ".join(sentences), int(width * 72 / (0.41 * size)), break_on_hyphens=False)
 
 
 def grouped(number: int) -> str:

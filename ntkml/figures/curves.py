@@ -52,7 +52,9 @@ def curves_of(rows: pandas.DataFrame, hparam: str) -> dict[str, Curve]:
 
 def _curve(group: pandas.DataFrame, estimator: str, hparam: str) -> Curve:
     if group.duplicated(["hparam_value", "seed"]).any():
-        raise ValueError(f"{estimator} has several {hparam} rows for one value and seed; give the files of one run per seed")
+        raise ValueError(
+            f"{estimator} has several {hparam} rows for one value and seed; give the files of one run per seed"
+        )
     values = group.pivot(index="hparam_value", columns="seed", values="log_marginal_likelihood").sort_index()
     if values.isna().to_numpy().any():
         raise ValueError(f"the seeds of {estimator} have different grids of {hparam}; a mean over them would jump")

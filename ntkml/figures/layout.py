@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from ntkml.figures import style
 
 # All in inches.
-LEFT, RIGHT = 0.40, 0.09  # y labels; room for half of the last x tick label
-GAP, NARROW_GAP = 0.27, 0.20  # between columns, with y tick labels and without
+LEFT, RIGHT = 0.46, 0.09  # y labels; room for half of the last x tick label
+GAP, NARROW_GAP = 0.35, 0.20  # between columns, with y tick labels and without
 BELOW_PANEL, BARE_BELOW = 0.29, 0.06  # x tick labels and x label; a row of panels without them
 TITLE, CAPTION_LINE, LEGEND_LINE = 0.15, 0.085, 0.108
 
@@ -74,7 +74,13 @@ class Sheet:
         upper.spines["bottom"].set_visible(False)
         lower.spines["top"].set_visible(False)
         upper.tick_params(bottom=False, labelbottom=False)
-        slash = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 4, "linestyle": "none", "color": "black", "clip_on": False}
+        slash = {
+            "marker": [(-1, -0.6), (1, 0.6)],
+            "markersize": 4,
+            "linestyle": "none",
+            "color": "black",
+            "clip_on": False,
+        }
         upper.plot([0, 1], [0, 0], transform=upper.transAxes, markeredgewidth=0.5, **slash)
         lower.plot([0, 1], [1, 1], transform=lower.transAxes, markeredgewidth=0.5, **slash)
         return [upper, lower]

@@ -46,10 +46,14 @@ def handles_of(
     """One legend entry per label, in the order of the looks; filled where any curve of that label is a proven bound."""
     curves: dict[str, Curve] = {}
     order = {name: place for place, name in enumerate(looks)}
-    for curve in sorted((c for panel in panels for c in panel.values()), key=lambda c: (not c.certified, order[c.estimator])):
+    for curve in sorted(
+        (c for panel in panels for c in panel.values()), key=lambda c: (not c.certified, order[c.estimator])
+    ):
         curves.setdefault(label_of(curve, labels, num_outputs), curve)
     by_place = sorted(curves.items(), key=lambda item: _place(item[1], looks))
-    return [Line2D([], [], label=label, **line_style(looks[curve.estimator], curve.certified)) for label, curve in by_place]
+    return [
+        Line2D([], [], label=label, **line_style(looks[curve.estimator], curve.certified)) for label, curve in by_place
+    ]
 
 
 def line_style(look: LineLook, certified: bool) -> dict[str, object]:

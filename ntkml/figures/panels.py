@@ -50,7 +50,9 @@ def hidden_curves(limits: Limits, curves: Iterable[Curve]) -> list[Curve]:
     return [curve for curve in curves if not any(_meets(_range(curve, limits.x), interval) for interval in shown)]
 
 
-def draw_panel(parts: list[Axes], limits: Limits, axes: PanelAxes, curves: Mapping[str, Curve], looks: Mapping[str, LineLook]) -> None:
+def draw_panel(
+    parts: list[Axes], limits: Limits, axes: PanelAxes, curves: Mapping[str, Curve], looks: Mapping[str, LineLook]
+) -> None:
     """Draw the curves into a panel of one part, or of the two parts of a broken axis."""
     places = {name: place for place, name in enumerate(curves)}
     for part, y in zip(parts, (limits.upper, limits.lower), strict=False):
@@ -78,7 +80,7 @@ def draw_empty(part: Axes, words: str, axes: PanelAxes) -> None:
 
 
 def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: int, count: int) -> None:
-    inside = numpy.flatnonzero((curve.x >= x[0]) & (curve.x <= x[1]))
+    inside = numpy.flatnonzero(_inside(curve, x))
     step = max(1, round(len(inside) / MARKERS_PER_CURVE))
     # Shifted starts keep the markers of neighbouring curves from covering each other.
     marked = inside[int(step * (place + 0.5) / count) :: step].tolist()
@@ -95,7 +97,7 @@ def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: in
 
 def _range(curve: Curve, x: Interval) -> Interval:
     """Lowest and highest value inside the x-range (of the whole curve if no point lies there)."""
-    inside = (curve.x >= x[0]) & (curve.x <= x[1])
+    inside = _inside(curve, x)
     y = curve.y[inside] if inside.any() else curve.y
     return float(y.min()), float(y.max())
 
@@ -107,12 +109,12 @@ def _decades(x: Interval) -> list[float]:
 
 
 def _gap(ranges: list[Interval]) -> int | None:
-    """Where to cut a y-axis: the first gap that is wider than half of all that lies above it."""
-    for cut in range(1, len(ranges)):
-        low, high = _union(ranges[:cut])
-        if low - ranges[cut][1] > 0.5 * (high - low):
-            return cut
-    return None
+    """Where to cut a y-axis: at the widest gap between curves, if it wastes a third of the axis and half a nat or more."""
+    gaps = [_union(ranges[:cut])[0] - ranges[cut][1] for cut in range(1, len(ranges))]
+    low, high = _union(ranges)
+    if not gaps or max(gaps) < max(0.5, (high - low) / 3):
+        return None
+    return gaps.index(max(gaps)) + 1
 
 
 def _union(ranges: list[Interval]) -> Interval:
@@ -120,9 +122,16 @@ def _union(ranges: list[Interval]) -> Interval:
 
 
 def _padded(interval: Interval) -> Interval:
+    """Some room above and below; a tenth of a nat at least, or the tick labels would need more digits than they have room."""
     low, high = interval
-    margin = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
+    margin = max(0.06 * (high - low), (0.1 - (high - low)) / 2)
     return low - margin, high + margin
+
+
+def _inside(curve: Curve, x: Interval) -> numpy.ndarray:
+    """Which points lie in the x-range; rows are written with ten digits, so that an end of the grid may lie beyond by a rounding."""
+    slack = 1e-8 * (x[1] - x[0])
+    return (curve.x >= x[0] - slack) & (curve.x <= x[1] + slack)
 
 
 def _meets(one: Interval, other: Interval) -> bool:

@@ -106,7 +106,9 @@ def draw() -> Figure:
             axes.text(x, y + 0.02, title, ha="center", va="bottom", color=color, fontsize=8.5, fontweight="bold")
             axes.text(x, y - 0.02, words, ha="center", va="top", color=color, fontsize=7.5)
         middle = (COLUMNS[1] + COLUMNS[2] + BOX_WIDTH) / 2
-        axes.text(middle, HEIGHT - 0.03, "linearised Laplace, exact (Equations 5 and 6)", ha="center", va="top", fontsize=7.5)
+        axes.text(
+            middle, HEIGHT - 0.03, "linearised Laplace, exact (Equations 5 and 6)", ha="center", va="top", fontsize=7.5
+        )
         axes.text(0.06, 0.05, "\n".join(lines), fontsize=style.CAPTION_SIZE, color="0.25", va="bottom", gid="caption")
     return figure
 

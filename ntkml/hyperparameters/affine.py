@@ -37,7 +37,9 @@ def rotation_eta(radians: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return eta
 
 
-def draw_noise(num_inputs: int, num_views: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw_noise(
+    num_inputs: int, num_views: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """u ~ U[-1, 1] for every input, view and generator. Shape (num_inputs, num_views, 6)."""
     shape = (num_inputs, num_views, len(GENERATOR_NAMES))
     return 2.0 * torch.rand(shape, generator=generator, dtype=dtype) - 1.0

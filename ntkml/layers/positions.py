@@ -1,12 +1,13 @@
 """The positions of one layer: layer inputs a and output gradients g, from which everything else follows.
 
-    J[n, k] = sum over views v and positions t of g[n, k, v, :, t] a[n, v, :, t]^T        (weight)
-    J[n, k] = sum over views v and positions t of g[n, k, v, :, t]                        (bias)
+J[n, k] = sum over views v and positions t of g[n, v, k, :, t] a[n, v, :, t]^T        (weight)
+J[n, k] = sum over views v and positions t of g[n, v, k, :, t]                        (bias)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _DIRECT_TILE_ENTRIES = 32 * 2**20
 class Positions:
     """One layer on n inputs with k cotangents each.
 
-    Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, k, S, q, o, T), with S views, q groups of channels, fan-in d,
+    Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, S, k, q, o, T), with S views, q groups of channels, fan-in d,
     fan-out o and T positions. ``weight`` and ``bias`` say which of the two parameters exists and is trainable.
     """
 
@@ -30,21 +31,33 @@ class Positions:
     weight: bool
     bias: bool
 
+    @cached_property
+    def summed_gradients(self) -> Tensor:
+        """Gradients summed over the views. Shape (n, k, q, o, T)."""
+        return self.gradients.sum(1)
+
     def rows(self) -> dict[str, Tensor]:
         """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
         rows = {}
         if self.weight:
             rows["weight"] = self._weight_rows()
         if self.bias:
-            rows["bias"] = self.gradients.sum((2, 5)).flatten(2)
+            rows["bias"] = self.summed_gradients.sum(-1).flatten(2)
         return rows
 
     def _weight_rows(self) -> Tensor:
-        n, k, views, q, o, t = self.gradients.shape
+        n, views, k, q, o, t = self.gradients.shape
         d = self.inputs.shape[3]
-        g = self.gradients.permute(0, 3, 1, 4, 2, 5).reshape(n, q, k * o, views * t)
-        a = self.inputs.permute(0, 2, 1, 4, 3).reshape(n, q, views * t, d)
-        return (g @ a).reshape(n, q, k, o, d).transpose(1, 2).reshape(n, k, q * o * d)
+        if d <= t:
+            # Many positions: multiply per view, then add the small products up; the large factors are never copied.
+            g = self.gradients.transpose(2, 3).reshape(n * views, q, k * o, t)
+            product = g @ self.inputs.reshape(n * views, q, d, t).transpose(2, 3)
+            product = product.reshape(n, views, q, k, o, d).sum(1)
+        else:
+            g = self.gradients.permute(0, 3, 2, 4, 1, 5).reshape(n, q, k * o, views * t)
+            a = self.inputs.permute(0, 2, 1, 4, 3).reshape(n, q, views * t, d)
+            product = (g @ a).reshape(n, q, k, o, d)
+        return product.transpose(1, 2).reshape(n, k, q * o * d)
 
     def grams(self) -> dict[str, Tensor]:
         """Float64 Gram matrices over all (input, cotangent) pairs by the direct route, no explicit weight rows.
@@ -56,14 +69,14 @@ class Positions:
         if self.weight:
             grams["weight"] = self._weight_gram()
         if self.bias:
-            summed = self.gradients.double().sum((2, 5)).flatten(2).flatten(0, 1)
+            summed = self.summed_gradients.double().sum(-1).flatten(2).flatten(0, 1)
             grams["bias"] = summed @ summed.T
         return grams
 
     def _weight_gram(self) -> Tensor:
-        n, k, views, q, o, t = self.gradients.shape
+        n, views, k, q, o, t = self.gradients.shape
         p = views * t
-        g = self.gradients.double().permute(3, 0, 1, 2, 5, 4).reshape(q, n, k * p, o)
+        g = self.gradients.double().permute(3, 0, 2, 1, 5, 4).reshape(q, n, k * p, o)
         a = self.inputs.double().permute(2, 0, 1, 4, 3).reshape(q, n, p, -1)
         total = torch.zeros(n, k, n, k, dtype=torch.float64, device=g.device)
         step = max(1, _DIRECT_TILE_ENTRIES // (n * (k * p) ** 2))
@@ -78,7 +91,7 @@ class Positions:
 
     def direct_is_cheaper(self) -> bool:
         """Whether the direct route needs fewer multiplications than explicit rows followed by their Gram matrix."""
-        n, k, views, q, o, t = self.gradients.shape
+        n, views, k, q, o, t = self.gradients.shape
         d = self.inputs.shape[3]
         p = views * t
         explicit = n * k * q * p * o * d + (n * k) ** 2 * q * o * d
@@ -90,7 +103,7 @@ class Positions:
 
         The gradients are of the averaged outputs and carry 1/S already, so their sum is the mean of the views' own.
         """
-        return KroneckerInputs(self.inputs.mean(1), self.gradients.sum(2), self.weight, self.bias)
+        return KroneckerInputs(self.inputs.mean(1), self.summed_gradients, self.weight, self.bias)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ntkml import records
 from ntkml.capture import check_model, trainable_parameters
-from ntkml.datasets import ImageDataset, load_dataset, subset
+from ntkml.datasets import ImageDataset, subset
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import partition_for, tree_for
 from ntkml.hyperparameters.affine import affine_views, draw_noise, rotation_eta
@@ -121,7 +121,9 @@ def run_bound_grid(
     for name, compute in track(cells, len(cells), "estimators" if protocol.hparam == "prior" else "grid points"):
         if not (parts / f"{name}.csv").exists():
             records.write_rows(parts / f"{name}.csv", compute())
-    return _finish(setup, folder, [parts / f"{name}.csv" for name, _ in cells], environment, settings, data.checksum, notes)
+    return _finish(
+        setup, folder, [parts / f"{name}.csv" for name, _ in cells], environment, settings, data.checksum, notes
+    )
 
 
 def _check_memory(protocol: BoundGridProtocol, data: ImageDataset) -> None:
@@ -149,14 +151,22 @@ def _trained_model(
         try:
             model.load_state_dict(weights)
         except (RuntimeError, AttributeError) as error:
-            raise ValueError(f"the weights do not fit {protocol.model} on {train.name}: {str(error).splitlines()[-1].strip()}") from None
+            raise ValueError(
+                f"the weights do not fit {protocol.model} on {train.name}: {str(error).splitlines()[-1].strip()}"
+            ) from None
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             raise ValueError("the weights hold NaN or infinite values")
     else:
         settings = protocol.training
         eta = rotation_eta(settings.rotation) if settings.rotation else None
         epochs = train_map(
-            model, train.train_inputs, train.train_targets, Categorical(), settings, eta, generator_for(protocol.seed, "training")
+            model,
+            train.train_inputs,
+            train.train_targets,
+            Categorical(),
+            settings,
+            eta,
+            generator_for(protocol.seed, "training"),
         )
         for _ in track(epochs, settings.epochs, "training epochs"):
             pass
@@ -168,7 +178,12 @@ def _trained_model(
 
 
 def _set_up(
-    protocol: BoundGridProtocol, train: ImageDataset, model: nn.Module, settings: dict[str, Any], block_rows: bool, track: Track
+    protocol: BoundGridProtocol,
+    train: ImageDataset,
+    model: nn.Module,
+    settings: dict[str, Any],
+    block_rows: bool,
+    track: Track,
 ) -> Setup:
     check_model(model, train.train_inputs)
     x, y = train.train_inputs, train.train_targets
@@ -238,7 +253,15 @@ def _table(setup: Setup, eta: Tensor | None) -> JacobianTable:
 
 def _rows(setup: Setup, spec: EstimatorSpec, table: JacobianTable, points: list[GridPoint]) -> Iterator[dict[str, Any]]:
     return estimator_rows(
-        spec, setup.partitions[spec], table, setup.data.train_targets, Categorical(), setup.tree, points, setup.common, setup.block_rows
+        spec,
+        setup.partitions[spec],
+        table,
+        setup.data.train_targets,
+        Categorical(),
+        setup.tree,
+        points,
+        setup.common,
+        setup.block_rows,
     )
 
 
@@ -249,33 +272,46 @@ def _log_prior(model: nn.Module, precision: float) -> float:
 
 
 def _finish(
-    setup: Setup, folder: Path, parts: list[Path], environment: dict[str, Any], settings: dict[str, Any], checksum: str, notes: Iterable[str]
+    setup: Setup,
+    folder: Path,
+    parts: list[Path],
+    environment: dict[str, Any],
+    settings: dict[str, Any],
+    checksum: str,
+    notes: Iterable[str],
 ) -> Path:
     """Join the parts, mark aggregates above the exact value, write rows and manifest, then drop the parts."""
     frame = records.read_rows(*parts)
-    exact = frame[(frame["estimator"] == EXACT) & frame["block"].isna()].set_index("hparam_value")["log_marginal_likelihood"]
+    exact = frame[(frame["estimator"] == EXACT) & frame["block"].isna()].set_index("hparam_value")[
+        "log_marginal_likelihood"
+    ]
     aggregate = frame["block"].isna()
     reference = frame["hparam_value"].map(exact)
     slack = 1e-9 * reference.abs()  # rounding of the CSV and of the factorisations
     frame.loc[aggregate, "exceeds_exact"] = (frame["log_marginal_likelihood"] > reference + slack)[aggregate]
     order = {str(spec): index for index, spec in enumerate(setup.partitions)}
-    frame = frame.assign(order=frame["estimator"].map(order)).sort_values(["order", "hparam_value", "block"], na_position="first")
+    frame = frame.assign(order=frame["estimator"].map(order)).sort_values(
+        ["order", "hparam_value", "block"], na_position="first"
+    )
     rows_path = folder / "rows.csv"
     rows = frame.drop(columns="order").astype(object).where(lambda values: values.notna(), None)
     records.write_rows(rows_path, rows.to_dict("records"))
-    records.write_manifest(folder / "manifest.json", {
-        "run_id": setup.common["run_id"],
-        "command": "bound-grid",
-        "settings": settings,
-        "environment": environment,
-        "data_checksum": checksum,
-        "estimators": {
-            str(spec): {"certified": is_certified(spec, setup.data.num_classes), "num_blocks": len(partition)}
-            for spec, partition in setup.partitions.items()
+    records.write_manifest(
+        folder / "manifest.json",
+        {
+            "run_id": setup.common["run_id"],
+            "command": "bound-grid",
+            "settings": settings,
+            "environment": environment,
+            "data_checksum": checksum,
+            "estimators": {
+                str(spec): {"certified": is_certified(spec, setup.data.num_classes), "num_blocks": len(partition)}
+                for spec, partition in setup.partitions.items()
+            },
+            "tree": [[list(left), list(right)] for left, right in setup.tree.splits] if setup.tree else None,
+            "notes": [*setup.protocol.notes, *notes],
+            "finished_at": now(),
         },
-        "tree": [[list(left), list(right)] for left, right in setup.tree.splits] if setup.tree else None,
-        "notes": [*setup.protocol.notes, *notes],
-        "finished_at": now(),
-    })
+    )
     shutil.rmtree(folder / "parts")
     return rows_path

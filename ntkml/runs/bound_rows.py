@@ -60,7 +60,9 @@ def estimator_rows(
     rho, log_det, seconds = [], [], []
     for block in partition.blocks:
         began = time.perf_counter()
-        structure = structure_named(spec.structure)(TabulatedRows(table, block.inputs, block.select(factor[block.inputs])))
+        structure = structure_named(spec.structure)(
+            TabulatedRows(table, block.inputs, block.select(factor[block.inputs]))
+        )
         log_det.append(_log_dets(structure, points))
         rho.append(log_prob[block.inputs].sum() * block.columns.shape[-1] / partition.num_columns)
         seconds.append((time.perf_counter() - began) / len(points))
@@ -74,13 +76,20 @@ def estimator_rows(
 def _log_dets(structure: Structure, points: Sequence[GridPoint]) -> Tensor:
     """log|I + K / delta| at every point's precision. Shape (points,)."""
     if len(points) == 1:
-        return structure.log_det(PriorPrecision(torch.tensor([points[0].prior_precision], dtype=torch.float64), "scalar")).reshape(1)
+        return structure.log_det(
+            PriorPrecision(torch.tensor([points[0].prior_precision], dtype=torch.float64), "scalar")
+        ).reshape(1)
     eigenvalues = structure.spectrum()
     return torch.stack([(eigenvalues / point.prior_precision).log1p().sum() for point in points])
 
 
 def _rows_at(
-    described: dict[str, Any], terms: BlockTerms, partition: Partition, log_prior: float, num_data: int, block_rows: bool
+    described: dict[str, Any],
+    terms: BlockTerms,
+    partition: Partition,
+    log_prior: float,
+    num_data: int,
+    block_rows: bool,
 ) -> Iterator[dict[str, Any]]:
     scale = 1.0 / (partition.probabilities * num_data)  # 1 / q_m, per datum
     single = scale * (terms.rho - 0.5 * terms.log_det) + log_prior

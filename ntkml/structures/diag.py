@@ -17,7 +17,9 @@ class Diagonal:
         self._shapes = rows.shapes
         self._diagonal = {name: rows.explicit(name).double().square().sum(0) for name in rows.shapes}
         if not all(bool(torch.isfinite(h).all()) for h in self._diagonal.values()):
-            raise NotPositiveDefiniteError("a block (structure diag) has rows with NaN or infinite values; check the data and weights")
+            raise NotPositiveDefiniteError(
+                "a block (structure diag) has rows with NaN or infinite values; check the data and weights"
+            )
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._shapes)

@@ -33,7 +33,9 @@ class GGN:
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._shapes)
-        inverse_root = torch.cat([value.expand(self._shapes[name].numel()) for name, value in precision.items()]).rsqrt()
+        inverse_root = torch.cat(
+            [value.expand(self._shapes[name].numel()) for name, value in precision.items()]
+        ).rsqrt()
         return log_det_identity_plus(self._matrix * inverse_root.unsqueeze(1) * inverse_root, "a block (structure ggn)")
 
     def spectrum(self) -> Tensor:

@@ -26,7 +26,9 @@ class KFAC:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
         if prior.kind == "diagonal":
-            raise ValueError("kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk")
+            raise ValueError(
+                "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
+            )
         precision = prior.of(self._shapes)
         return torch.stack([(self._eigenvalues[name] / precision[name]).log1p().sum() for name in self._shapes]).sum()
 

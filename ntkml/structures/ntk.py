@@ -22,7 +22,9 @@ class NTK:
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         if prior.kind == "scalar":
-            return log_det_identity_plus(self._unit_matrix() / prior.of(self._rows.shapes)[next(iter(self._rows.shapes))], _where(self._rows))
+            return log_det_identity_plus(
+                self._unit_matrix() / prior.of(self._rows.shapes)[next(iter(self._rows.shapes))], _where(self._rows)
+            )
         return log_det_identity_plus(self._kernel(prior), _where(self._rows))
 
     def spectrum(self) -> Tensor:

@@ -52,7 +52,6 @@ def test_every_estimator_is_a_name_on_the_data(name, hparam):
     protocol = load_bound_grid(name, hparam)
     assert len(set(protocol.estimators)) == len(protocol.estimators)
     for estimator in protocol.estimators:
-        # 1797 digits leave fewer than 1000 for a subset only if someone asks for it.
         assert str(resolve_estimator(parse_estimator(estimator), protocol.num_data, 10)) == estimator
 
 
@@ -63,7 +62,12 @@ def test_one_run_of_mnist_bounds_serves_every_figure():
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("figure-4", (10, 20, 50, 100, 250, 500)), ("figure-5", (10, 20, 50, 100, 250, 500, "N")), ("figure-6", (10, 20, 50, 100, 250, 500, "N"))]
+    ("name", "sizes"),
+    [
+        ("figure-4", (10, 20, 50, 100, 250, 500)),
+        ("figure-5", (10, 20, 50, 100, 250, 500, "N")),
+        ("figure-6", (10, 20, 50, 100, 250, 500, "N")),
+    ],
 )
 def test_the_papers_sizes(name, sizes):
     pattern = {"figure-4": "ntk-{}-C", "figure-5": "blockdiag-{}-C", "figure-6": "ntk-{}-1"}[name]
@@ -87,17 +91,24 @@ def test_better_partitions_are_drawn_but_not_asked_for():
 )
 def test_the_papers_axes(name, prior, rotation):
     axes = load_figure(name).axes
-    assert ((axes["prior"].xlim, axes["prior"].ylim), (axes["rotation"].xlim, axes["rotation"].ylim)) == (prior, rotation)
+    assert ((axes["prior"].xlim, axes["prior"].ylim), (axes["rotation"].xlim, axes["rotation"].ylim)) == (
+        prior,
+        rotation,
+    )
     assert (axes["prior"].xscale, axes["rotation"].xscale) == ("log", "linear")
     assert axes["rotation"].broken == (name == "figure-3")
 
 
-@pytest.mark.parametrize("grid", [Grid(start=1e-4, stop=1e4, points=9, spacing="log10"), Grid(start=0.0, stop=math.pi, points=7)])
+@pytest.mark.parametrize(
+    "grid", [Grid(start=1e-4, stop=1e4, points=9, spacing="log10"), Grid(start=0.0, stop=math.pi, points=7)]
+)
 def test_a_grid_rises_evenly_and_its_ends_are_exact(grid):
     values = grid.values()
     assert (values[0], values[-1], len(values)) == (grid.start, grid.stop, grid.points)
     steps = [math.log10(value) for value in values] if grid.spacing == "log10" else values
-    assert [b - a for a, b in zip(steps, steps[1:], strict=False)] == pytest.approx([(steps[-1] - steps[0]) / (grid.points - 1)] * (grid.points - 1))
+    assert [b - a for a, b in zip(steps, steps[1:], strict=False)] == pytest.approx(
+        [(steps[-1] - steps[0]) / (grid.points - 1)] * (grid.points - 1)
+    )
 
 
 def test_a_grid_of_one_point_is_its_start():

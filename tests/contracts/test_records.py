@@ -63,7 +63,10 @@ def test_several_files_are_joined(tmp_path, rows):
 
 def test_equal_rows_make_equal_files(tmp_path, rows):
     for name in ("a.csv", "a.csv.gz"):
-        assert records.write_rows(tmp_path / name, rows).read_bytes() == records.write_rows(tmp_path / f"b{name}", rows).read_bytes()
+        assert (
+            records.write_rows(tmp_path / name, rows).read_bytes()
+            == records.write_rows(tmp_path / f"b{name}", rows).read_bytes()
+        )
     assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()
 
 
@@ -117,7 +120,11 @@ def test_a_row_without_a_column_is_refused(tmp_path, rows):
 
 
 def test_a_manifest_comes_back_and_its_keys_are_sorted(tmp_path):
-    manifest = {"run_id": "a", "notes": ["π instead of τ"], "estimators": {"ntk-N-C": {"certified": True, "num_blocks": 1}}}
+    manifest = {
+        "run_id": "a",
+        "notes": ["π instead of τ"],
+        "estimators": {"ntk-N-C": {"certified": True, "num_blocks": 1}},
+    }
     path = records.write_manifest(tmp_path / "manifest.json", manifest)
     assert records.read_manifest(path) == manifest
     assert list(json.loads(path.read_text())) == sorted(manifest)
@@ -180,5 +187,7 @@ def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
 
     # Permissions do not bind an administrator, under whom tests may run.
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(ValueError, match=r"cannot write to the folder .* \(Permission denied\); choose another with --out"):
+    with pytest.raises(
+        ValueError, match=r"cannot write to the folder .* \(Permission denied\); choose another with --out"
+    ):
         records.ensure_writable_folder(tmp_path)

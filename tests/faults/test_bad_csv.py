@@ -92,5 +92,7 @@ def test_a_cell_that_its_column_cannot_hold(tmp_path, good, column, value, messa
 
 
 def test_the_same_rows_twice(good):
-    with pytest.raises(ValueError, match=r"the row of ntk-N-C at prior = 0\.0001, seed 0, is there more than once; give each file once"):
+    with pytest.raises(
+        ValueError, match=r"the row of ntk-N-C at prior = 0\.0001, seed 0, is there more than once; give each file once"
+    ):
         records.read_rows(good, good)

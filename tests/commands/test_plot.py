@@ -1,0 +1,175 @@
+"""``ntkml plot`` from files and from finished runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ntkml import commands
+from ntkml.protocols import load_bound_grid
+from ntkml.registry import FIGURES
+from tests.synthetic import write_run
+
+ALL = load_bound_grid("mnist-bounds", "prior").estimators
+FIGURE_3 = load_bound_grid("figure-3", "prior").estimators
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """``ntkml plot ...`` in an empty folder; returns exit code, standard output and standard error."""
+
+    def call(*arguments):
+        try:
+            commands.main(["plot", *map(str, arguments)])
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        else:
+            code = 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def is_picture(path):
+    return path.read_bytes()[:4] in (b"\x89PNG", b"%PDF")
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"bound-grid"}))
+def test_every_figure_is_drawn_and_named(run, folder, name):
+    for hparam in ("prior", "rotation"):
+        write_run(folder / "results", ALL, hparam, points=5)
+    code, out, error = run(name, "--format", "png", "--format", "pdf")
+    assert (code, error) == (0, "")
+    assert f"Wrote figures/{name}.png\nWrote figures/{name}.pdf\n" in out
+    assert is_picture(folder / "figures" / f"{name}.png")
+    assert is_picture(folder / "figures" / f"{name}.pdf")
+    assert len(os.listdir(folder / "figures")) == 2
+
+
+def test_torch_is_never_imported(folder):
+    write_run(folder / "results", FIGURE_3, "prior", points=5)
+    code = (
+        "import sys\nfrom ntkml.commands import main\n"
+        "try:\n    main(['plot', 'figure-3', '--format', 'png'])\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+        "assert 'matplotlib' in sys.modules\nassert 'torch' not in sys.modules"
+    )
+    path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_used_and_the_empty_panel_are_said(run, folder):
+    rows = write_run(folder / "elsewhere", FIGURE_3, "prior", points=5)
+    code, out, error = run("figure-3", "--csv", rows, "--out", "pictures", "--format", "png")
+    assert (code, error) == (0, "")
+    assert out == f"Read {rows}\nNo rotation rows: that panel stays empty\nWrote pictures/figure-3.png\n"
+
+
+def test_the_newest_finished_run_with_the_estimators_is_taken(run, folder):
+    results = folder / "results"
+    write_run(results, FIGURE_3, "prior", points=5, run_id="0000000001", finished_at="2026-01-01T00:00:00Z")
+    newest = write_run(results, FIGURE_3, "prior", points=5, run_id="0000000002", finished_at="2026-02-01T00:00:00Z")
+    write_run(results, FIGURE_3, "prior", points=5, run_id="0000000003", finished_at=None)
+    write_run(results, FIGURE_3[:2], "prior", points=5, run_id="0000000004", finished_at="2026-03-01T00:00:00Z")
+    # Other data than the newest run's: not to be mixed into one figure.
+    write_run(results, FIGURE_3, "rotation", points=5, run_id="0000000005", dataset="digits_r180")
+    rotation = write_run(results, FIGURE_3, "rotation", points=5, run_id="0000000006")
+    code, out, _ = run("figure-3", "--format", "png")
+    assert code == 0
+    assert out.splitlines()[:2] == [f"Read {path.relative_to(folder)}" for path in (newest, rotation)]
+
+
+def test_other_seeds_of_the_newest_run_are_averaged(run, folder):
+    results = folder / "results"
+    paths = [
+        write_run(
+            results,
+            FIGURE_3,
+            "prior",
+            points=5,
+            seeds=(seed,),
+            run_id=f"000000000{seed}",
+            finished_at=f"2026-01-0{seed}T00:00:00Z",
+        )
+        for seed in (1, 2)
+    ]
+    _, out, _ = run("figure-3", "--format", "png")
+    assert [line for line in out.splitlines() if line.startswith("Read")] == [
+        f"Read {path.relative_to(folder)}" for path in paths
+    ]
+
+
+def test_the_newest_run_of_any_kind(run, folder):
+    write_run(folder / "results", ["ntk-N-C", "ntk-100-C"], "rotation", points=5, dataset="digits_r180")
+    code, out, _ = run("bound-grid", "--format", "png")
+    assert code == 0
+    assert out.endswith("Wrote figures/bound-grid-rotation-digits_r180-12e4567890.png\n")
+
+
+def test_a_file_without_a_manifest_is_drawn(run, folder):
+    rows = write_run(folder, FIGURE_3, "prior", points=5).rename(folder / "rows.csv")
+    assert run("figure-3", "--csv", rows, "--format", "png")[0] == 0
+
+
+def test_an_older_picture_is_replaced_and_rows_are_not_touched(run, folder):
+    rows = write_run(folder / "results", FIGURE_3, "prior", points=5)
+    before = rows.read_bytes()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "figure-3.png").write_text("old")
+    assert run("figure-3", "--format", "png")[0] == 0
+    assert is_picture(folder / "figures" / "figure-3.png")
+    assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("figure-33",), 2, "unknown figure 'figure-33'; did you mean 'figure-3'? known: figure-2, figure-3"),
+        ((), 2, "Missing argument 'NAME'"),
+        (("figure-2", "--csv", "rows.csv"), 2, "figure-2 is a schematic and reads no rows; leave out --csv"),
+        (("figure-3", "--format", "svg"), 2, "'svg' is not one of 'png', 'pdf'"),
+        (
+            ("figure-3",),
+            1,
+            "no finished bound-grid run under results holds the estimators of figure-3; run: ntkml bound-grid --hparam prior --protocol figure-3",
+        ),
+        (
+            ("bound-grid",),
+            1,
+            "no finished bound-grid run under results holds the estimators of bound-grid; run: ntkml bound-grid --hparam prior (and",
+        ),
+        (("figure-3", "--csv", "none.csv"), 1, "none.csv: no such file"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_and_writes_nothing(run, folder, arguments, code, message):
+    status, out, error = run(*arguments)
+    assert (status, out) == (code, "")
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not os.listdir(folder)
+
+
+def test_a_file_in_the_place_of_the_folder(run, folder):
+    (folder / "figures").write_text("mine")
+    code, _, error = run("figure-2")
+    assert (code, error) == (1, "Error: figures is a file, expected a folder to write to; choose another with --out\n")
+    assert (folder / "figures").read_text() == "mine"
+
+
+def test_a_damaged_manifest_is_named(run, folder):
+    rows = write_run(folder / "results", FIGURE_3, "prior", points=5)
+    rows.with_name("manifest.json").write_text("{")
+    code, _, error = run("figure-3")
+    assert code == 1
+    assert f"{rows.with_name('manifest.json').relative_to(folder)}: not a JSON file" in error

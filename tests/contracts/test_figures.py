@@ -1,0 +1,210 @@
+"""One contract over all figures of bound grids: what is drawn is what the rows say, and what is not drawn is said."""
+
+import numpy
+import pytest
+
+from ntkml import records
+from ntkml.figures import bounds, render, style
+from ntkml.protocols import figure_names, load_figure
+from ntkml.specs import is_certified, parse_estimator
+from tests.pictures import aggregates, all_rows, bands_of, caption_of, legend_labels, lines_of, within
+from tests.synthetic import NUM_OUTPUTS, rows_of
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return all_rows(tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(params=figure_names())
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def drawn(rows):
+    """Every figure once: drawing is the slow part, looking at it is not."""
+    return {name: bounds.draw(name, rows, ["A note of the manifest.", "A long note. " * 30]) for name in figure_names()}
+
+
+class TestContract:
+    def test_every_estimator_of_every_facet_is_drawn_as_the_rows_say(self, name, rows, drawn):
+        figure = drawn[name]
+        curves = {(ax.get_label(), estimator) for ax, estimator, _ in lines_of(figure)}
+        for facet in load_figure(name).facets:
+            for hparam in ("prior", "rotation"):
+                label = f"{hparam}: {facet.title}" if facet.title else hparam
+                assert {(label, estimator) for estimator in facet.estimators} <= curves
+        for ax, estimator, line in lines_of(figure):
+            x, y, _ = aggregates(rows, ax.get_label().partition(":")[0], estimator)
+            numpy.testing.assert_array_equal(line.get_xdata(), x)
+            numpy.testing.assert_array_equal(line.get_ydata(), y)
+
+    def test_bands_are_one_standard_error(self, name, rows, drawn):
+        figure = drawn[name]
+        bands = bands_of(figure)
+        for ax, estimator, _ in lines_of(figure):
+            x, y, error = aggregates(rows, ax.get_label().partition(":")[0], estimator)
+            if numpy.isnan(error).all():
+                assert (ax.get_label(), estimator) not in bands
+                continue
+            (path,) = bands[ax.get_label(), estimator].get_paths()
+            for value, low, high in zip(x, y - error, y + error, strict=True):
+                at_value = path.vertices[path.vertices[:, 0] == value, 1]
+                assert {round(low, 9), round(high, 9)} <= set(at_value.round(9))
+
+    def test_open_markers_are_exactly_the_unproven(self, name, drawn):
+        for _, estimator, line in lines_of(drawn[name]):
+            proven = is_certified(parse_estimator(estimator), NUM_OUTPUTS)
+            assert (line.get_markerfacecolor() == "white") == (not proven)
+
+    def test_curves_of_one_panel_can_be_told_apart_without_colour(self, name, drawn):
+        panels = {}
+        for ax, estimator, line in lines_of(drawn[name]):
+            panels.setdefault(ax, {})[estimator] = (line.get_marker(), str(line._unscaled_dash_pattern))
+        for looks in panels.values():
+            assert len(set(looks.values())) == len(looks)
+
+    def test_the_caption_names_data_model_and_seed(self, name, drawn):
+        caption = caption_of(drawn[name])
+        for words in (
+            "mnist (prior)",
+            "mnist_r180 (rotation)",
+            "N = 1000",
+            "mininet (P = 14 538)",
+            "seed 0",
+            "A note of the manifest.",
+        ):
+            assert words in caption
+
+    def test_nothing_is_cut_off_at_the_border(self, name, drawn):
+        figure = drawn[name]
+        with style.context():
+            figure.draw_without_rendering()
+            frame = figure.bbox
+            texts = list(figure.texts) + [
+                label for ax in figure.axes for label in (*ax.get_xticklabels(), ax.xaxis.label, ax.title)
+            ]
+            for text in texts:
+                assert not text.get_text() or within(text.get_window_extent(), frame), text.get_text()
+            assert within(figure.legends[0].get_window_extent(), frame)
+
+    def test_missing_rows_make_an_empty_panel_that_says_so(self, name, rows):
+        figure = bounds.draw(name, rows[rows["hparam"] == "prior"])
+        empty = [ax for ax in figure.axes if ax.get_label().startswith("rotation")]
+        assert empty
+        for ax in empty:
+            assert [text.get_text() for text in ax.texts] == ["no rotation rows"]
+            assert not ax.lines
+        assert "There are no rotation rows." in caption_of(figure)
+
+    def test_missing_estimators_are_named(self, name, rows):
+        absent = load_figure(name).estimators[-1]
+        figure = bounds.draw(name, rows[(rows["estimator"] != absent) | (rows["hparam"] == "rotation")])
+        assert f"Missing in the prior rows: {absent}." in caption_of(figure)
+
+    def test_rows_of_other_estimators_are_refused(self, name, rows):
+        with pytest.raises(
+            ValueError, match=rf"none of the bounds of {name}; run: ntkml bound-grid --hparam prior --protocol {name}"
+        ):
+            bounds.draw(name, rows[rows["estimator"] == "ntk-N-C"])
+
+    def test_limits_are_the_protocols(self, name, drawn):
+        for ax in drawn[name].axes:
+            axes = load_figure(name).axes[ax.get_label().partition(":")[0]]
+            assert ax.get_xlim() == pytest.approx(axes.xlim)
+            if axes.ylim:
+                assert ax.get_ylim() == pytest.approx(axes.ylim)
+
+    def test_equal_rows_make_equal_files(self, name, rows, drawn, tmp_path):
+        for figure, stem in (
+            (drawn[name], "a"),
+            (bounds.draw(name, rows, ["A note of the manifest.", "A long note. " * 30]), "b"),
+        ):
+            render.save(figure, tmp_path / stem)
+        for suffix in (".png", ".pdf"):
+            assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_sizes_in_the_legend_are_index_pairs(drawn):
+    assert sorted(legend_labels(drawn["figure-3"])) == ["KFAC", "blockdiag", "diag", "full"]
+    assert sorted(legend_labels(drawn["figure-4"])) == ["100", "1000", "200", "2500", "500", "5000", "full (10 000)"]
+    assert sorted(legend_labels(drawn["figure-6"])) == ["10", "100", "1000", "20", "250", "50", "500", "full (10 000)"]
+
+
+def test_sizes_are_inputs_where_the_number_of_outputs_is_not_known(rows):
+    figure = bounds.draw("figure-4", rows.assign(dataset="cifar-100"))
+    assert sorted(legend_labels(figure)) == ["10", "100", "20", "250", "50", "500", "full"]
+    assert figure.legends[0].get_title().get_text() == "inputs per block"
+
+
+def test_figure_3_breaks_the_axis_where_diag_is_far_below(rows, drawn):
+    upper, lower = [ax for ax in drawn["figure-3"].axes if ax.get_label() == "rotation"]
+    _, diag, _ = aggregates(rows, "rotation", "diag-N-C")
+    _, kfac, _ = aggregates(rows, "rotation", "kfac-N-C")
+    assert lower.get_ylim()[0] < diag.min() <= diag.max() < lower.get_ylim()[1] < upper.get_ylim()[0] < kfac.min()
+
+
+def test_figure_3_does_not_break_the_axis_without_a_gap(rows):
+    figure = bounds.draw("figure-3", rows[rows["estimator"] != "diag-N-C"])
+    assert len([ax for ax in figure.axes if ax.get_label() == "rotation"]) == 1
+
+
+def test_figure_3_does_not_break_the_axis_for_less_than_half_a_nat(rows):
+    close = rows.assign(log_marginal_likelihood=rows["log_marginal_likelihood"] / 50)
+    (ax,) = [ax for ax in bounds.draw("figure-3", close).axes if ax.get_label() == "rotation"]
+    assert ax.get_ylim()[1] - ax.get_ylim()[0] >= 0.0999
+
+
+def test_a_facet_without_proof_says_so_in_its_title(drawn):
+    titles = [ax.get_title(loc="left") for ax in drawn["figure-6"].axes]
+    assert "one output (the paper's): not a proven bound" in titles
+    assert "one tree node (ours)" in titles
+
+
+def test_better_partitions_are_drawn_only_where_there_are_rows(rows, drawn):
+    random_and_class = rows[rows["grouping"].isin(["", "class"])]
+    assert {ax.get_title() for ax in drawn["figure-12"].axes} >= {"k-means (ours)", "greedy (ours)"}
+    assert {ax.get_title() for ax in bounds.draw("figure-12", random_and_class).axes} == {"", "random", "by class"}
+
+
+def test_the_caption_says_what_is_no_bound_and_what_exceeds_the_exact_value(drawn):
+    caption = caption_of(drawn["figure-6"])
+    assert "Bands: one standard error over blocks." in caption
+    assert "Open markers, not a proven bound: ntk-{N, 500, 250, 100, 50, 20, 10}-1." in caption
+    assert "Above the exact value (prior): ntk-{N, 500, 250, 100, 50, 20, 10}-1, at up to 3 of 12 points." in caption
+
+
+def test_the_caption_names_curves_outside_the_range(rows):
+    low = rows.copy()
+    low.loc[low["estimator"] == "ntk-10-C", "log_marginal_likelihood"] = -40.0
+    caption = caption_of(bounds.draw("figure-4", low))
+    assert "Outside the range shown (prior): ntk-10-C, from -40 to -40." in caption
+    assert "Outside the range shown (rotation): ntk-10-C, from -40 to -40." in caption
+
+
+def test_other_data_than_the_papers_choose_their_own_range(rows):
+    high = rows.assign(dataset="digits", log_marginal_likelihood=rows["log_marginal_likelihood"] + 100)
+    for ax in bounds.draw("figure-4", high).axes:
+        _, exact, _ = aggregates(high, ax.get_label(), "ntk-N-C")
+        bottom, top = ax.get_ylim()
+        assert bottom < exact.max() < top
+        assert 0.5 < top - bottom < 7
+
+
+@pytest.mark.parametrize("column", ["dataset", "model", "num_data", "num_params"])
+def test_rows_of_several_settings_are_refused(rows, column):
+    mixed = rows.copy()
+    mixed.loc[mixed["estimator"] == "ntk-10-C", column] = {"dataset": "digits", "model": "other"}.get(column, 7)
+    with pytest.raises(ValueError, match=f"the prior rows mix several values of {column}"):
+        bounds.draw("figure-4", mixed)
+
+
+def test_two_runs_of_one_seed_are_refused(rows, tmp_path):
+    other = records.write_rows(tmp_path / "other.csv", rows_of(["ntk-N-C"], "prior", run_id="ffffffffff"))
+    import pandas
+
+    with pytest.raises(
+        ValueError, match="ntk-N-C has several prior rows for one value and seed; give the files of one run per seed"
+    ):
+        bounds.draw("figure-3", pandas.concat([rows, records.read_rows(other)]))

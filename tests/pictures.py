@@ -1,0 +1,59 @@
+"""What a figure shows, read back from its artists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from ntkml import records
+from ntkml.protocols import load_bound_grid
+from tests.synthetic import rows_of
+
+ALL = load_bound_grid("mnist-bounds", "prior").estimators
+
+
+def all_rows(folder: Path) -> pandas.DataFrame:
+    """Both hyperparameters, every estimator, one seed; by way of files, as figures get them."""
+    paths = [records.write_rows(folder / f"{hparam}.csv", rows_of(ALL, hparam)) for hparam in ("prior", "rotation")]
+    return records.read_rows(*paths)
+
+
+def aggregates(rows: pandas.DataFrame, hparam: str, estimator: str) -> tuple[Any, Any, Any]:
+    """Values and errors over the grid, straight from the table."""
+    chosen = rows[rows["block"].isna() & (rows["hparam"] == hparam) & (rows["estimator"] == estimator)].sort_values(
+        "hparam_value"
+    )
+    return (
+        chosen["hparam_value"].to_numpy(),
+        chosen["log_marginal_likelihood"].to_numpy(),
+        chosen["standard_error"].to_numpy(),
+    )
+
+
+def lines_of(figure: Any) -> list[tuple[Any, str, Any]]:
+    """(panel, estimator, line) of every curve; a curve in both parts of a broken axis comes twice."""
+    return [(ax, line.get_gid(), line) for ax in figure.axes for line in ax.lines if line.get_gid()]
+
+
+def bands_of(figure: Any) -> dict[tuple[str, str], Any]:
+    """Bands by panel and estimator."""
+    return {(ax.get_label(), band.get_gid()): band for ax in figure.axes for band in ax.collections if band.get_gid()}
+
+
+def caption_of(figure: Any) -> str:
+    """The caption on one line, with common spaces."""
+    (text,) = [
+        text for text in figure.texts + [t for ax in figure.axes for t in ax.texts] if text.get_gid() == "caption"
+    ]
+    return text.get_text().replace("\n", " ").replace("\u00a0", " ")
+
+
+def legend_labels(figure: Any) -> list[str]:
+    return [text.get_text().replace("\u00a0", " ") for text in figure.legends[0].get_texts()]
+
+
+def within(box: Any, frame: Any) -> bool:
+    """Whether a box lies in the frame, to one pixel."""
+    return box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1 and box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1
