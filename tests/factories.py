@@ -192,7 +192,7 @@ def dense_log_prob(likelihood: Likelihood, f: Tensor, y: Tensor) -> Tensor:
         return f.gather(0, y.reshape(1)).squeeze(0) - f.logsumexp(0)
     if isinstance(likelihood, Bernoulli):
         return (y * f - (1 + f.exp()).log()).sum()
-    variance = torch.as_tensor(likelihood.observation_noise).double() ** 2
+    variance = torch.as_tensor(likelihood.observation_noise, dtype=torch.float64) ** 2
     return (-((y - f) ** 2) / (2 * variance) - (2 * torch.pi * variance).log() / 2).sum()
 
 
@@ -238,7 +238,7 @@ def naive_tree_factor(outputs: Tensor, splits: Sequence[tuple[Sequence[int], Seq
 
 def assert_same(actual: Tensor | float, expected: Tensor | float, tolerance: float = 1e-10) -> None:
     """Equal to within ``tolerance``, relative to max(1, |expected|)."""
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).detach().double()
+    actual, expected = (torch.as_tensor(value, dtype=torch.float64).detach() for value in (actual, expected))
     assert actual.shape == expected.shape, f"shapes {tuple(actual.shape)} and {tuple(expected.shape)}"
     error = ((actual - expected).abs() / expected.abs().clamp_min(1.0)).max() if actual.numel() else torch.zeros(())
     assert error <= tolerance, f"largest error {error:.3g} (allowed {tolerance:g}): {actual} against {expected}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -150,43 +151,30 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import records
     from ntkml.datasets import load_dataset
-    from ntkml.runs import bound_grid as run
+    from ntkml.runs.bound_grid import run_bound_grid
+    from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
+    from ntkml.runs.weights import read_weights
 
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
-    available = len(data.train_inputs)
     if options["num_data"] is None:
-        protocol = replace(protocol, num_data=min(protocol.num_data, available))
+        protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
     try:
-        protocol = run.check_protocol(protocol, data.num_classes, available)
+        protocol = resolve_protocol(protocol, data)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    weights, checksum = _read_weights(options["weights"])
-    block_rows = options["rows"] == "all"
-    settings = run.run_settings(protocol, checksum, block_rows)
-    folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{records.run_id(settings)}"
-    _make_way(folder, options["force"])
+    weights = read_weights(options["weights"]) if options["weights"] else None
+    grid = BoundGrid(protocol, data, weights, options["rows"] == "all", tuple(_changes(protocol, asked)))
+    folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
+    if options["force"] and folder.exists():
+        shutil.rmtree(folder)
     if (folder / "manifest.json").exists():
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
-        click.echo(
-            f"{protocol.title}: {protocol.dataset}, N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
-        )
-        run.run_bound_grid(
-            protocol,
-            folder,
-            _track,
-            data=data,
-            weights=weights,
-            settings=settings,
-            block_rows=block_rows,
-            notes=_reductions(protocol, asked),
-        )
-    picture = _draw(folder, options["figures"])
-    click.echo(f"Rows:     {folder / 'rows.csv'}")
-    click.echo(f"Manifest: {folder / 'manifest.json'}")
-    click.echo("Picture:  " + ", ".join(str(path) for path in picture))
+        size = f"N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
+        click.echo(f"{protocol.title}: {protocol.dataset}, {size}")
+        run_bound_grid(grid, folder, _track)
+    _draw(folder, options["figures"])
 
 
 def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
@@ -195,58 +183,29 @@ def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
     return tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5)
 
 
-def _make_way(folder: Path, force: bool) -> None:
-    if force and folder.exists():
-        import shutil
-
-        shutil.rmtree(folder)
-
-
-def _read_weights(path: Path | None) -> tuple[dict[str, Any] | None, str | None]:
-    """State dict and sha256 of a weights file."""
-    if path is None:
-        return None, None
-    import hashlib
-
-    import torch
-
-    if not path.is_file():
-        raise click.BadParameter(f"{path} does not exist", param_hint="--weights")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
-        raise ValueError(
-            f"{path} is not a file of weights ({type(error).__name__}): give a weights.pt of a run"
-        ) from None
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds no weights (a dictionary of tensors): give a weights.pt of a run")
-    return weights, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _reductions(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]:
-    """Sentences that a caption must show: what differs from the protocol that was named."""
-    changes = [
-        f"{name} {getattr(protocol, field)} instead of {getattr(asked, field)}"
-        for field, name in (
-            ("dataset", "data set"),
-            ("model", "model"),
-            ("num_data", "N"),
-            ("samples", "S"),
-            ("seed", "seed"),
-        )
-        if getattr(protocol, field) != getattr(asked, field)
+def _changes(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]:
+    """A sentence that a caption must show: where the run differs from the protocol that was named."""
+    pairs = [
+        ("data set", protocol.dataset, asked.dataset),
+        ("model", protocol.model, asked.model),
+        ("N", protocol.num_data, asked.num_data),
+        ("S", protocol.samples, asked.samples),
+        ("seed", protocol.seed, asked.seed),
+        ("grid points", protocol.grid.points, asked.grid.points),
+        ("training epochs", protocol.training.epochs, asked.training.epochs),
     ]
-    if protocol.grid != asked.grid:
-        changes.append(f"{protocol.grid.points} grid points instead of {asked.grid.points}")
-    if protocol.training.epochs != asked.training.epochs:
-        changes.append(f"{protocol.training.epochs} training epochs instead of {asked.training.epochs}")
-    return [f"Against protocol {asked.name}: {'; '.join(changes)}."] if changes else []
+    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
+    return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []
 
 
-def _draw(folder: Path, figures: Path) -> list[Path]:
+def _draw(folder: Path, figures: Path) -> None:
+    """The run's picture, then where everything lies."""
     from ntkml import records
     from ntkml.figures import bounds, captions, render
 
     notes = captions.manifest_notes([records.read_manifest(folder / "manifest.json")])
     figure = bounds.draw_run(records.read_rows(folder / "rows.csv"), notes)
-    return render.save(figure, records.ensure_writable_folder(figures) / f"bound-grid-{folder.name}", ["png"])
+    pictures = render.save(figure, records.ensure_writable_folder(figures) / f"bound-grid-{folder.name}", ["png"])
+    click.echo(f"Rows:     {folder / 'rows.csv'}")
+    click.echo(f"Manifest: {folder / 'manifest.json'}")
+    click.echo(f"Picture:  {', '.join(str(path) for path in pictures)}")

@@ -83,16 +83,15 @@ def test_linear_regression_at_its_mode_has_its_true_evidence(name):
     with torch.no_grad():
         model.weight.copy_(mode[:3].T)
         model.bias.copy_(mode[3])
-    covariance = noise**2 * torch.eye(9) + features / prior @ features.T
+    covariance = noise**2 * torch.eye(9, dtype=torch.float64) + features / prior @ features.T
     evidence = MultivariateNormal(torch.zeros(9, dtype=torch.float64), covariance).log_prob(y.squeeze(1))
     assert_same(log_marginal_likelihood(model, x, y, name, precision, Gaussian(noise)).total, evidence)
 
 
-def test_several_networks_in_one_formula_add_up():
-    """Bernoulli outputs that share no parameter are separate problems, and their evidences add up."""
+def test_outputs_that_share_no_parameter_add_up():
+    """Two logistic regressions in one linear layer are separate problems, and their evidences add up."""
     case = make_case("mlp", "bernoulli", num_outputs=2)
-    heads = nn.Linear(4, 2)
-    model = seeded(heads)
+    model = seeded(nn.Linear(4, 2))
     both = log_marginal_likelihood(model, case.x, case.y, "ntk-N-C", 0.7, "bernoulli").total
     single = 0.0
     for output in range(2):

@@ -1,0 +1,150 @@
+"""What every cell of a bound grid shares: data, trained network, noise, and the partition of every estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ntkml import records
+from ntkml.capture import check_model, trainable_parameters
+from ntkml.datasets import ImageDataset, subset
+from ntkml.dichotomies import NestedDichotomy
+from ntkml.evidence import partition_for, tree_for
+from ntkml.hyperparameters.affine import draw_noise, rotation_eta
+from ntkml.likelihoods import Categorical
+from ntkml.models import build_model
+from ntkml.partitions import Partition
+from ntkml.protocols import BoundGridProtocol
+from ntkml.randomness import generator_for
+from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
+from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
+from ntkml.training import train_map
+
+#: The exact log marginal likelihood of the linearised Laplace approximation, by its estimator name.
+EXACT = "ntk-N-C"
+
+#: Memory of the Jacobian table and its float64 Grams beyond which a run is refused, in bytes.
+TABLE_BUDGET_BYTES = 16 * 2**30
+
+#: track(iterable, total, label) yields the iterable and shows progress; the command line passes a bar with an ETA.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class BoundGrid:
+    """What is to be computed: a protocol, its data, and weights given instead of trained (or None).
+
+    ``block_rows``: whether every block gets a row beside the aggregates. ``notes``: sentences that every caption must
+    show, beside the protocol's own.
+    """
+
+    protocol: BoundGridProtocol
+    data: ImageDataset
+    weights: SavedWeights | None = None
+    block_rows: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number in the rows; the run's id is its hash."""
+        settings = asdict(self.protocol)
+        for words in ("name", "title", "notes"):
+            del settings[words]
+        weights = self.weights.checksum if self.weights else "trained"
+        return settings | {"weights": weights, "block_rows": self.block_rows, "dtype": "float32"}
+
+    @property
+    def run_id(self) -> str:
+        return records.run_id(self.settings)
+
+    @property
+    def captions(self) -> list[str]:
+        """The protocol's notes say how weights are trained; given weights make them untrue."""
+        if self.weights is None:
+            return [*self.protocol.notes, *self.notes]
+        return [f"Weights read from a file (sha256 {self.weights.checksum[:10]}).", *self.notes]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A bound grid made ready: everything that its cells share."""
+
+    grid: BoundGrid
+    train: ImageDataset
+    model: nn.Module
+    noise: Tensor | None
+    tree: NestedDichotomy | None
+    partitions: dict[EstimatorSpec, Partition]
+    num_params: int
+
+
+def resolve_protocol(protocol: BoundGridProtocol, data: ImageDataset) -> BoundGridProtocol:
+    """The protocol with every estimator resolved on the data, each once and EXACT first.
+
+    Raises:
+        ValueError: more data than there are, an estimator that cannot be built on them, or a precision of zero.
+    """
+    available = len(data.train_inputs)
+    if protocol.num_data > available:
+        raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
+    if protocol.hparam == "prior" and protocol.grid.start <= 0:
+        raise ValueError(f"a prior precision must be positive; the grid starts at {protocol.grid.start:g}")
+    names = (EXACT, *protocol.estimators)
+    specs = [resolve_estimator(parse_estimator(name), protocol.num_data, data.num_classes) for name in names]
+    return replace(protocol, estimators=tuple(dict.fromkeys(str(spec) for spec in specs)))
+
+
+def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
+    """Train or load the weights (kept in ``folder``), draw the noise and make the partitions.
+
+    Raises:
+        ValueError: weights of another network, a network that cannot be captured, or tables beyond the memory budget.
+    """
+    protocol = grid.protocol
+    train = subset(grid.data, protocol.num_data, generator_for(protocol.seed, "data"))
+    model = build_model(protocol.model, train.input_shape, train.num_classes, generator_for(protocol.seed, "init"))
+    num_params = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    _check_memory(protocol.num_data * train.num_classes, num_params)
+    _train_or_load(model, grid, train, folder / "weights.pt", track)
+    model.eval()
+    check_model(model, train.train_inputs)
+    noise = None
+    if protocol.hparam == "rotation":
+        noise = draw_noise(protocol.num_data, protocol.samples, generator_for(protocol.seed, "augmentation"))
+    partitions = {}
+    for name in track(protocol.estimators, len(protocol.estimators), "partitions"):
+        spec = parse_estimator(name)
+        # Every estimator starts the same stream, so that blocks of one size hold the same inputs in all of them. Features
+        # and kernels are those of the images as they are: one partition serves the whole grid.
+        stream = generator_for(protocol.seed, "partition")
+        partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream)
+    return Setup(grid, train, model, noise, tree_for(model), partitions, num_params)
+
+
+def _check_memory(num_pairs: int, num_params: int) -> None:
+    needed = 4 * num_pairs * num_params + 3 * 8 * min(num_pairs, num_params) ** 2
+    if needed > TABLE_BUDGET_BYTES:
+        raise ValueError(
+            f"{num_pairs} index pairs and {num_params} parameters need about {needed / 2**30:.0f} GiB "
+            f"(limit {TABLE_BUDGET_BYTES / 2**30:.0f} GiB): lower --num-data"
+        )
+
+
+def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved: Path, track: Track) -> None:
+    """Given weights, those that an earlier start left, or weights trained now; they are saved in all cases."""
+    protocol, settings = grid.protocol, grid.protocol.training
+    if grid.weights is not None or saved.exists():
+        fit_weights(model, grid.weights or read_weights(saved), f"{protocol.model} on {train.name}")
+    else:
+        eta = rotation_eta(settings.rotation) if settings.rotation else None
+        stream = generator_for(protocol.seed, "training")
+        x, y = train.train_inputs, train.train_targets
+        epochs = train_map(model, x, y, Categorical(), settings, eta, stream)
+        for _ in track(epochs, settings.epochs, "training epochs"):
+            pass
+    if not saved.exists():
+        save_weights(saved, model)

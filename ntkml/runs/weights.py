@@ -1,0 +1,63 @@
+"""Weights of a run: read from a file, or trained and saved, in either case fitted to a network and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ntkml import records
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """A state dict and the sha256 of the file it came from."""
+
+    state: Mapping[str, Tensor]
+    checksum: str
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """Read a ``weights.pt``; nothing in the file is executed.
+
+    Raises:
+        ValueError: no such file, or not a file of finite weights.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of weights; give the weights.pt of a run")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
+        raise ValueError(
+            f"{path} is not a file of weights ({type(error).__name__}): give the weights.pt of a run"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no weights (a dictionary of tensors): give the weights.pt of a run")
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise ValueError(f"{path} holds weights that are NaN or infinite")
+    return SavedWeights(state, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the model's state dict, atomically."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    records.write_atomically(path, buffer.getvalue())
+
+
+def fit_weights(model: nn.Module, weights: SavedWeights, described: str) -> None:
+    """Load weights into ``model``; ``described`` names the network in the error.
+
+    Raises:
+        ValueError: another network's weights.
+    """
+    try:
+        model.load_state_dict(weights.state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"the weights do not fit {described}: {reason}") from None

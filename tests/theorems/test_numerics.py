@@ -1,0 +1,155 @@
+"""Float32 networks give float64's numbers, and no input in reach gives NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ntkml import linalg, log_marginal_likelihood
+from tests.factories import LIKELIHOODS, NETWORKS, STRUCTURES, assert_same, generator, in_float32, make_case
+
+NAMES = ["N-C", "3-C", "3-1", "2-2", "N-tree", "3-tree+iid"]
+
+
+def names_for(likelihood):
+    return [name for name in NAMES if likelihood == "categorical" or "tree" not in name]
+
+
+def rounded(case):
+    """The float64 case whose weights and data are exactly those of its float32 twin, and that twin."""
+    single = in_float32(case)
+    with torch.no_grad():
+        for wide, narrow in zip(case.model.parameters(), single.model.parameters(), strict=True):
+            wide.copy_(narrow)
+    case.x.copy_(single.x)
+    if case.y.is_floating_point():
+        case.y.copy_(single.y)
+    return case, single
+
+
+@pytest.mark.parametrize("precision", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_float32_network_gives_the_values_of_float64(network, likelihood, precision):
+    double, single = rounded(make_case(network, likelihood))
+    assert next(single.model.parameters()).dtype == torch.float32
+    for structure in STRUCTURES:
+        for name in names_for(likelihood):
+            wide, narrow = (case.estimate(f"{structure}-{name}", precision) for case in (double, single))
+            assert narrow.total.dtype == torch.float64
+            for term in ("log_likelihood", "log_prior", "log_det", "total"):
+                assert_same(getattr(narrow, term), getattr(wide, term), 1e-5)
+
+
+def test_the_log_determinant_of_nearly_nothing_keeps_its_digits():
+    """At precision 1e8 float32 algebra would round 1 + x to 1; the diagonal structures keep log1p throughout."""
+    case = make_case("mlp")
+    for structure in ("kfac", "diag"):
+        value, ten_times = (case.estimate(f"{structure}-N-C", precision).log_det for precision in (1e12, 1e13))
+        assert value / ten_times == pytest.approx(10, rel=1e-9)
+    assert case.estimate("ntk-N-C", 1e8).log_det * 1e8 == pytest.approx(case.ggn.trace().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("precision", [1e-8, 1.0, 1e8])
+def test_saturated_outputs_give_finite_values_and_gradients(precision, likelihood, structure, dtype):
+    """Logits of +-1e3, some of them tied, and one input whose probabilities are ordinary."""
+    case = make_case("mlp", likelihood)
+    with torch.no_grad():
+        case.model[2].weight.zero_()
+        case.model[2].bias.copy_(torch.tensor([1e3, -1e3, 1e3]))
+        case.model[2].weight[0, 0] = 3e3  # makes the tied first class win, lose or share
+    case = case if dtype == torch.float64 else in_float32(case)
+    assert case.model(case.x).abs().max() > 1e3
+    log_precision = torch.tensor(math.log(precision), dtype=torch.float64, requires_grad=True)
+    for name in names_for(likelihood):
+        estimate = case.estimate(f"{structure}-{name}", log_precision.exp())
+        (gradient,) = torch.autograd.grad(estimate.total, log_precision)
+        assert torch.isfinite(torch.stack([estimate.total, estimate.log_det, gradient])).all()
+        assert estimate.log_det >= 0
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_certain_outputs_have_no_complexity(structure):
+    """Where every probability is 0 or 1 to float64, Lambda vanishes and so does the log-determinant, exactly."""
+    case = make_case("mlp")
+    with torch.no_grad():
+        case.model[2].weight.zero_()
+        case.model[2].bias.copy_(torch.tensor([3e3, 0.0, -3e3]))
+    for name in NAMES:
+        assert case.estimate(f"{structure}-{name}", 1e-8).log_det == 0
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_extreme_precisions_give_finite_values_and_gradients(likelihood, structure):
+    case = in_float32(make_case("convnet", likelihood))
+    for precision in (1e-8, 1e8):
+        log_precision = torch.tensor(math.log(precision), dtype=torch.float64, requires_grad=True)
+        for name in names_for(likelihood):
+            estimate = case.estimate(f"{structure}-{name}", log_precision.exp())
+            (gradient,) = torch.autograd.grad(estimate.total, log_precision)
+            assert torch.isfinite(torch.stack([estimate.total, gradient])).all()
+
+
+def test_identical_inputs_at_a_tiny_precision_stay_positive_definite():
+    """A kernel of rank C - 1 times 1e8: the Cholesky factorisation sees I + K with a condition number of 1e10."""
+    case = make_case("mlp")
+    x, y = case.x[:1].repeat(6, 1), case.y[:1].repeat(6)
+    values = [log_marginal_likelihood(case.model, x, y, f"{s}-N-C", 1e-8).log_det for s in ("ntk", "ggn")]
+    assert_same(values[0], values[1], 1e-6)
+
+
+@pytest.mark.parametrize("gram", [linalg.gram, linalg.large_gram])
+def test_grams_of_float32_rows_are_accumulated_in_float64(gram, monkeypatch):
+    """Tile by tile, in an order that must not matter; float32 sums would lose the small part."""
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 64)
+    rows = torch.randn(9, 300, generator=generator()) * torch.logspace(4, -4, 300)
+    options = {"tile_rows": 4} if gram is linalg.large_gram else {}
+    exact = rows.double() @ rows.double().T
+    assert gram(rows, **options).dtype == torch.float64
+    assert_same(gram(rows, **options), exact, 1e-14)
+    assert (rows @ rows.T - exact).abs().max() / exact.abs().max() > 1e-9
+
+
+def test_nan_rows_raise_and_are_not_hidden():
+    """Every structure names itself and says what to do; nothing is added to the diagonal."""
+    case = make_case("mlp")
+    with torch.no_grad():
+        case.model[0].weight[0, 0] = torch.nan
+    for structure in STRUCTURES:
+        with pytest.raises(
+            linalg.NotPositiveDefiniteError, match=rf"\(structure {structure}\).*check the data and weights"
+        ):
+            case.estimate(f"{structure}-N-1")
+
+
+def test_a_matrix_that_is_not_positive_definite_is_refused():
+    with pytest.raises(
+        linalg.NotPositiveDefiniteError, match=r"I \+ K of a test is not positive definite in torch.float64"
+    ):
+        linalg.log_det_identity_plus(-2.0 * torch.eye(2, dtype=torch.float64), "a test")
+    assert isinstance(linalg.NotPositiveDefiniteError(), ValueError)
+
+
+def test_spectra_hold_no_rounding_below_zero():
+    rows = torch.randn(8, 3, generator=generator(), dtype=torch.float64)
+    eigenvalues = linalg.spectrum(rows @ rows.T, "a test")
+    assert eigenvalues.min() >= 0
+    assert_same(eigenvalues[-3:], torch.linalg.svdvals(rows).flip(0) ** 2)
+
+
+def test_a_linear_layer_of_zeros_has_rows():
+    """Untrained, symmetric networks give singular kernels, not errors."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    case = make_case("mlp")
+    for structure in STRUCTURES:
+        estimate = log_marginal_likelihood(model, case.x, case.y, f"{structure}-3-tree+kmeans", 1e-6)
+        assert torch.isfinite(estimate.total)
