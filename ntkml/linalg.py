@@ -44,13 +44,47 @@ def large_gram(rows: Tensor, tile_rows: int = 2048) -> Tensor:
     return total
 
 
+def channel_gram(rows: Tensor) -> Tensor | None:
+    """R R^T in float64 for rows whose outputs are few directions in every channel, or None where they are not.
+
+    Behind the last hidden layer only an elementwise function and the output weights W follow, so its rows are
+    J[n, c, o] = W[c, o] B[n, o]: over the outputs c every channel o has rank one, and one N x N Gram of B per channel
+    replaces an (N C) x (N C) one. The rank is found from the rows themselves; what is dropped lies below their rounding.
+
+    Args:
+        rows: (N, C, o, d).
+
+    Returns:
+        (N C, N C), or None if a channel has a higher rank than one.
+    """
+    num_inputs, num_outputs, num_channels, _ = rows.shape
+    tolerance = 16 * torch.finfo(rows.dtype).eps
+    grams, directions = [], []
+    for channel in range(num_channels):
+        unfolded = rows[:, :, channel].transpose(0, 1).flatten(1).double()  # (C, N d)
+        direction = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors[:, -1]  # the leading one
+        base = direction @ unfolded
+        if not bool((unfolded - torch.outer(direction, base)).norm() <= tolerance * unfolded.norm()):
+            return None
+        base = base.reshape(num_inputs, -1)
+        grams.append((base @ base.T).flatten())
+        directions.append(torch.outer(direction, direction).flatten())
+    joined = torch.stack(directions).T @ torch.stack(grams)  # (C C, N N)
+    return (
+        joined.reshape(num_outputs, num_outputs, num_inputs, num_inputs)
+        .permute(2, 0, 3, 1)
+        .reshape(num_inputs * num_outputs, num_inputs * num_outputs)
+    )
+
+
 def log_det_identity_plus(matrix: Tensor, where: str) -> Tensor:
     """log|I + K| of a symmetric positive semi-definite K, by one Cholesky factorisation. matrix: (..., b, b) -> (...).
 
     Raises:
         NotPositiveDefiniteError: the factorisation failed; ``where`` names block, structure and prior.
     """
-    shifted = matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    shifted = matrix.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(1.0)
     factor, info = torch.linalg.cholesky_ex(shifted)
     if bool((info > 0).any()) or not bool(torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all()):
         raise NotPositiveDefiniteError(

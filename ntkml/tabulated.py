@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.layers.positions import KroneckerInputs, Positions
-from ntkml.linalg import gram, large_gram
+from ntkml.linalg import channel_gram, gram, large_gram
 from ntkml.rows import merge_factors, positions_of, qualified
 
 
@@ -50,7 +50,9 @@ class JacobianTable:
     def gram(self, name: str) -> Tensor:
         """J_l J_l^T over all pairs, float64, computed once. Shape (N C, N C)."""
         if name not in self._grams:
-            self._grams[name] = large_gram(self.rows[name].flatten(0, 1))
+            channels = self.rows[name].unflatten(2, (self.shapes[name][0], -1))
+            factored = channel_gram(channels)
+            self._grams[name] = large_gram(self.rows[name].flatten(0, 1)) if factored is None else factored
         return self._grams[name]
 
     def total_gram(self) -> Tensor:
@@ -113,7 +115,7 @@ class TabulatedRows:
         pairs = (self._inputs.unsqueeze(1) * num_outputs + self._outputs).reshape(-1)
         n, c, k = self._factor.shape
         factor = self._factor.double()
-        block = full[pairs][:, pairs] if len(pairs) < len(full) or not _is_range(pairs) else full
+        block = full if _is_range(pairs, len(full)) else full[pairs.unsqueeze(1), pairs]
         if c == k == 1:
             scale = factor.reshape(-1)
             return block * scale.unsqueeze(1) * scale
@@ -122,8 +124,9 @@ class TabulatedRows:
         return (factor.transpose(1, 2) @ turned).reshape(n * k, n * k)
 
 
-def _is_range(pairs: Tensor) -> bool:
-    return bool((pairs == torch.arange(len(pairs), device=pairs.device)).all())
+def _is_range(pairs: Tensor, size: int) -> bool:
+    """Whether these are all pairs in their order, so that nothing needs to be copied."""
+    return len(pairs) == size and bool((pairs == torch.arange(size, device=pairs.device)).all())
 
 
 def tabulate(
