@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import protocols
-from ntkml.registry import MODELS, STRUCTURES
-from ntkml.specs import GROUPINGS, parse_estimator
+from ntkml.commands.types import PRECISION, EstimatorList
+from ntkml.registry import MODELS
 
 if TYPE_CHECKING:
     from ntkml.protocols import BoundGridProtocol
@@ -25,96 +25,34 @@ Examples:
 """
 
 
-class EstimatorList(click.ParamType):
-    """Comma-separated names of estimators."""
-
-    name = "names"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(str(parse_estimator(name.strip())) for name in str(value).split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        done, _, last = incomplete.rpartition(",")
-        head = f"{done}," if done else ""
-        return [CompletionItem(head + name) for name in _completions() if name.startswith(last)]
-
-
-def _completions() -> list[str]:
-    """Common spellings: every structure, a few sizes, every split and grouping."""
-    plain = [
-        f"{structure}-{inputs}-{outputs}"
-        for structure in STRUCTURES
-        for inputs in ("100", "500", "N")
-        for outputs in ("1", "C", "tree")
-    ]
-    return plain + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
+def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any]:
+    """An option that replaces one setting of the protocol."""
+    return click.option(name, type=kind, default=None, help=f"{text}  [default: the protocol's]")
 
 
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
-@click.option(
-    "--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="Hyperparameter that the grid runs over."
-)
+@click.option("--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="What the grid runs over.")
 @click.option(
     "--protocol", default="digits", help="Settings to start from: digits, mnist-bounds, figure-3 ... figure-12."
 )
 @click.option(
-    "--protocol-variant",
-    type=click.Choice(protocols.VARIANTS),
-    default="paper",
-    help="Where paper and its code differ.",
+    "--protocol-variant", type=click.Choice(protocols.VARIANTS), default="paper", help="Where paper and code differ."
 )
-@click.option("--dataset", default=None, help="Data set, with a variant such as mnist_r180.  [default: the protocol's]")
-@click.option("--model", type=click.Choice(list(MODELS)), default=None, help="Network.  [default: the protocol's]")
+@_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
+@_setting("--model", click.Choice(list(MODELS)), "Network.")
+@_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
+@_setting("--grid-points", click.IntRange(min=1), "Points of the grid.")
+@_setting("--samples", click.IntRange(min=1), "Augmentation samples S (rotation).")
+@_setting("--num-data", click.IntRange(min=1), "Training images N.")
+@_setting("--epochs", click.IntRange(min=1), "Training epochs of the weights.")
+@_setting("--prior-precision", PRECISION, "Prior precision of the training, and of a whole rotation grid.")
+@_setting("--seed", click.INT, "Seed of data, weights, partition and noise.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A run's weights.pt, instead of training.")
 @click.option(
-    "--estimators",
-    type=EstimatorList(),
-    default=None,
-    help="Comma-separated, e.g. ntk-100-1,kfac-N-C.  [default: the protocol's]",
-)
-@click.option(
-    "--grid-points", type=click.IntRange(min=1), default=None, help="Points of the grid.  [default: the protocol's]"
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Augmentation samples S (rotation).  [default: the protocol's]",
-)
-@click.option(
-    "--num-data", type=click.IntRange(min=1), default=None, help="Training images N.  [default: the protocol's]"
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(min=1),
-    default=None,
-    help="Training epochs of the weights.  [default: the protocol's]",
-)
-@click.option(
-    "--seed", type=int, default=None, help="Seed of data, weights, partition and noise.  [default: the protocol's]"
-)
-@click.option(
-    "--weights",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Weights (weights.pt of a run) instead of training.",
-)
-@click.option(
-    "--data-root",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Folder of the data sets.  [default: $NTKML_DATA, else ~/.cache/ntkml]",
+    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option(
-    "--rows", type=click.Choice(("all", "aggregate")), default="all", help="Write a row per block, or aggregates only."
-)
+@click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="A row per block too, or not.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
@@ -143,8 +81,8 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
     training = protocol.training
     if "samples" in given and training.rotation:
         training = replace(training, samples=given["samples"])
-    if options["epochs"] is not None:
-        training = replace(training, epochs=options["epochs"])
+    changes = {key: options[key] for key in ("epochs", "prior_precision") if options[key] is not None}
+    training = replace(training, **changes)
     grid = replace(protocol.grid, points=options["grid_points"] or protocol.grid.points)
     return replace(protocol, training=training, grid=grid, **given)
 
@@ -193,6 +131,7 @@ def _changes(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]
         ("seed", protocol.seed, asked.seed),
         ("grid points", protocol.grid.points, asked.grid.points),
         ("training epochs", protocol.training.epochs, asked.training.epochs),
+        ("prior precision", protocol.training.prior_precision, asked.training.prior_precision),
     ]
     changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
     return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []

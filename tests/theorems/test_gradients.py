@@ -19,8 +19,7 @@ def gradient_of(function, point):
 
 
 def finite_difference(function, point, direction, step=1e-5):
-    with torch.no_grad():
-        return (function(point + step * direction) - function(point - step * direction)) / (2 * step)
+    return (function(point + step * direction) - function(point - step * direction)).detach() / (2 * step)
 
 
 def directions(size):

@@ -1,0 +1,217 @@
+"""``ntkml bound-grid`` on the embedded digits: rows, resuming, and one line for every mistake."""
+
+import json
+
+import pandas
+import pytest
+import torch
+
+from ntkml import commands, records
+
+SMALL = ("--hparam", "rotation", "--grid-points", "2", "--num-data", "40", "--samples", "2", "--epochs", "1")
+ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """``ntkml bound-grid ...`` in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as leaving:
+            commands.main(["bound-grid", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def only(folder, pattern):
+    found = list(folder.rglob(pattern))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_path):
+    code, out, _ = run(*SMALL, "--estimators", ESTIMATORS)
+    assert code == 0
+    rows, manifest = only(tmp_path, "rows.csv"), only(tmp_path, "manifest.json")
+    picture, weights = only(tmp_path, "*.png"), only(tmp_path, "weights.pt")
+    assert weights.parent == rows.parent
+    assert not (rows.parent / "parts").exists()
+    for path in (rows, manifest, picture):
+        assert str(path.relative_to(tmp_path)) in out
+    frame = records.read_rows(rows)
+    assert set(frame["estimator"]) == {"ntk-N-C", *ESTIMATORS.split(",")}
+    assert set(frame["hparam_value"].round(6)) == {0.0, round(torch.pi, 6)}
+    aggregate = frame[frame["block"].isna()].set_index(["estimator", "hparam_value"])["log_marginal_likelihood"]
+    for value in frame["hparam_value"].unique():
+        exact, block, diag = (aggregate[(name, value)] for name in ("ntk-N-C", "blockdiag-N-C", "diag-N-C"))
+        assert exact > block > diag
+        assert aggregate[("ntk-10-C", value)] < exact
+    loaded = json.loads(manifest.read_text())
+    assert loaded["estimators"]["ntk-10-tree"] == {"certified": True, "num_blocks": 4 * 9}
+    assert loaded["estimators"]["kfac-N-C"] == {"certified": False, "num_blocks": 1}
+    assert any("N 40 instead of 1000" in note for note in loaded["notes"])
+
+
+def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_path):
+    run(*SMALL, "--estimators", "ntk-10-1,blockdiag-20-C")
+    frame = records.read_rows(only(tmp_path, "rows.csv"))
+    for _, group in frame.groupby(["estimator", "hparam_value"]):
+        aggregate, blocks = group[group["block"].isna()].iloc[0], group[group["block"].notna()]
+        if not len(blocks) or aggregate["num_blocks"] == 1:
+            continue
+        values = blocks["log_marginal_likelihood"]
+        assert len(blocks) == aggregate["num_blocks"]
+        assert values.mean() == pytest.approx(aggregate["log_marginal_likelihood"], rel=1e-8)
+        assert values.sem() == pytest.approx(aggregate["standard_error"], rel=1e-6)
+        total = aggregate["log_likelihood"] + aggregate["log_prior"] - aggregate["log_det"] / 2
+        assert total == pytest.approx(aggregate["log_marginal_likelihood"], rel=1e-8)
+
+
+def test_a_prior_grid_equals_the_public_function(run, tmp_path):
+    import ntkml
+    from ntkml.datasets import load_dataset, subset
+    from ntkml.models import build_model
+    from ntkml.randomness import generator_for
+
+    run("--hparam", "prior", "--grid-points", 3, "--num-data", 40, "--epochs", 1, "--estimators", "ntk-10-1,kfac-N-C")
+    data = subset(load_dataset("digits"), 40, generator_for(0, "data"))
+    model = build_model("mininet", data.input_shape, 10)
+    model.load_state_dict(torch.load(only(tmp_path, "weights.pt"), weights_only=True))
+    frame = records.read_rows(only(tmp_path, "rows.csv"))
+    for name in ("ntk-N-C", "kfac-N-C", "ntk-10-1"):
+        for _, row in frame[(frame["estimator"] == name) & frame["block"].isna()].iterrows():
+            estimate = ntkml.log_marginal_likelihood(
+                model,
+                data.train_inputs,
+                data.train_targets,
+                name,
+                prior=row["hparam_value"],
+                generator=generator_for(0, "partition"),
+            )
+            assert row["log_marginal_likelihood"] * 40 == pytest.approx(estimate.total.item(), rel=1e-6)
+
+
+def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch):
+    run(*SMALL, "--estimators", "ntk-10-1")
+    finished = only(tmp_path, "rows.csv").read_bytes()
+
+    from ntkml.runs import bound_grid
+
+    whole, calls = bound_grid.estimator_rows, []
+
+    def killed_in_the_second_cell(*arguments):
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(bound_grid, "estimator_rows", killed_in_the_second_cell)
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--out", "again")
+    assert code == 130
+    assert "Traceback" not in error
+    assert len(list((tmp_path / "again").rglob("parts/*.csv"))) == 1
+    assert not list((tmp_path / "again").rglob("rows.csv"))
+    calls.clear()
+    monkeypatch.setattr(
+        bound_grid, "estimator_rows", lambda *arguments: (calls.append(arguments), whole(*arguments))[1]
+    )
+    assert run(*SMALL, "--estimators", "ntk-10-1", "--out", "again")[0] == 0
+    assert len(calls) == 2  # the exact value and ntk-10-1, in the one cell that was missing
+    columns = ["estimator", "hparam_value", "block", "log_marginal_likelihood", "standard_error", "log_det"]
+    continued = pandas.read_csv(only(tmp_path / "again", "rows.csv"))[columns]
+    pandas.testing.assert_frame_equal(continued, pandas.read_csv(only(tmp_path / "results", "rows.csv"))[columns])
+    assert only(tmp_path / "results", "rows.csv").read_bytes() == finished
+
+
+def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path):
+    run(*SMALL, "--estimators", "ntk-10-1")
+    before = only(tmp_path, "rows.csv").stat().st_mtime_ns
+    code, out, _ = run(*SMALL, "--estimators", "ntk-10-1")
+    assert code == 0
+    assert "Finished already" in out
+    assert "--force" in out
+    assert only(tmp_path, "rows.csv").stat().st_mtime_ns == before
+    run(*SMALL, "--estimators", "ntk-10-1", "--force")
+    assert only(tmp_path, "rows.csv").stat().st_mtime_ns > before
+
+
+def test_given_weights_are_used_and_said(run, tmp_path):
+    run(*SMALL, "--estimators", "ntk-10-1")
+    weights = only(tmp_path, "weights.pt")
+    code, _, _ = run(*SMALL, "--estimators", "ntk-10-1", "--weights", weights, "--out", "given")
+    assert code == 0
+    ours = pandas.read_csv(only(tmp_path / "results", "rows.csv"))["log_det"]
+    assert (pandas.read_csv(only(tmp_path / "given", "rows.csv"))["log_det"] == ours).all()
+    notes = json.loads(only(tmp_path / "given", "manifest.json").read_text())["notes"]
+    assert notes[0].startswith("Weights read from a file (sha256 ")
+    assert not any("trained by MAP" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'rotation'"),
+        (["--hparam", "prior", "--estimators", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
+        (["--hparam", "prior", "--estimators", "ntkk-10-1"], 2, "did you mean 'ntk'?"),
+        (["--hparam", "prior", "--estimators", "ntk-2000-1"], 2, "needs 2000 inputs but there are 1000"),
+        (["--hparam", "prior", "--estimators", "ntk-100-10"], 2, "write C for all outputs"),
+        (["--hparam", "prior", "--num-data", "5000"], 2, "digits has 1297 training images"),
+        (["--hparam", "prior", "--num-data", "0"], 2, "0 is not in the range x>=1"),
+        (["--hparam", "prior", "--prior-precision", "-1"], 2, "-1.0 is not in the range x>0"),
+        (["--hparam", "prior", "--samples", "4"], 2, "augmentation samples belong to --hparam rotation"),
+        (["--hparam", "prior", "--protocol", "figure-7"], 2, "unknown protocol 'figure-7'"),
+        (["--hparam", "prior", "--dataset", "mnits"], 1, "did you mean 'mnist'?"),
+        (["--hparam", "prior", "--dataset", "mnist", "--data-root", "nowhere"], 1, "--data-root"),
+        (["--hparam", "prior", "--weights", "none.pt"], 1, "none.pt: no such file of weights"),
+        (["--hparam", "prior", "--model", "resnet"], 2, "'resnet' is not 'mininet'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code, words):
+    left, _, error = run(*arguments)
+    assert (left, words in error, error.count("\n")) == (code, True, 1), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_weights_is_refused(run, tmp_path):
+    (tmp_path / "junk.pt").write_bytes(b"not weights")
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "junk.pt")
+    assert code == 1
+    assert "junk.pt is not a file of weights" in error
+    assert error.count("\n") == 1
+    torch.save({"0.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "other.pt")
+    assert code == 1
+    assert "the weights do not fit mininet" in error
+    assert error.count("\n") == 1
+    torch.save({"0.weight": torch.full((2,), torch.nan)}, tmp_path / "nan.pt")
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "nan.pt")
+    assert code == 1
+    assert "nan.pt holds weights that are NaN or infinite" in error
+    assert not list(tmp_path.rglob("rows.csv"))
+
+
+def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--out", "taken")
+    assert code == 1
+    assert "taken" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_estimator_names_are_completed():
+    from ntkml.commands.types import EstimatorList
+
+    values = [item.value for item in EstimatorList().shell_complete(None, None, "ntk-N-C,kfac-5")]
+    assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
