@@ -107,7 +107,7 @@ def evaluate_partition(
     """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood."""
     parameters = trainable_parameters(model)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    prior = as_prior(prior, shapes)
+    prior = as_prior(prior, shapes).to(x.device)
     tree = tree_for(model)
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):

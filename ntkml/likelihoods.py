@@ -148,7 +148,7 @@ class Gaussian:
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         _check_shape("gaussian", outputs, targets)
-        noise = float(torch.as_tensor(self.observation_noise))
+        noise = float(self.noise_variance.detach().sqrt())
         if not noise > 0 or noise == float("inf"):
             raise ValueError(f"observation noise must be positive and finite; got {noise:g}")
         if not bool(torch.isfinite(targets).all()):
@@ -156,7 +156,7 @@ class Gaussian:
 
     @property
     def noise_variance(self) -> Tensor:
-        return torch.as_tensor(self.observation_noise).double().square().reshape(())
+        return torch.as_tensor(self.observation_noise, dtype=torch.float64).square().reshape(())
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         residual = (targets.reshape(outputs.shape) - outputs).double()

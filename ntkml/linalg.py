@@ -77,21 +77,22 @@ def channel_gram(rows: Tensor) -> Tensor | None:
     )
 
 
-def log_det_identity_plus(matrix: Tensor, where: str) -> Tensor:
-    """log|I + K| of a symmetric positive semi-definite K, by one Cholesky factorisation. matrix: (..., b, b) -> (...).
+def log_det_identity_plus(matrix: Tensor, where: str, precision: Tensor | float = 1.0) -> Tensor:
+    """log|I + K / delta| of a symmetric positive semi-definite K, by one Cholesky factorisation. matrix: (b, b).
 
     Raises:
         NotPositiveDefiniteError: the factorisation failed; ``where`` names block, structure and prior.
     """
-    shifted = matrix.clone()
-    shifted.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    shifted = matrix / precision
+    shifted.diagonal().add_(1.0)
     factor, info = torch.linalg.cholesky_ex(shifted)
-    if bool((info > 0).any()) or not bool(torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all()):
+    diagonal = factor.diagonal()
+    if int(info) > 0 or not bool(torch.isfinite(diagonal).all()):
         raise NotPositiveDefiniteError(
             f"I + K of {where} is not positive definite in {matrix.dtype}: the rows hold NaN or infinite values, or the "
             "prior precision is too small for them; check the data and weights, or raise the prior precision"
         )
-    return 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return 2.0 * diagonal.log().sum()
 
 
 def spectrum(matrix: Tensor, where: str) -> Tensor:

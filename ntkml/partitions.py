@@ -24,9 +24,10 @@ class Block:
 
     def select(self, factor: Tensor) -> Tensor:
         """The block's columns. factor: (n, C, R) of the block's own inputs -> (n, C, k)."""
-        if self.columns.ndim == 1:
-            return factor[:, :, self.columns]
-        return factor.gather(2, self.columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
+        columns = self.columns.to(factor.device)
+        if columns.ndim == 1:
+            return factor[:, :, columns]
+        return factor.gather(2, columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
 
     @property
     def num_pairs(self) -> int:

@@ -37,6 +37,10 @@ class PriorPrecision:
         """The prior with every precision times ``factor`` (Gaussian noise enters a log-determinant only this way)."""
         return PriorPrecision(self.values.double() * factor, self.kind)
 
+    def to(self, device: torch.device) -> PriorPrecision:
+        """The prior on another device; gradients flow back to the original values."""
+        return PriorPrecision(self.values.to(device), self.kind)
+
     def log_det(self, shapes: Shapes) -> Tensor:
         """log|P0|, scalar."""
         terms = [

@@ -44,7 +44,6 @@ class CapturedRows:
         self.shapes = shapes
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._explicit: dict[str, Tensor] = {}
-        self._grams: dict[str, Tensor] = {}
         self._positions = positions_of(captured, factor, keep_graph)
 
     def explicit(self, name: str) -> Tensor:
@@ -55,19 +54,15 @@ class CapturedRows:
         return self._explicit[name]
 
     def gram(self, name: str) -> Tensor:
-        if name not in self._grams:
-            layer, _, _ = name.rpartition(".")
-            if self._positions[layer].direct_is_cheaper():
-                for key, matrix in self._positions[layer].grams().items():
-                    self._grams[qualified(layer, key)] = matrix
-            else:
-                self._grams[name] = gram(self.explicit(name))
-        return self._grams[name]
+        layer, _, key = name.rpartition(".")
+        if self._positions[layer].direct_is_cheaper():
+            return self._positions[layer].gram(key)
+        return gram(self.explicit(name))
 
     def total_gram(self) -> Tensor:
         first, *others = self.shapes
-        total = self.gram(first).clone()
-        for name in others:
+        total = self.gram(first)
+        for name in others:  # one at a time: the Grams of all tensors side by side would be many times the result
             total += self.gram(name)
         return total
 

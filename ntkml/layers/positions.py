@@ -59,19 +59,16 @@ class Positions:
             product = (g @ a).reshape(n, q, k, o, d)
         return product.transpose(1, 2).reshape(n, k, q * o * d)
 
-    def grams(self) -> dict[str, Tensor]:
-        """Float64 Gram matrices over all (input, cotangent) pairs by the direct route, no explicit weight rows.
+    def gram(self, key: str) -> Tensor:
+        """Float64 Gram matrix of "weight" or "bias" over all (input, cotangent) pairs by the direct route, without rows.
 
         <J[n,k], J[m,j]> = sum over pairs of positions of <a[n,v,t], a[m,w,s]> <g[n,k,v,t], g[m,j,w,s]>.
-        Shape (n * k, n * k) each, index order (input, cotangent).
+        Shape (n * k, n * k), index order (input, cotangent).
         """
-        grams = {}
-        if self.weight:
-            grams["weight"] = self._weight_gram()
-        if self.bias:
-            summed = self.summed_gradients.double().sum(-1).flatten(2).flatten(0, 1)
-            grams["bias"] = summed @ summed.T
-        return grams
+        if key == "weight":
+            return self._weight_gram()
+        summed = self.summed_gradients.double().sum(-1).flatten(2).flatten(0, 1)
+        return summed @ summed.T
 
     def _weight_gram(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape

@@ -26,7 +26,7 @@ class BlockDiagonal:
 
     def _tensor_log_det(self, name: str, precision: Tensor) -> Tensor:
         if precision.ndim == 0:
-            return log_det_identity_plus(self._matrix(name) / precision, _where(name))
+            return log_det_identity_plus(self._matrix(name), _where(name), precision)
         scaled = self._rows.explicit(name).double() * precision.rsqrt()
         smaller = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T
         return log_det_identity_plus(smaller @ smaller.T, _where(name))

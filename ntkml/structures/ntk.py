@@ -18,44 +18,48 @@ class NTK:
 
     def __init__(self, rows: Rows):
         self._rows = rows
-        self._total: Tensor | None = None
+        self._unit: Tensor | None = None
+        self._grams: dict[str, Tensor] = {}
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
+        precision = prior.of(self._rows.shapes)
         if prior.kind == "scalar":
-            return log_det_identity_plus(
-                self._unit_matrix() / prior.of(self._rows.shapes)[next(iter(self._rows.shapes))], _where(self._rows)
-            )
-        return log_det_identity_plus(self._kernel(prior), _where(self._rows))
+            return log_det_identity_plus(self._unit_matrix(), self._where, next(iter(precision.values())))
+        return log_det_identity_plus(self._kernel(prior.kind, precision), self._where)
 
     def spectrum(self) -> Tensor:
-        return spectrum(self._unit_matrix(), _where(self._rows))
+        return spectrum(self._unit_matrix(), self._where)
 
-    def _kernel(self, prior: PriorPrecision) -> Tensor:
-        precision = prior.of(self._rows.shapes)
-        if prior.kind == "layerwise":
-            grams = [self._rows.gram(name) / precision[name] for name in precision]
-        else:
-            explicit = {name: self._rows.explicit(name).double() for name in precision}
-            grams = [(explicit[name] / precision[name]) @ explicit[name].T for name in precision]
-        return torch.stack(grams).sum(0) if len(grams) < 3 else _running_sum(grams)
+    @property
+    def _where(self) -> str:
+        return f"a block of {self._rows.num_rows} rows (structure ntk)"
+
+    def _kernel(self, kind: str, precision: dict[str, Tensor]) -> Tensor:
+        """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows."""
+        total = torch.zeros(self._rows.num_rows, self._rows.num_rows, dtype=torch.float64, device=_device(precision))
+        for name, values in precision.items():
+            if kind == "layerwise":
+                total = total + self._gram(name) / values
+            else:
+                rows = self._rows.explicit(name).double()
+                total = total + (rows / values) @ rows.T
+        return total
+
+    def _gram(self, name: str) -> Tensor:
+        if name not in self._grams:
+            self._grams[name] = self._rows.gram(name)
+        return self._grams[name]
 
     def _unit_matrix(self) -> Tensor:
         """R R^T, or R^T R where that is smaller."""
-        if self._total is None:
+        if self._unit is None:
             num_params = sum(shape.numel() for shape in self._rows.shapes.values())
             if num_params < self._rows.num_rows:
-                self._total = gram(torch.cat([self._rows.explicit(name) for name in self._rows.shapes], dim=1).T)
+                self._unit = gram(torch.cat([self._rows.explicit(name) for name in self._rows.shapes], dim=1).T)
             else:
-                self._total = self._rows.total_gram()
-        return self._total
+                self._unit = self._rows.total_gram()
+        return self._unit
 
 
-def _running_sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
-
-
-def _where(rows: Rows) -> str:
-    return f"a block of {rows.num_rows} rows (structure ntk)"
+def _device(precision: dict[str, Tensor]) -> torch.device:
+    return next(iter(precision.values())).device

@@ -9,7 +9,20 @@ import torch
 from torch import nn
 
 from ntkml import linalg, log_marginal_likelihood
-from tests.factories import LIKELIHOODS, NETWORKS, STRUCTURES, assert_same, generator, in_float32, make_case
+from ntkml.capture import capture
+from ntkml.linalg import NotPositiveDefiniteError
+from ntkml.rows import CapturedRows
+from ntkml.structures import structure_named
+from tests.factories import (
+    LIKELIHOODS,
+    NETWORKS,
+    STRUCTURES,
+    assert_same,
+    generator,
+    in_float32,
+    make_case,
+    make_prior,
+)
 
 NAMES = ["N-C", "3-C", "3-1", "2-2", "N-tree", "3-tree+iid"]
 
@@ -120,21 +133,21 @@ def test_grams_of_float32_rows_are_accumulated_in_float64(gram, monkeypatch):
 def test_nan_rows_raise_and_are_not_hidden():
     """Every structure names itself and says what to do; nothing is added to the diagonal."""
     case = make_case("mlp")
-    with torch.no_grad():
-        case.model[0].weight[0, 0] = torch.nan
+    captured = capture(case.model, case.x)
+    factor = case.likelihood.factor(captured.outputs.detach(), "C", None)
+    factor[2, 0, 0] = torch.nan
+    rows = CapturedRows(captured, factor, case.shapes, keep_graph=True)
     for structure in STRUCTURES:
-        with pytest.raises(
-            linalg.NotPositiveDefiniteError, match=rf"\(structure {structure}\).*check the data and weights"
-        ):
-            case.estimate(f"{structure}-N-1")
+        with pytest.raises(NotPositiveDefiniteError, match=rf"\(structure {structure}\).*check the data and weights"):
+            structure_named(structure)(rows).log_det(make_prior("layerwise", case))
+        with pytest.raises(NotPositiveDefiniteError, match="check the data and weights"):
+            structure_named(structure)(rows).spectrum()
 
 
 def test_a_matrix_that_is_not_positive_definite_is_refused():
-    with pytest.raises(
-        linalg.NotPositiveDefiniteError, match=r"I \+ K of a test is not positive definite in torch.float64"
-    ):
+    with pytest.raises(NotPositiveDefiniteError, match=r"I \+ K of a test is not positive definite in torch.float64"):
         linalg.log_det_identity_plus(-2.0 * torch.eye(2, dtype=torch.float64), "a test")
-    assert isinstance(linalg.NotPositiveDefiniteError(), ValueError)
+    assert isinstance(NotPositiveDefiniteError(), ValueError)
 
 
 def test_spectra_hold_no_rounding_below_zero():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkml.evidence import evaluate_partition
+from ntkml.evidence import evaluate_partition, partition_for
 from tests.factories import LIKELIHOODS, STRUCTURES, assert_same, few_examples, generator, make_case, make_prior
 
 NAMES = ["3-C", "3-1", "2-2", "N-1", "3-tree", "3-1+iid", "2-tree+iid", "3-C+class", "2-1+kmeans", "3-tree+greedy"]
@@ -83,17 +83,11 @@ def test_several_blocks_average_their_estimates(likelihood, count):
     estimate = case.estimate("ntk-3-1", 0.4, seed=5, blocks=count)
     stream = generator(5)
     spec, _ = case.partition("ntk-3-1")
-    partition = partition_from(case, spec, stream)
+    partition = partition_for(spec, case.model, case.x, case.y, case.likelihood, stream)
     drawn = partition.draw(count, stream)
     singles = [one_block(case, spec, partition, 0.4, m) for m in drawn]
     for term in TERMS:
         assert_same(getattr(estimate, term), sum(getattr(single, term) for single in singles) / count)
-
-
-def partition_from(case, spec, stream):
-    from ntkml.evidence import partition_for
-
-    return partition_for(spec, case.model, case.x, case.y, case.likelihood, stream)
 
 
 @pytest.mark.parametrize("name", ["ntk-3-1", "kfac-2-C", "blockdiag-3-tree+iid"])

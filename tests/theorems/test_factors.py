@@ -1,0 +1,166 @@
+"""L L^T = Lambda for every factor, and Lambda is the Hessian of the log-probability."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import hessian, vmap
+
+from ntkml.dichotomies import NestedDichotomy, average_linkage, balanced, sequential
+from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, column_groups
+from tests.factories import (
+    LIKELIHOODS,
+    assert_same,
+    dense_log_prob,
+    few_examples,
+    generator,
+    naive_tree_factor,
+    targets,
+)
+
+SPLITS = {  # of 5 outputs: the groups of columns that share a block, under a softmax and without
+    "1": ([[0], [1], [2], [3], [4]],) * 2,
+    "2": ([[0, 1], [2, 3], [4]],) * 2,
+    "4": ([[0, 1, 2, 3], [4]],) * 2,
+    "C": ([[0, 1, 2, 3]], [[0, 1, 2, 3, 4]]),
+    "tree": ([[0], [1], [2], [3]], None),
+}
+
+
+def logits(num_inputs=6, num_outputs=5, scale=2.0, seed=0):
+    return scale * torch.randn(num_inputs, num_outputs, generator=generator(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_lambda_is_the_hessian_of_the_log_probability(name):
+    likelihood, f, y = LIKELIHOODS[name], logits(), targets(name, 6, 5)
+    expected = -vmap(hessian(lambda f, y: dense_log_prob(likelihood, f, y)))(f, y)
+    assert_same(likelihood.hessian(f), expected)
+    assert_same(likelihood.log_prob(f, y), vmap(lambda f, y: dense_log_prob(likelihood, f, y))(f, y))
+
+
+def test_learned_noise_enters_the_gaussian_hessian_and_log_probability():
+    noise = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    likelihood, f, y = Gaussian(noise), logits(), targets("gaussian", 6, 5)
+    assert_same(likelihood.hessian(f), torch.eye(5, dtype=torch.float64).expand(6, 5, 5) / 0.16)
+    (gradient,) = torch.autograd.grad(likelihood.log_prob(f, y).sum(), noise)
+    assert_same(gradient, ((y - f) ** 2).sum() / 0.4**3 - f.numel() / 0.4)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_every_group_of_columns_gives_its_block_of_lambda(name, split):
+    """Lambda_gg for 1 and k; all of Lambda for C, and for tree summed over its rows."""
+    likelihood, f = LIKELIHOODS[name], logits()
+    groups = SPLITS[split][0 if likelihood.softmax else 1]
+    if groups is None:
+        groups = SPLITS["1"][1]  # without a softmax tree is refused by its name; its factor is that of single outputs
+    else:
+        assert [list(group) for group in column_groups(split, 5, likelihood.softmax)] == groups
+    factor = likelihood.factor(f, split, balanced(range(5)))
+    assert factor.shape == (6, 5, sum(len(group) for group in groups))
+    hessians = likelihood.hessian(f) * likelihood.noise_variance
+    if likelihood.softmax and split in ("C", "tree"):
+        assert_same(factor @ factor.transpose(1, 2), hessians, 1e-12)
+        return
+    for group in groups:
+        kept = torch.zeros(5, dtype=torch.float64)
+        kept[group] = 1.0
+        columns = factor[:, :, group]
+        assert_same(columns @ columns.transpose(1, 2), hessians * torch.outer(kept, kept), 1e-12)
+
+
+def random_tree(draw_cut, classes):
+    splits = []
+
+    def split(classes):
+        if len(classes) > 1:
+            cut = draw_cut(len(classes) - 1)
+            splits.append((classes[:cut], classes[cut:]))
+            split(classes[:cut])
+            split(classes[cut:])
+
+    split(tuple(classes))
+    return NestedDichotomy(tuple(splits))
+
+
+@few_examples
+@given(st.data(), st.integers(2, 7), st.integers(0, 999))
+def test_any_tree_is_a_factor_and_has_the_printed_columns(data, num_classes, seed):
+    classes = data.draw(st.permutations(range(num_classes)))
+    tree = random_tree(lambda last: data.draw(st.integers(1, last)), classes)
+    f = logits(num_outputs=num_classes, seed=seed)
+    factor = tree.factor(f.log_softmax(-1))
+    assert_same(factor, naive_tree_factor(f, tree.splits), 1e-12)
+    assert_same(factor @ factor.transpose(1, 2), Categorical().hessian(f), 1e-12)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_small_masses_keep_all_their_digits(split):
+    """At p = 1 - 1e-13, 1 - p has three digits left; the products p_c p_d that Lambda is made of have all of them."""
+    f = torch.tensor([[30.0, 0.0, -1.0, 2.0, -300.0], [-30.0, 400.0, 370.0, 0.0, 1.0]], dtype=torch.float64)
+    factor = Categorical().factor(f, split, balanced(range(5)))
+    p = f.softmax(-1)
+    others = 1.0 - torch.eye(5, dtype=torch.float64)
+    expected = p * (p @ others)  # p_c (1 - p_c) without a subtraction
+    actual = (factor**2).sum(-1)
+    assert expected.min() < 1e-100
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()])
+def test_saturated_logits_have_finite_factors_and_gradients(likelihood, split, dtype):
+    f = torch.tensor(
+        [[1e3, -1e3, -1e3, 1e3, 0.0], [1e3, 1e3, 1e3, 1e3, 1e3], [-1e3, -1e3, -1e3, -1e3, 1e3]], dtype=dtype
+    ).requires_grad_()
+    factor = likelihood.factor(f, split, balanced(range(5)))
+    (gradient,) = torch.autograd.grad(factor.sum(), f)
+    assert factor.dtype == dtype
+    assert torch.isfinite(factor).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_factors_are_differentiable_in_the_outputs():
+    for name in ("categorical", "bernoulli"):
+        for split in SPLITS:
+            f = logits(2).requires_grad_()
+            tree = balanced(range(5))
+            assert torch.autograd.gradcheck(lambda f, s=split, n=name, t=tree: LIKELIHOODS[n].factor(f, s, t), f)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [sequential(5), balanced([3, 1, 4, 0, 2]), average_linkage(torch.randn(5, 3, generator=generator()))],
+    ids=["sequential", "balanced", "average-linkage"],
+)
+def test_a_tree_splits_every_node_in_two_down_to_single_classes(tree):
+    assert tree.num_classes == 5
+    nodes = {frozenset(range(5))}
+    for left, right in tree.splits:
+        assert frozenset(left + right) in nodes
+        assert not set(left) & set(right)
+        nodes |= {frozenset(left), frozenset(right)}
+    assert {frozenset([c]) for c in range(5)} <= nodes
+
+
+def test_average_linkage_splits_confused_classes_last():
+    """Class weights near each other end in one small node; a shift of all of them, which no softmax sees, changes nothing."""
+    weights = torch.tensor([[1.0, 0.0], [-1.0, 0.2], [0.9, 0.1], [-1.1, 0.1]])
+    tree = average_linkage(weights)
+    assert {frozenset(side) for side in tree.splits[0]} == {frozenset([0, 2]), frozenset([1, 3])}
+    assert average_linkage(weights + torch.tensor([5.0, -3.0])) == tree
+
+
+def test_average_linkage_stands_degenerate_weights():
+    assert average_linkage(torch.zeros(4, 3)).num_classes == 4
+    assert average_linkage(torch.ones(2, 1)).splits == (((0,), (1,)),)
+
+
+def test_without_a_tree_the_classes_split_in_sequence():
+    f = logits()
+    assert_same(Categorical().factor(f, "tree", None), Categorical().factor(f, "tree", sequential(5)))
+    assert sequential(3).splits == (((0,), (1, 2)), ((1,), (2,)))
