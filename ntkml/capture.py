@@ -42,17 +42,22 @@ class CapturedLayer:
         return Positions(
             self.patches,
             layer_for(self.module).gradients(self.module, pulled, self.num_views),
-            bool(weight.requires_grad),
-            bias is not None and bool(bias.requires_grad),
+            is_weight(weight),
+            bias is not None and is_weight(bias),
         )
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A network's outputs on a batch, with what :meth:`pull_back` needs. ``outputs``: (n, C), averaged over views."""
+    """A network's outputs on a batch, with what :meth:`pull_back` needs. ``outputs``: (n, C), averaged over views.
+
+    ``differentiable``: layer inputs and pulled-back gradients keep their graph, so that what is built from them can be
+    differentiated once more in whatever entered the forward pass.
+    """
 
     outputs: Tensor
     layers: tuple[CapturedLayer, ...]
+    differentiable: bool = False
 
     def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[Tensor]:
         """Gradients of <v_n, f(x_n)> towards every layer's output. cotangents: (n, C) -> per layer (n * S, ...)."""
@@ -61,7 +66,8 @@ class Capture:
             self.outputs,
             edges,
             cotangents.to(self.outputs),
-            retain_graph=keep_graph,
+            retain_graph=keep_graph or self.differentiable,
+            create_graph=self.differentiable,
             materialize_grads=False,
             allow_unused=True,
         )
@@ -76,37 +82,51 @@ def average_views(outputs: Tensor, num_views: int) -> Tensor:
     return outputs.reshape(-1, num_views, *outputs.shape[1:]).mean(1)
 
 
+class Hyperparameter(nn.Parameter):
+    """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
+
+    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights.
+    """
+
+
+def is_weight(parameter: Any) -> bool:
+    """Whether a parameter is one of the P weights: it requires a gradient and is no :class:`Hyperparameter`."""
+    return parameter.requires_grad and not isinstance(parameter, Hyperparameter)
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The P of all formulas: parameters that require a gradient, in the network's order.
+    """The P of all formulas: weights that require a gradient, in the network's order.
 
     Raises:
         ValueError: there is none.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if is_weight(parameter)}
     if not parameters:
         raise ValueError("the network has no trainable parameter: set requires_grad=True on what the prior is about")
     return parameters
 
 
-def capture(model: nn.Module, inputs: Tensor, num_views: int = 1) -> Capture:
+def capture(model: nn.Module, inputs: Tensor, num_views: int = 1, differentiable: bool = False) -> Capture:
     """Run ``model`` on inputs (n * S, ...), the S views of one datum adjacent, keeping what its rows need.
+
+    ``differentiable`` keeps the graph of all of it; see :class:`Capture`.
 
     Raises:
         ValueError: the model cannot be captured (see :func:`check_model`), or its outputs are not (n * S, C).
     """
-    layers, outputs = _forward(model, inputs, num_views, clone_inputs=False)
+    layers, outputs = _forward(model, inputs, num_views, False, differentiable)
     if any(version != layer.inputs._version for layer, version in layers):
         # A later in-place operation overwrote a layer's input; only then is a copy worth its memory.
-        layers, outputs = _forward(model, inputs, num_views, clone_inputs=True)
+        layers, outputs = _forward(model, inputs, num_views, True, differentiable)
     if outputs.ndim != 2 or len(outputs) != len(inputs):
         raise ValueError(
             f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {tuple(outputs.shape)}"
         )
-    return Capture(average_views(outputs, num_views), tuple(layer for layer, _ in layers))
+    return Capture(average_views(outputs, num_views), tuple(layer for layer, _ in layers), differentiable)
 
 
 def _forward(
-    model: nn.Module, inputs: Tensor, num_views: int, clone_inputs: bool
+    model: nn.Module, inputs: Tensor, num_views: int, clone_inputs: bool, differentiable: bool
 ) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
     seen: list[tuple[CapturedLayer, int]] = []
 
@@ -115,7 +135,8 @@ def _forward(
             raise ValueError(
                 f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use"
             )
-        kept = given[0].detach().clone() if clone_inputs else given[0].detach()
+        kept = given[0] if differentiable else given[0].detach()
+        kept = kept.clone() if clone_inputs else kept
         seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output), num_views), kept._version))
 
     with _hooks(model, keep), torch.enable_grad():
@@ -128,7 +149,7 @@ def _hooks(model: nn.Module, keep: Any) -> Iterator[None]:
     handles = [
         module.register_forward_hook(lambda module, given, output, name=name: keep(name, module, given, output))
         for name, module in model.named_modules()
-        if isinstance(module, LAYER_TYPES) and any(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, LAYER_TYPES) and any(is_weight(p) for p in module.parameters(recurse=False))
     ]
     try:
         yield
@@ -173,7 +194,7 @@ def _check_types(model: nn.Module) -> None:
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(f"{kind} {name!r} is in training mode, so outputs are random: call model.eval()")
-        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        own = {key: p for key, p in module.named_parameters(recurse=False) if is_weight(p)}
         if own and not isinstance(module, LAYER_TYPES):
             known = ", ".join(layer.__name__ for layer in LAYER_TYPES)
             raise ValueError(
@@ -183,7 +204,7 @@ def _check_types(model: nn.Module) -> None:
         if own:
             layer_for(module).check(name, module)
         for key, parameter in module._parameters.items():
-            if parameter is None or not parameter.requires_grad:
+            if parameter is None or not is_weight(parameter):
                 continue
             if id(parameter) in owners:
                 raise ValueError(

@@ -83,7 +83,7 @@ def log_marginal_likelihood(
         ValueError: a name, model, prior or data that cannot be used; the message says what to do.
     """
     likelihood = as_likelihood(likelihood)
-    _check_data(x, y)
+    check_data(x, y)
     check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1])
@@ -213,7 +213,8 @@ def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:
     return parse_estimator(estimator) if isinstance(estimator, str) else estimator
 
 
-def _check_data(x: Tensor, y: Tensor) -> None:
+def check_data(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError where inputs and targets differ in number, or inputs are not finite."""
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(
             f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"

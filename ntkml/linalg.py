@@ -95,6 +95,23 @@ def log_det_identity_plus(matrix: Tensor, where: str, precision: Tensor | float 
     return 2.0 * diagonal.log().sum()
 
 
+def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:
+    """Gradient of log|I + R P0^-1 R^T| in R: 2 (I + R P0^-1 R^T)^-1 R P0^-1 = 2 R (P0 + R^T R)^-1, by the smaller side.
+
+    rows: (b, P); precision: a scalar or (P,). Returns (b, P) in float64.
+    """
+    num_rows, num_columns = rows.shape
+    exact = rows.double()
+    if num_rows <= num_columns:
+        scaled = exact / precision
+        kernel = scaled @ exact.T
+        kernel.diagonal().add_(1.0)
+        return 2.0 * torch.cholesky_solve(scaled, torch.linalg.cholesky(kernel))
+    matrix = exact.T @ exact
+    matrix.diagonal().add_(precision)
+    return 2.0 * torch.cholesky_solve(exact.T, torch.linalg.cholesky(matrix)).T
+
+
 def spectrum(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, rounding below zero clipped. (b, b) -> (b,).
 

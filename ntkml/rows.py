@@ -6,7 +6,7 @@ from: from the capture of one batch (here) or from a table of all Jacobians (:mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ class Rows(Protocol):
 
     shapes: Mapping[str, torch.Size]
     num_rows: int
+    num_inputs: int
 
     def explicit(self, name: str) -> Tensor:
         """The rows of one parameter tensor. Shape (b, size), in the network's dtype."""
@@ -42,6 +43,7 @@ class CapturedRows:
     def __init__(self, captured: Capture, factor: Tensor, shapes: Mapping[str, torch.Size], keep_graph: bool = False):
         """factor: (n, C, k), the columns of L that stand in the block."""
         self.shapes = shapes
+        self.num_inputs = factor.shape[0]
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._explicit: dict[str, Tensor] = {}
         self._positions = positions_of(captured, factor, keep_graph)
@@ -60,14 +62,70 @@ class CapturedRows:
         return gram(self.explicit(name))
 
     def total_gram(self) -> Tensor:
-        first, *others = self.shapes
-        total = self.gram(first)
-        for name in others:  # one at a time: the Grams of all tensors side by side would be many times the result
-            total += self.gram(name)
-        return total
+        return sum_of_grams(self, self.shapes)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return merge_factors({layer: positions.reduced() for layer, positions in self._positions.items()})
+
+
+class ChunkedRows:
+    """Rows of one block captured in chunks of its inputs: only what the structure needs outlives a chunk.
+
+    A factored structure keeps sums of Kronecker factors, so its memory does not grow with the block; the others keep the
+    explicit rows, b x P values.
+    """
+
+    def __init__(self, chunks: Iterable[Mapping[str, Positions]], shapes: Mapping[str, torch.Size], factored: bool):
+        self.shapes = shapes
+        self.num_inputs = self.num_rows = 0
+        self._rows: dict[str, list[Tensor]] = {}
+        self._factors: dict[str, tuple[Tensor, ...]] = {}
+        for chunk in chunks:
+            inputs, columns = next(iter(chunk.values())).counts
+            if factored:
+                self._add_factors(merge_factors({name: p.reduced() for name, p in chunk.items()}), inputs)
+            else:
+                self._add_rows(chunk)
+            self.num_inputs += inputs
+            self.num_rows += inputs * columns
+
+    def _add_rows(self, chunk: Mapping[str, Positions]) -> None:
+        for layer, positions in chunk.items():
+            for key, rows in positions.rows().items():
+                self._rows.setdefault(qualified(layer, key), []).append(rows.flatten(0, 1))
+
+    def _add_factors(self, factors: Mapping[str, tuple[Tensor, ...]], inputs: int) -> None:
+        """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
+        share = inputs / (self.num_inputs + inputs)
+        for name, (scatter, *second_moment) in factors.items():
+            if name in self._factors:
+                old_scatter, *old_moment = self._factors[name]
+                scatter = old_scatter + scatter
+                second_moment = [old + share * (new - old) for old, new in zip(old_moment, second_moment, strict=True)]
+            self._factors[name] = (scatter, *second_moment)
+
+    def explicit(self, name: str) -> Tensor:
+        if len(self._rows[name]) > 1:
+            self._rows[name] = [torch.cat(self._rows[name])]
+        return self._rows[name][0]
+
+    def gram(self, name: str) -> Tensor:
+        return gram(self.explicit(name))
+
+    def total_gram(self) -> Tensor:
+        return sum_of_grams(self, self.shapes)
+
+    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        return self._factors
+
+
+def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
+    """R R^T tensor by tensor: the Grams of all tensors side by side would be many times the result."""
+    first, *others = names
+    total = rows.gram(first)
+    for name in others:
+        total += rows.gram(name)
+    return total
 
 
 def positions_of(captured: Capture, factor: Tensor, keep_graph: bool) -> dict[str, Positions]:

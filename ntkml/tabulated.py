@@ -74,6 +74,7 @@ class TabulatedRows:
 
     def __init__(self, table: JacobianTable, inputs: Tensor, factor: Tensor):
         self.shapes = table.shapes
+        self.num_inputs = factor.shape[0]
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._table = table
         # A column of L is zero off its classes; leaving those outputs out makes one-output blocks C^2 times cheaper.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev, vmap
 
+from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import log_marginal_likelihood, partition_for, tree_for
 from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ntkml.partitions import Block, Partition
@@ -180,7 +181,7 @@ def dense_jacobian(model: nn.Module, x: Tensor, num_views: int = 1) -> Tensor:
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
     def averaged(weights: dict[str, Tensor]) -> Tensor:
-        outputs = functional_call(model, weights, (x,))
+        outputs = functional_call(model, weights, (x.clone(),))  # a network may work on its input in place
         return outputs.unflatten(0, (-1, num_views)).mean(1)
 
     return torch.cat([jacobian.flatten(2) for jacobian in jacrev(averaged)(weights).values()], dim=-1)
@@ -234,6 +235,21 @@ def naive_tree_factor(outputs: Tensor, splits: Sequence[tuple[Sequence[int], Seq
         weight = (mass_left * mass_right / (mass_left + mass_right)).sqrt()
         columns.append(weight * p * (sides[0] / mass_left - sides[1] / mass_right))
     return torch.stack(columns, dim=-1)
+
+
+def tree_of(classes: Sequence[int], draw_cut: Callable[[int], int]) -> NestedDichotomy:
+    """The tree whose nodes keep the order of ``classes`` and are cut behind their ``draw_cut(size - 1)``-th class."""
+    splits: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def split(classes: tuple[int, ...]) -> None:
+        if len(classes) > 1:
+            cut = draw_cut(len(classes) - 1)
+            splits.append((classes[:cut], classes[cut:]))
+            split(classes[:cut])
+            split(classes[cut:])
+
+    split(tuple(classes))
+    return NestedDichotomy(tuple(splits))
 
 
 def assert_same(actual: Tensor | float, expected: Tensor | float, tolerance: float = 1e-10) -> None:

@@ -9,7 +9,7 @@ estimators, or two values of eta, are compared on the same draws.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Order of the entries of eta; the order of the paper's code.
@@ -38,7 +38,7 @@ def rotation_eta(radians: float, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def draw_noise(
-    num_inputs: int, num_views: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    num_inputs: int, num_views: int, generator: torch.Generator | None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """u ~ U[-1, 1] for every input, view and generator. Shape (num_inputs, num_views, 6)."""
     shape = (num_inputs, num_views, len(GENERATOR_NAMES))
@@ -64,3 +64,20 @@ def affine_views(images: Tensor, eta: Tensor, noise: Tensor) -> Tensor:
     grid = F.affine_grid(transforms[..., :2, :].reshape(-1, 2, 3), size, align_corners=True)
     repeated = images.repeat_interleave(num_views, dim=0)
     return F.grid_sample(repeated, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+class AffineInvariance(nn.Module):
+    """The six affine half-widths eta as a learnable augmentation, averaged over ``num_views`` draws per input."""
+
+    def __init__(self, num_views: int, eta: Tensor | None = None):
+        super().__init__()
+        self.num_views = num_views
+        self.eta = nn.Parameter(torch.zeros(len(GENERATOR_NAMES)) if eta is None else eta.detach().clone())
+
+    def draw(self, num_inputs: int, generator: torch.Generator | None = None) -> Tensor:
+        """Noise for :meth:`forward`. Shape (num_inputs, num_views, 6)."""
+        return draw_noise(num_inputs, self.num_views, generator, self.eta.dtype).to(self.eta.device)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Views (n * S, ...) of images (n, ...); see :func:`affine_views`."""
+        return affine_views(images, self.eta, noise)

@@ -36,6 +36,11 @@ class Positions:
         """Gradients summed over the views. Shape (n, k, q, o, T)."""
         return self.gradients.sum(1)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(n, k): inputs and cotangents of each."""
+        return self.gradients.shape[0], self.gradients.shape[2]
+
     def rows(self) -> dict[str, Tensor]:
         """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
         rows = {}

@@ -9,15 +9,22 @@ from torch import Tensor
 from ntkml.priors import PriorPrecision
 from ntkml.registry import STRUCTURES, resolve
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import Adjoint
 
 
 class Structure(Protocol):
     """What one block's rows are reduced to. Built once per block; every prior afterwards costs only linear algebra."""
 
+    #: Whether it is built from Kronecker factors alone, so that no explicit rows need to be kept.
+    factored: bool
+
     def __init__(self, rows: Rows) -> None: ...
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """log|H_B P0^-1 + I| in nats, a float64 scalar differentiable in the prior precision."""
+
+    def adjoint(self, prior: PriorPrecision) -> Adjoint:
+        """The gradient of :meth:`log_det` in the rows or factors, at a prior that needs no gradient itself."""
 
     def spectrum(self) -> Tensor:
         """Eigenvalues of H_B (or of its approximation) that give log|H_B / delta + I| = sum log(1 + lambda / delta)."""

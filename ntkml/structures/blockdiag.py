@@ -8,10 +8,13 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import RowAdjoint, tensor_row_adjoint
 
 
 class BlockDiagonal:
     """sum over tensors of log|H_l P0_l^-1 + I|, each on the smaller of its two sides."""
+
+    factored = False
 
     def __init__(self, rows: Rows):
         self._rows = rows
@@ -20,6 +23,9 @@ class BlockDiagonal:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._rows.shapes)
         return torch.stack([self._tensor_log_det(name, value) for name, value in precision.items()]).sum()
+
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
+        return tensor_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return torch.cat([spectrum(self._matrix(name), _where(name)) for name in self._rows.shapes])

@@ -8,13 +8,16 @@ from torch import Tensor
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import RowAdjoint, diagonal_row_adjoint
 
 
 class Diagonal:
     """sum over parameters of log(1 + h_p / delta_p), with h_p the sum of squares of column p of R."""
 
+    factored = False
+
     def __init__(self, rows: Rows):
-        self._shapes = rows.shapes
+        self._rows, self._shapes = rows, rows.shapes
         self._diagonal = {name: rows.explicit(name).double().square().sum(0) for name in rows.shapes}
         if not all(bool(torch.isfinite(h).all()) for h in self._diagonal.values()):
             raise NotPositiveDefiniteError(
@@ -24,6 +27,9 @@ class Diagonal:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._shapes)
         return torch.stack([(h / precision[name]).log1p().sum() for name, h in self._diagonal.items()]).sum()
+
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
+        return diagonal_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return torch.cat(list(self._diagonal.values()))

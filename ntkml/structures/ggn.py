@@ -8,6 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import RowAdjoint, whole_row_adjoint
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -20,6 +21,8 @@ class GGN:
         ValueError: the matrix would exceed :data:`MEMORY_BUDGET_BYTES`; ``ntk`` gives the same number.
     """
 
+    factored = False
+
     def __init__(self, rows: Rows):
         num_params = sum(shape.numel() for shape in rows.shapes.values())
         needed = 8 * num_params**2
@@ -28,7 +31,7 @@ class GGN:
                 f"ggn would form a {num_params} x {num_params} matrix of {needed / 2**30:.1f} GiB "
                 f"(limit {MEMORY_BUDGET_BYTES / 2**30:.1f} GiB): write ntk, which gives the same value (Theorem 3)"
             )
-        self._shapes = rows.shapes
+        self._rows, self._shapes = rows, rows.shapes
         self._matrix = gram(torch.cat([rows.explicit(name) for name in rows.shapes], dim=1).T)  # (P, P)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
@@ -37,6 +40,9 @@ class GGN:
             [value.expand(self._shapes[name].numel()) for name, value in precision.items()]
         ).rsqrt()
         return log_det_identity_plus(self._matrix * inverse_root.unsqueeze(1) * inverse_root, "a block (structure ggn)")
+
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
+        return whole_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return spectrum(self._matrix, "a block (structure ggn)")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ntkml.linalg import spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import KroneckerAdjoint
 
 
 class KFAC:
@@ -17,20 +18,23 @@ class KFAC:
     approximation of blockdiag that may fall on either side of it.
     """
 
+    factored = True
+
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes
-        self._eigenvalues = {
-            name: _product_spectrum(factors, name) for name, factors in rows.kronecker_factors().items()
-        }
+        self._num_inputs = rows.num_inputs
+        self._factors = rows.kronecker_factors()
+        self._eigenvalues = {name: _product_spectrum(factors, name) for name, factors in self._factors.items()}
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
-        if prior.kind == "diagonal":
-            raise ValueError(
-                "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
-            )
-        precision = prior.of(self._shapes)
+        precision = _tensorwise(prior).of(self._shapes)
         return torch.stack([(self._eigenvalues[name] / precision[name]).log1p().sum() for name in self._shapes]).sum()
+
+    def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
+        precision = _tensorwise(prior).of(self._shapes)
+        gradients = {name: _factor_gradients(self._factors[name], precision[name].detach()) for name in self._shapes}
+        return KroneckerAdjoint(gradients, self._num_inputs)
 
     def spectrum(self) -> Tensor:
         return torch.cat([self._eigenvalues[name] for name in self._shapes])
@@ -46,3 +50,27 @@ def _product_spectrum(factors: tuple[Tensor, ...], name: str) -> Tensor:
             product = torch.outer(product, other).reshape(-1)
         products.append(product)
     return torch.cat(products)
+
+
+def _factor_gradients(factors: tuple[Tensor, ...], precision: Tensor) -> tuple[Tensor, ...]:
+    """Gradient of sum log(1 + g_i a_j / delta) in every factor: U diag(sum over the others) U^T. Shapes of the factors."""
+    decompositions = [torch.linalg.eigh(factor) for factor in factors]
+    values = [eigenvalues.clamp_min(0.0) for eigenvalues, _ in decompositions]  # (q, m) each
+    if len(values) == 1:
+        weights = [1.0 / (precision + values[0])]
+    else:
+        g, a = values[0].unsqueeze(2), values[1].unsqueeze(1)
+        shared = 1.0 / (precision + g * a)  # (q, o, d)
+        weights = [(a * shared).sum(2), (g * shared).sum(1)]
+    return tuple(
+        vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
+        for weight, (_, vectors) in zip(weights, decompositions, strict=True)
+    )
+
+
+def _tensorwise(prior: PriorPrecision) -> PriorPrecision:
+    if prior.kind == "diagonal":
+        raise ValueError(
+            "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
+        )
+    return prior

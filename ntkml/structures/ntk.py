@@ -8,6 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
+from ntkml.structures.adjoints import RowAdjoint, whole_row_adjoint
 
 
 class NTK:
@@ -15,6 +16,8 @@ class NTK:
 
     A block with more rows than parameters is turned into log|R^T R P0^-1 + I|, the same number (Sylvester's identity).
     """
+
+    factored = False
 
     def __init__(self, rows: Rows):
         self._rows = rows
@@ -26,6 +29,9 @@ class NTK:
         if prior.kind == "scalar":
             return log_det_identity_plus(self._unit_matrix(), self._where, next(iter(precision.values())))
         return log_det_identity_plus(self._kernel(prior.kind, precision), self._where)
+
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
+        return whole_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return spectrum(self._unit_matrix(), self._where)

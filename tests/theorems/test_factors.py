@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import hessian, vmap
 
-from ntkml.dichotomies import NestedDichotomy, average_linkage, balanced, sequential
+from ntkml.dichotomies import average_linkage, balanced, sequential
 from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, column_groups
 from tests.factories import (
     LIKELIHOODS,
@@ -72,25 +72,11 @@ def test_every_group_of_columns_gives_its_block_of_lambda(name, split):
         assert_same(columns @ columns.transpose(1, 2), hessians * torch.outer(kept, kept), 1e-12)
 
 
-def random_tree(draw_cut, classes):
-    splits = []
-
-    def split(classes):
-        if len(classes) > 1:
-            cut = draw_cut(len(classes) - 1)
-            splits.append((classes[:cut], classes[cut:]))
-            split(classes[:cut])
-            split(classes[cut:])
-
-    split(tuple(classes))
-    return NestedDichotomy(tuple(splits))
-
-
 @few_examples
 @given(st.data(), st.integers(2, 7), st.integers(0, 999))
 def test_any_tree_is_a_factor_and_has_the_printed_columns(data, num_classes, seed):
     classes = data.draw(st.permutations(range(num_classes)))
-    tree = random_tree(lambda last: data.draw(st.integers(1, last)), classes)
+    tree = tree_of(classes, lambda last: data.draw(st.integers(1, last)))
     f = logits(num_outputs=num_classes, seed=seed)
     factor = tree.factor(f.log_softmax(-1))
     assert_same(factor, naive_tree_factor(f, tree.splits), 1e-12)

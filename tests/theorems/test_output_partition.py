@@ -12,11 +12,11 @@ from torch import nn
 
 from ntkml import log_marginal_likelihood
 from ntkml.capture import capture
-from ntkml.dichotomies import NestedDichotomy, average_linkage, balanced, sequential
+from ntkml.dichotomies import average_linkage, balanced, sequential
 from ntkml.evidence import block_log_det
 from ntkml.partitions import Block
 from ntkml.specs import parse_estimator
-from tests.factories import NETWORKS, assert_rising, assert_same, few_examples, make_case, make_prior
+from tests.factories import NETWORKS, assert_rising, assert_same, few_examples, make_case, make_prior, tree_of
 
 NUM_INPUTS, NUM_CLASSES = 6, 4
 PAIRS = [(n, r) for n in range(NUM_INPUTS) for r in range(NUM_CLASSES - 1)]
@@ -37,17 +37,7 @@ def trees(draw, num_classes=NUM_CLASSES):
     if kind == "average linkage":
         weights = draw(st.lists(st.floats(-1, 1), min_size=2 * num_classes, max_size=2 * num_classes))
         return average_linkage(torch.tensor(weights).reshape(num_classes, 2))
-    splits = []
-
-    def split(classes):
-        if len(classes) > 1:
-            cut = draw(st.integers(1, len(classes) - 1))
-            splits.append((classes[:cut], classes[cut:]))
-            split(classes[:cut])
-            split(classes[cut:])
-
-    split(tuple(order))
-    return NestedDichotomy(tuple(splits))
+    return tree_of(order, lambda last: draw(st.integers(1, last)))
 
 
 def tree_log_det(case, tree, partition, prior, structure="ntk"):

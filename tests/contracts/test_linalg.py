@@ -1,0 +1,91 @@
+"""Grams, log-determinants and spectra: float64 whatever the rows are, and an error where there is no value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ntkml import linalg
+from ntkml.linalg import NotPositiveDefiniteError, channel_gram
+from ntkml.tabulated import tabulate
+from tests.factories import assert_same, generator, make_case
+
+
+@pytest.mark.parametrize("gram", [linalg.gram, linalg.large_gram])
+def test_grams_of_float32_rows_are_accumulated_in_float64(gram, monkeypatch):
+    """Tile by tile, in an order that must not matter; float32 sums would lose the small part."""
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 64)
+    rows = torch.randn(9, 300, generator=generator()) * torch.logspace(4, -4, 300)
+    options = {"tile_rows": 4} if gram is linalg.large_gram else {}
+    exact = rows.double() @ rows.double().T
+    assert gram(rows, **options).dtype == torch.float64
+    assert_same(gram(rows, **options), exact, 1e-14)
+    assert (rows @ rows.T - exact).abs().max() / exact.abs().max() > 1e-9
+
+
+def test_the_log_determinant_is_that_of_slogdet_and_differentiable():
+    rows = torch.randn(5, 3, generator=generator(), dtype=torch.float64)
+    kernel = rows @ rows.T
+    before = kernel.clone()
+    expected = torch.linalg.slogdet(torch.eye(5, dtype=torch.float64) + kernel).logabsdet
+    assert_same(linalg.log_det_identity_plus(kernel, "a test"), expected, 1e-13)
+    assert torch.equal(kernel, before)
+    log_det = lambda rows: linalg.log_det_identity_plus(rows @ rows.T, "a test")  # noqa: E731
+    assert torch.autograd.gradcheck(log_det, rows.requires_grad_())
+
+
+def test_a_matrix_that_is_not_positive_definite_is_refused():
+    with pytest.raises(NotPositiveDefiniteError, match=r"I \+ K of a test is not positive definite in torch.float64"):
+        linalg.log_det_identity_plus(-2.0 * torch.eye(2, dtype=torch.float64), "a test")
+    assert isinstance(NotPositiveDefiniteError(), ValueError)
+
+
+def test_spectra_hold_no_rounding_below_zero():
+    rows = torch.randn(8, 3, generator=generator(), dtype=torch.float64)
+    eigenvalues = linalg.spectrum(rows @ rows.T, "a test")
+    assert eigenvalues.min() >= 0
+    assert_same(eigenvalues[-3:], torch.linalg.svdvals(rows).flip(0) ** 2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_no_numbers_have_no_spectrum_and_no_log_determinant(value):
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[1, 1] = value
+    for function in (linalg.spectrum, linalg.log_det_identity_plus):
+        with pytest.raises(
+            NotPositiveDefiniteError, match="a test.* hold NaN or infinite values.*check the data and weights"
+        ):
+            function(matrix, "a test")
+
+
+def test_channels_of_rank_one_have_the_gram_of_their_factors():
+    """Behind the last hidden layer: J[n, c, o] = W[c, o] B[n, o]."""
+    output_weights = torch.randn(3, 4, generator=generator(), dtype=torch.float64)
+    base = torch.randn(5, 4, 6, generator=generator(1), dtype=torch.float64)
+    base[:, 2] = 0.0  # a dead unit
+    rows = torch.einsum("co,nod->ncod", output_weights, base)
+    flat = rows.flatten(2).flatten(0, 1)
+    assert_same(channel_gram(rows), flat @ flat.T, 1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_a_second_direction_in_a_channel_is_noticed(size):
+    rows = torch.ones(5, 3, 4, 6, dtype=torch.float64)
+    rows[1, 2, 3, 4] += size
+    assert channel_gram(rows) is None
+
+
+def test_rounding_to_float32_is_not_taken_for_a_second_direction():
+    output_weights = torch.randn(10, 4, generator=generator())
+    base = torch.randn(50, 4, 6, generator=generator(1))
+    rows = output_weights[None, :, :, None] * base[:, None]
+    flat = rows.double().flatten(2).flatten(0, 1)
+    assert_same(channel_gram(rows), flat @ flat.T, 1e-5)
+
+
+def test_networks_have_rank_one_behind_their_last_hidden_layer_and_more_before():
+    case, deep = make_case("mlp"), make_case("convnet")
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7)
+    assert channel_gram(table.rows["0.weight"].unflatten(2, (5, -1))) is not None
+    rows = tabulate(deep.model, lambda start, stop: deep.x[start:stop], 7).rows["0.weight"]
+    assert channel_gram(rows.unflatten(2, (2, -1))) is None

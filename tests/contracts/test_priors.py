@@ -1,0 +1,104 @@
+"""Diagonal Gaussian priors: what a number or tensor means, and which are refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from ntkml.priors import PriorPrecision, as_prior
+from tests.factories import PRIOR_KINDS, assert_same, generator, make_case, make_prior
+
+SHAPES = {"a.weight": torch.Size([3, 2]), "a.bias": torch.Size([3]), "b.weight": torch.Size([1, 3])}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "values"),
+    [
+        (2, "scalar", [2.0]),
+        (0.1, "scalar", [0.1]),
+        (torch.tensor(0.5), "scalar", [0.5]),
+        (torch.tensor([3]), "scalar", [3.0]),
+        (torch.tensor([1.0, 2.0, 3.0]), "layerwise", [1.0, 2.0, 3.0]),
+        ([1.0, 2.0, 3.0], "layerwise", [1.0, 2.0, 3.0]),
+        (torch.arange(1.0, 13.0), "diagonal", list(range(1, 13))),
+        (torch.arange(1.0, 13.0).reshape(3, 4), "diagonal", list(range(1, 13))),
+        (PriorPrecision(torch.tensor([2.0]), "scalar"), "scalar", [2.0]),
+    ],
+)
+def test_the_number_of_values_says_the_kind(given, kind, values):
+    prior = as_prior(given, SHAPES)
+    assert prior.kind == kind
+    assert prior.values.tolist() == values
+
+
+def test_a_float_keeps_its_float64_digits():
+    assert as_prior(0.1, SHAPES).of(SHAPES)["a.bias"].item() == 0.1
+
+
+def test_precisions_go_to_parameters_in_the_order_of_the_network():
+    layerwise = as_prior(torch.tensor([1.0, 2.0, 3.0]), SHAPES).of(SHAPES)
+    assert {name: value.item() for name, value in layerwise.items()} == {
+        "a.weight": 1.0,
+        "a.bias": 2.0,
+        "b.weight": 3.0,
+    }
+    diagonal = as_prior(torch.arange(1.0, 13.0), SHAPES).of(SHAPES)
+    assert diagonal["a.bias"].tolist() == [7.0, 8.0, 9.0]
+    assert all(value.dtype == torch.float64 for value in (*layerwise.values(), *diagonal.values()))
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_log_determinant_quadratic_form_and_scaling(kind):
+    case = make_case("mlp")
+    prior = make_prior(kind, case)
+    dense = case.precision(prior)
+    weights = dict(case.model.named_parameters())
+    assert_same(prior.log_det(case.shapes), dense.log().sum())
+    assert_same(prior.quadratic_form(weights), case.weights @ (dense * case.weights))
+    assert_same(case.precision(prior.scaled(3.0)), 3 * dense)
+    assert prior.scaled(3.0).kind == kind
+
+
+def test_everything_is_differentiable_in_the_precision_and_not_in_the_weights():
+    case = make_case("mlp")
+    values = make_prior("layerwise", case).values.float().requires_grad_()
+    prior = PriorPrecision(values, "layerwise")
+    weights = dict(case.model.named_parameters())
+    (prior.log_det(case.shapes) + prior.quadratic_form(weights)).backward()
+    squares = torch.stack([weight.detach().square().sum() for weight in weights.values()])
+    assert_same(values.grad, torch.tensor(case.sizes) / values.double() + squares, 1e-6)
+    assert all(weight.grad is None for weight in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (-1.0, "a prior precision must be positive and finite; got -1"),
+        (0, "a prior precision must be positive and finite; got 0"),
+        (float("nan"), "must be positive and finite; got nan"),
+        (float("inf"), "must be positive and finite; got inf"),
+        (torch.tensor([1.0, -2.5, 3.0]), "must be positive and finite; got -2.5"),
+        (
+            torch.ones(2),
+            "a prior precision has 1 value (scalar), 3 (layerwise: one per parameter tensor) or 12 (diagonal: one per "
+            "parameter) for this network; got 2",
+        ),
+        (torch.ones(0), "for this network; got 0"),
+        (PriorPrecision(torch.ones(4), "layerwise"), "for this network; got 4 with kind 'layerwise'"),
+        (PriorPrecision(torch.ones(3), "diagonal"), "got 3 with kind 'diagonal'"),
+        (PriorPrecision(torch.ones(3), "full"), "got 3 with kind 'full'"),
+    ],
+)
+def test_what_is_no_prior_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        as_prior(given, SHAPES)
+
+
+def test_a_network_of_one_tensor_takes_any_of_the_three():
+    shapes = {"weight": torch.Size([2, 2])}
+    rows = torch.rand(4, generator=generator()) + 0.5
+    assert as_prior(torch.ones(1), shapes).kind == "scalar"
+    assert as_prior(rows, shapes).kind == "diagonal"
+    assert as_prior(PriorPrecision(torch.ones(1), "layerwise"), shapes).kind == "layerwise"

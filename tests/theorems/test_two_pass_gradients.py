@@ -1,0 +1,186 @@
+"""The two-pass adjoint: the gradient of an estimate in anything that enters the forward pass, a chunk at a time."""
+
+import pytest
+import torch
+from torch import nn
+
+from ntkml.capture import Hyperparameter, capture, trainable_parameters
+from ntkml.hyperparameters.affine import AffineInvariance
+from ntkml.objective import PRIOR_SIZES, MarginalLikelihood
+from ntkml.rows import merge_factors, positions_of
+
+NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")
+FACTORED = ("kfac-4-C", "kfac-4-1")
+COUNT, CLASSES, VIEWS = 9, 4, 3
+
+
+class Slope(nn.Module):
+    """tanh(a x) with a learned slope: a hyperparameter inside the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = Hyperparameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.tanh(self.slope * x)
+
+
+class Brightness(nn.Module):
+    """Random gains and offsets of an image: a smooth augmentation, so that finite differences mean something."""
+
+    num_views = VIEWS
+
+    def __init__(self):
+        super().__init__()
+        self.eta = nn.Parameter(torch.tensor([0.3, 0.2], dtype=torch.float64))
+
+    def draw(self, num_inputs, generator=None):
+        return 2 * torch.rand(num_inputs, VIEWS, 2, generator=generator, dtype=torch.float64) - 1
+
+    def forward(self, x, noise):
+        gain, offset = (self.eta * noise).unbind(-1)
+        views = x.unsqueeze(1) * gain.exp()[..., None, None, None] + offset[..., None, None, None]
+        return views.flatten(0, 1)
+
+
+def problem(augmentation, name, prior="layerwise", chunk=None, likelihood="categorical"):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        Slope(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 4, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, CLASSES),
+    ).double()
+    x = torch.rand(COUNT, 1, 8, 8, dtype=torch.float64)
+    y = torch.randint(0, CLASSES, (COUNT,)) if likelihood == "categorical" else torch.randn(COUNT, CLASSES).double()
+    objective = MarginalLikelihood(network, name, likelihood, prior, 0.7, augmentation, chunk)
+    objective.resample(x, y, torch.Generator().manual_seed(5))
+    return objective, x, y
+
+
+def loss(objective, x, y):
+    return -objective.backward(x, y, None, torch.Generator().manual_seed(1)).total.item() / COUNT
+
+
+def gradients(objective, x, y):
+    objective.zero_grad()
+    loss(objective, x, y)
+    return {name: parameter.grad.clone() for name, parameter in objective.named_parameters()}
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+@pytest.mark.parametrize("prior", PRIOR_SIZES)
+@pytest.mark.parametrize("name", NAMES + FACTORED)
+def test_every_gradient_is_that_of_finite_differences(name, prior, likelihood):
+    if (name in FACTORED and prior == "diagonal") or ("tree" in name and likelihood == "gaussian"):
+        with pytest.raises(ValueError, match=r"diagonal|tree"):
+            loss(*problem(Brightness(), name, prior, likelihood=likelihood))
+        return
+    objective, x, y = problem(Brightness(), name, prior, likelihood=likelihood)
+    found, step = gradients(objective, x, y), 1e-5
+    for parameter_name, parameter in objective.named_parameters():
+        flat = parameter.data.view(-1)
+        for index in range(min(2, len(flat))):
+            value = flat[index].item()
+            flat[index] = value + step
+            above = loss(objective, x, y)
+            flat[index] = value - step
+            below = loss(objective, x, y)
+            flat[index] = value
+            difference = (above - below) / (2 * step)
+            assert found[parameter_name].reshape(-1)[index].item() == pytest.approx(difference, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES + FACTORED)
+def test_chunks_change_nothing(name):
+    whole = gradients(*problem(Brightness(), name))
+    for chunk in (1, 2):
+        parts = gradients(*problem(Brightness(), name, chunk=chunk))
+        for key, gradient in whole.items():
+            assert (parts[key] - gradient).abs().max() <= 1e-12 * gradient.abs().max().clamp_min(1.0)
+
+
+@pytest.mark.parametrize("name", ["ntk-N-C", "ntk-N-tree", "blockdiag-N-1", "diag-N-C", "kfac-N-C"])
+def test_two_passes_equal_one_graph(name):
+    """Affine invariances by autograd through the dense log-determinant of every block, all graphs alive at once."""
+    augmentation = AffineInvariance(VIEWS, torch.tensor([0.1, 0.2, 0.5, 0.1, 0.15, 0.05], dtype=torch.float64))
+    objective, x, y = problem(augmentation, name, chunk=2)
+    found = gradients(objective, x, y)
+    one_graph = torch.autograd.grad(dense_loss(objective, x, y), [augmentation.eta, *objective.in_network])
+    assert (found["augmentation.eta"] - one_graph[0]).abs().max() < 1e-12
+    assert (found["in_network.0"] - one_graph[1]).abs().max() < 1e-12
+
+
+def dense_loss(objective, x, y):
+    """-log q / N of a partition whose blocks hold all inputs, from explicit matrices in one graph."""
+    generator = torch.Generator().manual_seed(1)
+    total, delta = torch.zeros((), dtype=torch.float64), 0.7
+    for block in objective.partition.blocks:
+        views = objective.augmentation(x, objective.augmentation.draw(len(x), generator))
+        captured = capture(objective.model, views, VIEWS, differentiable=True)
+        factor = objective._factor(captured.outputs, block, slice(0, len(x)))
+        layers = positions_of(captured, factor, keep_graph=True)
+        share = block.columns.shape[-1] / objective.partition.num_columns
+        log_prob = objective.likelihood.log_prob(captured.outputs, y).sum()
+        total = total + share * log_prob - 0.5 * dense_log_det(objective.estimator.structure, layers, delta)
+    return -total / len(x)
+
+
+def dense_log_det(structure, layers, delta):
+    if structure == "kfac":
+        factors = merge_factors({name: positions.reduced() for name, positions in layers.items()}).values()
+        matrices = [torch.kron(f[0][0], f[1][0]) if len(f) == 2 else f[0][0] for f in factors]
+    else:
+        rows = [row.flatten(0, 1) for positions in layers.values() for row in positions.rows().values()]
+        whole = [torch.cat(rows, dim=1)] if structure == "ntk" else rows
+        matrices = [r.T @ r for r in whole]
+        if structure == "diag":
+            matrices = [m.diagonal().diag() for m in matrices]
+    return torch.stack([torch.eye(len(m)).double().add(m / delta).slogdet()[1] for m in matrices]).sum()
+
+
+def test_drawn_blocks_average_to_the_whole_partition():
+    objective, x, y = problem(None, "ntk-4-1")
+    whole = objective.backward(x, y, None).total
+    num_blocks = len(objective.partition)
+    drawn = objective.backward(x, y, num_blocks, torch.Generator().manual_seed(3)).total
+    assert drawn.item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_weights_get_no_gradient_and_hyperparameters_no_prior():
+    objective, x, y = problem(Brightness(), "ntk-4-1")
+    loss(objective, x, y)
+    weights = trainable_parameters(objective.model)
+    assert "1.slope" not in weights
+    assert all(weight.grad is None for weight in weights.values())
+    assert len(objective.log_prior_precision) == len(weights) == 6
+    assert not {id(p) for p in objective.parameters()} & {id(p) for p in weights.values()}
+
+
+def test_the_weight_loss_is_the_regularised_mean_loss_and_leaves_hyperparameters_alone():
+    objective, x, y = problem(None, "ntk-4-1")
+    value = objective.weight_loss(x, y, num_data=100)
+    squares = sum(0.7 * float(w.detach().square().sum()) for w in trainable_parameters(objective.model).values())
+    expected = nn.functional.cross_entropy(objective.model(x), y) + 0.5 * squares / 100
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    value.backward()
+    assert objective.log_prior_precision.grad is None
+    assert all(weight.grad is not None for weight in trainable_parameters(objective.model).values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prior": "rowwise"}, "unknown prior 'rowwise'; known: scalar, layerwise, diagonal"),
+        ({"prior_precision": -1.0}, "a prior precision must be positive and finite; got -1"),
+        ({"chunk": 0}, "chunk must be a positive number of inputs, got 0"),
+        ({"estimator": "ntk-4"}, "write <structure>-<inputs>-<outputs>"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments, words):
+    with pytest.raises(ValueError) as error:
+        MarginalLikelihood(nn.Linear(2, 3), **{"estimator": "ntk-4-1", **arguments})
+    assert words in str(error.value)
