@@ -11,13 +11,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ntkml.capture import Hyperparameter
     from ntkml.evidence import log_marginal_likelihood
+    from ntkml.hyperparameters.affine import AffineInvariance
+    from ntkml.objective import MarginalLikelihood
     from ntkml.priors import PriorPrecision
 
 __version__ = "0.1.0"
-__all__ = ["PriorPrecision", "__version__", "log_marginal_likelihood"]
+__all__ = [
+    "AffineInvariance",
+    "Hyperparameter",
+    "MarginalLikelihood",
+    "PriorPrecision",
+    "__version__",
+    "log_marginal_likelihood",
+]
 
 _HOMES = {
+    "AffineInvariance": "ntkml.hyperparameters.affine",
+    "Hyperparameter": "ntkml.capture",
+    "MarginalLikelihood": "ntkml.objective",
     "log_marginal_likelihood": "ntkml.evidence",
     "PriorPrecision": "ntkml.priors",
 }

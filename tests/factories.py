@@ -1,4 +1,4 @@
-"""Seeded float64 networks and data, and dense values that share no code with ntkml: jacrev, hessian and slogdet."""
+"""Seeded float64 networks and data, and dense values that share no code with ntkml: autodiff of everything, slogdet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.func import functional_call, jacrev, vmap
 
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import log_marginal_likelihood, partition_for, tree_for
@@ -110,7 +110,7 @@ class Case:
     @cached_property
     def hessians(self) -> Tensor:
         """Lambda, (N, C, C)."""
-        return -vmap(hessian(lambda f, y: dense_log_prob(self.likelihood, f, y)))(self.outputs, self.y)
+        return dense_hessians(self.likelihood, self.outputs, self.y)
 
     @cached_property
     def ggn(self) -> Tensor:
@@ -195,6 +195,11 @@ def dense_log_prob(likelihood: Likelihood, f: Tensor, y: Tensor) -> Tensor:
         return (y * f - (1 + f.exp()).log()).sum()
     variance = torch.as_tensor(likelihood.observation_noise, dtype=torch.float64) ** 2
     return (-((y - f) ** 2) / (2 * variance) - (2 * torch.pi * variance).log() / 2).sum()
+
+
+def dense_hessians(likelihood: Likelihood, outputs: Tensor, y: Tensor) -> Tensor:
+    """Lambda = -d^2 log p / df^2, reverse over reverse. (N, C, C)."""
+    return -vmap(jacrev(jacrev(lambda f, y: dense_log_prob(likelihood, f, y))))(outputs, y)
 
 
 def dense_log_det(ggn: Tensor, precision: Tensor, group_sizes: Sequence[int]) -> Tensor:

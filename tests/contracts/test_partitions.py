@@ -54,7 +54,7 @@ def test_batches_cover_every_input_once_in_equal_sizes(name, num_inputs, size, s
     assert lengths == [size] * (num_inputs // size) + ([last] if last else [])
 
 
-@pytest.mark.parametrize("name", BATCHINGS)
+@pytest.mark.parametrize("name", ["random", "class", "kmeans", "greedy"])
 def test_batches_depend_on_the_generator_alone(name):
     before = torch.random.get_rng_state()
     first, again, other = (BATCHINGS[name](20, 6, generator(seed)) for seed in (1, 1, 2))
@@ -111,42 +111,44 @@ def test_blocks_of_one_batch_share_a_forward_pass():
     assert drawn == [(3, [1, 2, 2]), (1, [7])]
 
 
-class TestWeights:
-    partition = make_partition([torch.arange(3), torch.arange(3, 5)], [(0,), (1,)], False, None)
+@pytest.fixture
+def four_blocks():
+    return make_partition([torch.arange(3), torch.arange(3, 5)], [(0,), (1,)], False, None)
 
-    def test_they_become_probabilities_without_a_graph(self):
-        weights = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
-        weighted = self.partition.weighted(weights)
-        assert_same(weighted.probabilities, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), 1e-15)
-        assert not weighted.uniform
-        assert not weighted.probabilities.requires_grad
-        assert weighted.blocks == self.partition.blocks
-        assert self.partition.uniform
 
-    @pytest.mark.parametrize(
-        "weights", [[1.0, 2.0, 3.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, torch.nan, 1.0, 1.0], 1.0]
-    )
-    def test_every_block_needs_a_positive_one(self, weights):
-        message = "block weights are 4 positive numbers, one per block; got [1.0"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            self.partition.weighted(torch.tensor(weights))
+def test_weights_become_probabilities_without_a_graph(four_blocks):
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
+    weighted = four_blocks.weighted(weights)
+    assert_same(weighted.probabilities, torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), 1e-15)
+    assert not weighted.uniform
+    assert not weighted.probabilities.requires_grad
+    assert weighted.blocks == four_blocks.blocks
+    assert four_blocks.uniform
 
-    @pytest.mark.parametrize("count", [0, -1, 5])
-    def test_uniform_draws_are_without_replacement(self, count):
-        message = f"blocks={count}: write a number from 1 to 4, or None for all 4 blocks"
-        with pytest.raises(ValueError, match=message):
-            self.partition.draw(count, generator())
-        assert sorted(self.partition.draw(4, generator())) == [0, 1, 2, 3]
 
-    def test_weighted_draws_are_independent(self):
-        weighted = self.partition.weighted(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        drawn = torch.tensor(weighted.draw(4000, generator()))
-        assert_same(drawn.bincount(minlength=4) / 4000, weighted.probabilities, 0.03)
-        with pytest.raises(ValueError, match="blocks=0"):
-            weighted.draw(0, generator())
+@pytest.mark.parametrize(
+    "weights", [[1.0, 2.0, 3.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, torch.nan, 1.0, 1.0], 1.0]
+)
+def test_every_block_needs_a_positive_weight(four_blocks, weights):
+    message = "block weights are 4 positive numbers, one per block; got [1.0"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        four_blocks.weighted(torch.tensor(weights))
 
-    def test_draws_repeat_with_the_generator(self):
-        assert self.partition.draw(3, generator(4)) == self.partition.draw(3, generator(4))
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_uniform_draws_are_without_replacement(four_blocks, count):
+    with pytest.raises(ValueError, match=f"blocks={count}: write a number from 1 to 4, or None for all 4 blocks"):
+        four_blocks.draw(count, generator())
+    assert sorted(four_blocks.draw(4, generator())) == [0, 1, 2, 3]
+    assert four_blocks.draw(3, generator(4)) == four_blocks.draw(3, generator(4))
+
+
+def test_weighted_draws_are_independent(four_blocks):
+    weighted = four_blocks.weighted(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    drawn = torch.tensor(weighted.draw(4000, generator()))
+    assert_same(drawn.bincount(minlength=4) / 4000, weighted.probabilities, 0.03)
+    with pytest.raises(ValueError, match="blocks=0"):
+        weighted.draw(0, generator())
 
 
 def scatter_within(features, batches):
