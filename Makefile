@@ -17,4 +17,4 @@ test:
 	$(PYTHON) -m pytest -q
 
 figures:
-	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name || exit 1; done
+	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done

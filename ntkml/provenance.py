@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import ntkml
+
 PACKAGES = ("ntkml", "torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "click", "pillow")
 
 
@@ -41,7 +43,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
+        return ntkml.__version__ if package == ntkml.__name__ else None  # run from a checkout that is not installed
 
 
 def _cpu_model() -> str:
