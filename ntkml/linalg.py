@@ -12,35 +12,30 @@ from torch import Tensor
 #: Entries of one float64 tile of rows; bounds the extra memory of a Gram matrix to 64 MiB a tile.
 _TILE_ENTRIES = 8 * 2**20
 
+#: Rows of a tile on the diagonal of a Gram matrix: wide enough for full speed, narrow enough to leave out the upper half.
+_TILE_ROWS = 1024
+
 
 class NotPositiveDefiniteError(ValueError):
     """A matrix I + K that theory says is positive definite was not, numerically; nothing is added to hide it."""
 
 
 def gram(rows: Tensor) -> Tensor:
-    """R R^T in float64, accumulated over tiles of columns so that R is never copied whole. rows: (b, P) -> (b, b)."""
+    """R R^T in float64 by tiles: R is never copied whole, and only tiles on or below the diagonal are multiplied.
+
+    rows: (b, P), float32 or float64. Returns (b, b).
+    """
     num_rows, num_columns = rows.shape
-    if rows.dtype == torch.float64:
-        return rows @ rows.T
-    step = max(1, _TILE_ENTRIES // max(1, num_rows))
     total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=rows.device)
-    for start in range(0, num_columns, step):
-        tile = rows[:, start : start + step].double()
-        total.addmm_(tile, tile.T)
-    return total
-
-
-def large_gram(rows: Tensor, tile_rows: int = 2048) -> Tensor:
-    """R R^T in float64 by lower tiles only, half the work of :func:`gram` for many rows. rows: (b, P) -> (b, b)."""
-    num_rows = rows.shape[0]
-    total = torch.empty(num_rows, num_rows, dtype=torch.float64, device=rows.device)
-    for i in range(0, num_rows, tile_rows):
-        upper = rows[i : i + tile_rows].double()
-        for j in range(0, i + 1, tile_rows):
-            tile = upper @ rows[j : j + tile_rows].double().T
-            total[i : i + tile_rows, j : j + tile_rows] = tile
-            if j < i:
-                total[j : j + tile_rows, i : i + tile_rows] = tile.T
+    columns = max(1, _TILE_ENTRIES // max(1, num_rows))
+    for start in range(0, num_columns, columns):
+        tile = rows[:, start : start + columns].double()
+        for i in range(0, num_rows, _TILE_ROWS):
+            part = slice(i, i + _TILE_ROWS)
+            total[part, : i + _TILE_ROWS].addmm_(tile[part], tile[: i + _TILE_ROWS].T)
+    for i in range(0, num_rows, _TILE_ROWS):
+        part = slice(i, i + _TILE_ROWS)
+        total[:i, part] = total[part, :i].T
     return total
 
 

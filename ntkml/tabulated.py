@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.layers.positions import KroneckerInputs, Positions
-from ntkml.linalg import channel_gram, gram, large_gram
+from ntkml.linalg import channel_gram, gram
 from ntkml.rows import merge_factors, positions_of, qualified
 
 
@@ -52,7 +52,7 @@ class JacobianTable:
         if name not in self._grams:
             channels = self.rows[name].unflatten(2, (self.shapes[name][0], -1))
             factored = channel_gram(channels)
-            self._grams[name] = large_gram(self.rows[name].flatten(0, 1)) if factored is None else factored
+            self._grams[name] = gram(self.rows[name].flatten(0, 1)) if factored is None else factored
         return self._grams[name]
 
     def total_gram(self) -> Tensor:
@@ -60,7 +60,7 @@ class JacobianTable:
         if self._total is None:
             narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
             total = (
-                large_gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
+                gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
             )
             for name in self.rows:
                 if self.wide(name):

@@ -1,8 +1,6 @@
-"""Which modules can be captured, that capturing leaves no trace, and how the others are refused by name."""
+"""Which modules can be captured, that their rows are those of jacrev, and that capturing leaves no trace."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 import torch
@@ -11,7 +9,14 @@ from torch import Tensor, nn
 from ntkml import log_marginal_likelihood
 from ntkml.capture import average_views, capture, check_model, trainable_parameters
 from ntkml.rows import CapturedRows
-from tests.factories import assert_same, convnet, dense_jacobian, generator, make_case, seeded
+from tests.dense import dense_jacobian
+from tests.factories import (
+    assert_same,
+    convnet,
+    generator,
+    make_case,
+    seeded,
+)
 
 
 def network(*layers):
@@ -24,6 +29,10 @@ def vectors(num_inputs=6, width=4):
 
 def images(num_inputs=6, channels=2):
     return torch.randn(num_inputs, channels, 4, 4, generator=generator(1), dtype=torch.float64)
+
+
+def tokens(num_inputs=6):
+    return torch.randn(num_inputs, 1, 3, 4, generator=generator(1), dtype=torch.float64)
 
 
 def rows_of(model, x, num_views=1):
@@ -57,6 +66,7 @@ class Branches(nn.Module):
         (network(nn.ReLU(inplace=True), nn.Linear(4, 6), nn.LeakyReLU(0.1, inplace=True), nn.Linear(6, 3)), vectors()),
         (seeded(Branches()), vectors()),
         (seeded(nn.Linear(4, 3)), vectors()),
+        (network(nn.Linear(4, 5), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 5)), nn.Flatten(), nn.Linear(5, 3)), tokens()),
         (network(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4, affine=False), nn.Flatten(), nn.Linear(16, 3)), images()),
         (network(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.Linear(12, 3)).eval(), images()),
         (network(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).eval(), vectors()),
@@ -68,6 +78,7 @@ class Branches(nn.Module):
         "relu_ of input",
         "branches",
         "root",
+        "tokens",
         "group norm",
         "batch norm",
         "dropout",
@@ -126,201 +137,3 @@ def test_estimates_work_where_gradients_are_switched_off(name):
     expected = case.estimate(name)
     with torch.no_grad():
         assert_same(case.estimate(name).total, expected.total)
-
-
-def test_inference_mode_is_refused_with_the_way_out():
-    case = make_case("mlp")
-    with torch.inference_mode(), pytest.raises(ValueError, match="torch.inference_mode"):
-        case.estimate("ntk-N-C")
-
-
-class Reused(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(torch.tanh(self.layer(x))))
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.second.weight = self.first.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(torch.tanh(self.first(x))))
-
-
-class Outside(nn.Module):
-    """Uses the weight of a layer beside calling it (``bypass`` False) or in place of calling it."""
-
-    def __init__(self, bypass: bool):
-        super().__init__()
-        self.layer, self.head, self.bypass = nn.Linear(4, 4), nn.Linear(4, 3), bypass
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x if self.bypass else self.layer(x)
-        return self.head(torch.tanh(h) @ self.layer.weight + (self.layer.bias if self.bypass else 0))
-
-
-class Unused(nn.Module):
-    def __init__(self, called: bool):
-        super().__init__()
-        self.idle, self.head, self.called = nn.Linear(4, 4), nn.Linear(4, 3), called
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.called:
-            self.idle(x)
-        return self.head(x)
-
-
-class OwnParameter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale, self.head = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x * self.scale)
-
-
-class Coupled(nn.Module):
-    """Outputs that depend on the batch by a module that no type check knows."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x - x.mean(0))
-
-
-class Tokens(nn.Module):
-    """Averages a layer over tokens, (n, T, 4) -> (n, 3), the layer applied in the arrangement given."""
-
-    def __init__(self, arrangement: str):
-        super().__init__()
-        self.layer, self.head, self.arrangement = nn.Linear(4, 5), nn.Linear(5, 3), arrangement
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.arrangement == "flattened":
-            hidden = self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        elif self.arrangement == "sequence first":
-            hidden = self.layer(x.transpose(0, 1)).transpose(0, 1)
-        else:
-            hidden = self.layer(x)
-        return self.head(torch.tanh(hidden).mean(1))
-
-
-class Returns(nn.Module):
-    """A linear network whose outputs pass through ``finish``."""
-
-    def __init__(self, finish):
-        super().__init__()
-        self.layer, self.finish = nn.Linear(4, 3), finish
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self.layer(x))
-
-
-REFUSED = {
-    "batch norm in training": (
-        lambda: network(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).train(),
-        r"BatchNorm2d '1' is in training mode, so an output depends on the whole batch: call model.eval\(\)",
-    ),
-    "batch norm without statistics": (
-        lambda: network(
-            nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(12, 3)
-        ).eval(),
-        "BatchNorm2d '1' is in training mode",
-    ),
-    "batch norm with weights": (
-        lambda: network(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3)).eval(),
-        r"BatchNorm2d '1' has trainable parameters \(weight, bias\) and is not supported \(supported: Linear, Conv2d\)",
-    ),
-    "dropout in training": (
-        lambda: network(nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 3)).train(),
-        r"Dropout '1' is in training mode, so outputs are random: call model.eval\(\)",
-    ),
-    "unsupported type": (
-        lambda: network(nn.Flatten(), nn.Linear(32, 4), nn.LayerNorm(4), nn.Linear(4, 3)),
-        r"LayerNorm '2' has trainable parameters \(weight, bias\) .*freeze it with requires_grad_\(False\) or replace it",
-    ),
-}
-
-REFUSED_ON_VECTORS = {
-    "reused layer": (Reused, "layer 'layer' is used more than once in a forward pass.*use one module per use"),
-    "shared parameter": (Tied, "parameter second.weight is shared with first.weight: give each layer its own"),
-    "weight beside its layer": (lambda: Outside(False), "parameter 'layer.weight'.*outside its layer"),
-    "weight without its layer": (lambda: Outside(True), "the layer of parameter 'layer.weight' is bypassed"),
-    "idle layer": (lambda: Unused(False), r"do not depend on parameter 'idle.weight': freeze it"),
-    "idle layer that is called": (
-        lambda: Unused(True),
-        r"do not depend on (layer 'idle'|parameter 'idle.weight'): freeze",
-    ),
-    "own parameter": (OwnParameter, r"OwnParameter '' has trainable parameters \(scale\) and is not supported"),
-    "coupled batch": (Coupled, "the outputs of an input depend on the other inputs of its batch"),
-    "random outputs": (
-        lambda: Returns(lambda h: h + torch.randn_like(h)),
-        r"depend on the other inputs of its batch \(or are random\): call model.eval\(\)",
-    ),
-    "one output less": (
-        lambda: Returns(lambda h: h[:, 0]),
-        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(2,\)",
-    ),
-    "image outputs": (
-        lambda: Returns(lambda h: h.reshape(-1, 3, 1)),
-        r"inputs to \(n, C\) outputs; \(2, 4\) gave \(2, 3, 1\)",
-    ),
-    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(6, 1\)"),
-    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(2, 4\) gave tuple"),
-    "detached outputs": (lambda: Returns(torch.detach), "outputs do not depend on any trainable layer"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_image_networks_are_refused_by_name(name):
-    make, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
-        log_marginal_likelihood(make(), images(), torch.zeros(6, dtype=torch.long), "ntk-N-C")
-
-
-@pytest.mark.parametrize("name", REFUSED_ON_VECTORS)
-def test_networks_are_refused_by_name(name):
-    make, message = REFUSED_ON_VECTORS[name]
-    with pytest.raises(ValueError, match=message):
-        log_marginal_likelihood(seeded(make()), vectors(), torch.zeros(6, dtype=torch.long), "ntk-N-C")
-
-
-def test_a_network_without_trainable_parameters_is_refused():
-    case = make_case("mlp")
-    case.model.requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter: set requires_grad=True on what the prior is about"):
-        case.estimate("ntk-N-C")
-
-
-@pytest.mark.parametrize("arrangement", ["flattened", "sequence first"])
-@pytest.mark.parametrize("num_tokens", [2, 5, 6])
-def test_a_layer_that_does_not_see_the_batch_first_is_refused(arrangement, num_tokens):
-    """Its rows would mix inputs: a wrong number, not an error, wherever the shapes happen to fit."""
-    model = seeded(Tokens(arrangement))
-    x = torch.randn(6, num_tokens, 4, generator=generator(), dtype=torch.float64)
-    for name in ("ntk-N-C", "diag-3-1", "kfac-N-C"):
-        with pytest.raises(ValueError, match="parameter 'layer.weight'|layer 'layer'"):
-            log_marginal_likelihood(model, x, torch.zeros(6, dtype=torch.long), name)
-
-
-def test_a_layer_over_tokens_behind_the_batch_is_captured():
-    model = seeded(Tokens("batch first"))
-    x = torch.randn(6, 5, 4, generator=generator(), dtype=torch.float64)
-    check_model(model, x)
-    assert_same(rows_of(model, x), dense_jacobian(model, x))
-
-
-def test_pulling_back_through_an_idle_layer_is_refused():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        captured = capture(seeded(Unused(True)), vectors())
-        with pytest.raises(ValueError, match="the outputs do not depend on layer 'idle': freeze or remove it"):
-            captured.pull_back(torch.ones(6, 3, dtype=torch.float64))

@@ -10,7 +10,12 @@ from ntkml.capture import capture, check_model
 from ntkml.layers import LAYER_TYPES, positions
 from ntkml.layers.positions import Positions
 from ntkml.rows import CapturedRows
-from tests.factories import assert_same, dense_jacobian, generator, seeded
+from tests.dense import dense_jacobian
+from tests.factories import (
+    assert_same,
+    generator,
+    seeded,
+)
 
 #: (layer, shape of one of its inputs), with few and with many positions compared to the fan-in.
 LAYERS = {
@@ -131,6 +136,7 @@ def test_padding_that_im2col_does_not_know_is_refused(mode):
         check_model(model, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_uneven_padding_is_refused():
     model = surrounded(nn.Conv2d(1, 2, 2, padding="same"), (1, 4, 4))
     with pytest.raises(ValueError, match="Conv2d '1' has padding='same' with an even kernel: pad explicitly"):

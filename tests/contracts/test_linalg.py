@@ -11,16 +11,20 @@ from ntkml.tabulated import tabulate
 from tests.factories import assert_same, generator, make_case
 
 
-@pytest.mark.parametrize("gram", [linalg.gram, linalg.large_gram])
-def test_grams_of_float32_rows_are_accumulated_in_float64(gram, monkeypatch):
-    """Tile by tile, in an order that must not matter; float32 sums would lose the small part."""
-    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 64)
-    rows = torch.randn(9, 300, generator=generator()) * torch.logspace(4, -4, 300)
-    options = {"tile_rows": 4} if gram is linalg.large_gram else {}
+@pytest.mark.parametrize(("tile_entries", "tile_rows"), [(64, 4), (64, 3), (10**6, 9), (1, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_grams_are_accumulated_in_float64_whatever_the_tiles(dtype, tile_entries, tile_rows, monkeypatch):
+    """Sums in float32 would lose the small part, which decides at small prior precisions."""
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", tile_entries)
+    monkeypatch.setattr(linalg, "_TILE_ROWS", tile_rows, raising=False)
+    rows = (torch.randn(9, 300, generator=generator()) * torch.logspace(4, -4, 300)).to(dtype)
     exact = rows.double() @ rows.double().T
-    assert gram(rows, **options).dtype == torch.float64
-    assert_same(gram(rows, **options), exact, 1e-14)
-    assert (rows @ rows.T - exact).abs().max() / exact.abs().max() > 1e-9
+    total = linalg.gram(rows)
+    assert total.dtype == torch.float64
+    assert_same(total, exact, 1e-13)
+    assert torch.equal(total, total.T)
+    single = rows.float() @ rows.float().T
+    assert (single - exact).abs().max() / exact.abs().max() > 1e-9
 
 
 def test_the_log_determinant_is_that_of_slogdet_and_differentiable():
@@ -68,9 +72,10 @@ def test_channels_of_rank_one_have_the_gram_of_their_factors():
     assert_same(channel_gram(rows), flat @ flat.T, 1e-12)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-6])
-def test_a_second_direction_in_a_channel_is_noticed(size):
-    rows = torch.ones(5, 3, 4, 6, dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1.0), (torch.float64, 1e-12), (torch.float32, 1e-3)])
+def test_a_second_direction_in_a_channel_is_noticed(dtype, size):
+    """Whatever stands above the rounding of the rows."""
+    rows = torch.ones(5, 3, 4, 6, dtype=dtype)
     rows[1, 2, 3, 4] += size
     assert channel_gram(rows) is None
 

@@ -13,7 +13,14 @@ from ntkml.partitions import Block
 from ntkml.rows import CapturedRows
 from ntkml.structures import structure_named
 from ntkml.tabulated import JacobianTable, TabulatedRows, tabulate
-from tests.factories import STRUCTURES, assert_same, dense_jacobian, generator, make_case, make_prior
+from tests.dense import dense_jacobian
+from tests.factories import (
+    STRUCTURES,
+    assert_same,
+    generator,
+    make_case,
+    make_prior,
+)
 
 NAMES = ["N-C", "3-C", "3-1", "N-1", "3-2", "3-tree", "3-1+iid", "N-tree+iid", "3-C+kmeans"]
 
@@ -133,11 +140,12 @@ def test_columns_that_vanish_altogether_leave_no_complexity(kind, structure):
         assert rows.total_gram().shape == (3 * columns, 3 * columns)
 
 
-def test_a_block_may_hold_any_pairs_in_any_order():
-    """Repeated inputs with a column each, as in a partition that no name describes."""
+@pytest.mark.parametrize("columns", [[[1], [0], [0], [1]], [1, 0], [1]])
+def test_a_block_may_hold_any_pairs_in_any_order(columns):
+    """Repeated inputs, a column each or a deeper split before the root: partitions that no name describes."""
     case = make_case("convnet")
     table, _ = both(case, 1)
-    block = Block(torch.tensor([5, 0, 5, 3]), torch.tensor([[1], [0], [0], [1]]))
+    block = Block(torch.tensor([5, 0, 5, 3]), torch.tensor(columns))
     factor = block.select(case.likelihood.factor(table.outputs, "tree", tree_for(case.model))[block.inputs])
     rows = torch.einsum("ncp,nck->nkp", case.jacobian[block.inputs], factor).flatten(0, 1)
     assert_same(TabulatedRows(table, block.inputs, factor).total_gram(), rows @ rows.T)

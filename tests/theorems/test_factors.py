@@ -10,15 +10,14 @@ from torch.func import vmap
 
 from ntkml.dichotomies import average_linkage, balanced, sequential
 from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, column_groups
+from tests.dense import dense_hessians, dense_log_prob, naive_tree_factor
 from tests.factories import (
     LIKELIHOODS,
     assert_same,
-    dense_hessians,
-    dense_log_prob,
     few_examples,
     generator,
-    naive_tree_factor,
     targets,
+    tree_of,
 )
 
 SPLITS = {  # of 5 outputs: the groups of columns that share a block, under a softmax and without

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ntkml import log_marginal_likelihood
+from tests.dense import dense_log_det
 from tests.factories import (
     LIKELIHOODS,
     NETWORKS,
     assert_rising,
     assert_same,
-    dense_log_det,
     few_examples,
     generator,
     make_case,
