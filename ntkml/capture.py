@@ -114,34 +114,53 @@ def capture(model: nn.Module, inputs: Tensor, num_views: int = 1, differentiable
     Raises:
         ValueError: the model cannot be captured (see :func:`check_model`), or its outputs are not (n * S, C).
     """
-    layers, outputs = _forward(model, inputs, num_views, False, differentiable)
-    if any(version != layer.inputs._version for layer, version in layers):
-        # A later in-place operation overwrote a layer's input; only then is a copy worth its memory.
-        layers, outputs = _forward(model, inputs, num_views, True, differentiable)
-    if outputs.ndim != 2 or len(outputs) != len(inputs):
-        raise ValueError(
-            f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {tuple(outputs.shape)}"
-        )
-    return Capture(average_views(outputs, num_views), tuple(layer for layer, _ in layers), differentiable)
+    layers, outputs = _forward(model, inputs, num_views, differentiable)
+    for layer, version in layers:
+        if version != layer.inputs._version:
+            raise ValueError(
+                f"the input of layer {layer.name!r} is overwritten in place after the layer used it: its weight has no "
+                "gradient then; use the out-of-place operation"
+            )
+    return Capture(outputs, tuple(layer for layer, _ in layers), differentiable)
 
 
 def _forward(
-    model: nn.Module, inputs: Tensor, num_views: int, clone_inputs: bool, differentiable: bool
+    model: nn.Module, inputs: Tensor, num_views: int, differentiable: bool
 ) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
     seen: list[tuple[CapturedLayer, int]] = []
 
     def keep(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if not given:
+            raise ValueError(f"layer {name!r} is called with a keyword: call it with its input as the first argument")
+        if not output.requires_grad:
+            raise ValueError(
+                f"layer {name!r} ran without autograd: leave torch.inference_mode(), and keep torch.no_grad() out of forward"
+            )
+        if len(given[0]) != len(inputs):
+            raise ValueError(
+                f"layer {name!r} was called on {len(given[0])} entries for {len(inputs)} inputs: its first dimension must "
+                "be the batch; put other dimensions between it and the features"
+            )
         if any(layer.module is module for layer, _ in seen):
             raise ValueError(
                 f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use"
             )
         kept = given[0] if differentiable else given[0].detach()
-        kept = kept.clone() if clone_inputs else kept
         seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output), num_views), kept._version))
 
     with _hooks(model, keep), torch.enable_grad():
-        outputs = model(inputs)
-    return seen, outputs
+        outputs = model(inputs.clone())  # some networks work on their input in place
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+            gave = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(
+                f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {gave}"
+            )
+        if not outputs.requires_grad:
+            raise ValueError(
+                "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"
+            )
+        averaged = average_views(outputs, num_views)
+    return seen, averaged
 
 
 @contextmanager
@@ -170,11 +189,14 @@ def check_model(model: nn.Module, inputs: Tensor) -> None:
             a reused layer, a parameter used outside its layer, or outputs that depend on the batch.
     """
     _check_types(model)
+    for name, parameter in trainable_parameters(model).items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"parameter {name!r} holds NaN or infinite values: train or load the network again")
     few = inputs[:2].detach()
     captured = capture(model, few)
     _check_gradient(model, captured)
     with torch.no_grad():
-        alone = model(few[:1])
+        alone = model(few[:1].clone())
     together = captured.outputs[:1].detach()
     scale = together.abs().max().clamp_min(1.0)
     if not bool(((alone - together).abs() <= 1e-3 * scale).all()) and bool(torch.isfinite(alone).all()):
@@ -214,16 +236,22 @@ def _check_types(model: nn.Module) -> None:
 
 
 def _check_gradient(model: nn.Module, captured: Capture) -> None:
-    """The sum over inputs of captured rows must be autograd's gradient of the parameters."""
+    """The captured rows of every input must be autograd's gradient of that input's outputs."""
     parameters = trainable_parameters(model)
-    probe = torch.linspace(1.0, 2.0, captured.outputs.numel()).reshape(captured.outputs.shape).to(captured.outputs)
+    for index in range(len(captured.outputs)):
+        probe = torch.zeros_like(captured.outputs).detach()
+        probe[index] = torch.linspace(1.0, 2.0, captured.outputs.shape[1])
+        _check_rows_of(index, parameters, captured, probe)
+
+
+def _check_rows_of(index: int, parameters: dict[str, nn.Parameter], captured: Capture, probe: Tensor) -> None:
     truth = torch.autograd.grad(
         captured.outputs, list(parameters.values()), probe, retain_graph=True, allow_unused=True
     )
     rows: dict[str, Tensor] = {}
     for layer, gradient in zip(captured.layers, captured.pull_back(probe), strict=True):
         for key, row in layer.positions(gradient.unsqueeze(1)).rows().items():
-            rows[f"{layer.name}.{key}" if layer.name else key] = row.sum((0, 1))
+            rows[f"{layer.name}.{key}" if layer.name else key] = row[index, 0]
     for name, gradient in zip(parameters, truth, strict=True):
         if gradient is None:
             raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")

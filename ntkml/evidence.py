@@ -86,8 +86,9 @@ def log_marginal_likelihood(
     check_data(x, y)
     check_model(model, x)
     with torch.no_grad():
-        outputs = model(x[:1])
+        outputs = model(x[:1].clone())
     spec = resolve_estimator(_as_spec(estimator), len(x), outputs.shape[1], likelihood.softmax)
+    likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator)
     return evaluate_partition(
         model, x, y, spec, partition, prior, likelihood, None if blocks is None else partition.draw(blocks, generator)
@@ -152,7 +153,7 @@ def partition_for(
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
-        num_outputs = model(x[:1]).shape[1]
+        num_outputs = model(x[:1].clone()).shape[1]
     groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
     batches = input_batches(spec, model, x, y, likelihood, generator)
     return make_partition(batches, groups, spec.iid, generator)

@@ -72,7 +72,7 @@ class Categorical:
             )
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(outputs, targets, reduction="none")
+        return -F.cross_entropy(outputs, targets.long(), reduction="none")
 
     def hessian(self, outputs: Tensor) -> Tensor:
         p = outputs.softmax(-1)
@@ -82,7 +82,9 @@ class Categorical:
         log_p = outputs.log_softmax(-1)
         num_classes = outputs.shape[1]
         if split in ("C", "tree"):
-            return (tree or sequential(num_classes)).factor(log_p)
+            if tree is None or tree.num_classes != num_classes:  # the last linear layer need not be the head
+                tree = sequential(num_classes)
+            return tree.factor(log_p)
         if split == "1":
             return torch.diag_embed((0.5 * (log_p + _log_rest(log_p))).exp())
         columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes, softmax=True)]
@@ -148,7 +150,10 @@ class Gaussian:
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         _check_shape("gaussian", outputs, targets)
-        noise = float(self.noise_variance.detach().sqrt())
+        given = torch.as_tensor(self.observation_noise, dtype=torch.float64).detach()
+        if given.numel() != 1:
+            raise ValueError(f"observation noise is one number for all outputs; got {given.numel()}")
+        noise = float(given)
         if not noise > 0 or noise == float("inf"):
             raise ValueError(f"observation noise must be positive and finite; got {noise:g}")
         if not bool(torch.isfinite(targets).all()):

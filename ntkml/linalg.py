@@ -53,6 +53,8 @@ def channel_gram(rows: Tensor) -> Tensor | None:
         (N C, N C), or None if a channel has a higher rank than one.
     """
     num_inputs, num_outputs, num_channels, _ = rows.shape
+    if not bool(torch.isfinite(rows).all()):
+        return None  # whoever factorises the Gram says so by name; eigh would fail without a word
     tolerance = 16 * torch.finfo(rows.dtype).eps
     grams, directions = [], []
     for channel in range(num_channels):

@@ -12,7 +12,8 @@ Only one chunk's graph is alive at a time, so memory does not grow with the bloc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,7 +28,7 @@ from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows import ChunkedRows, positions_of
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
-from ntkml.structures import structure_named
+from ntkml.structures import Structure, structure_named
 
 #: Network inputs (views included) per chunk where the caller names no size.
 CHUNK_INPUTS = 1024
@@ -48,6 +49,18 @@ class Augmentation(Protocol):
 
     def __call__(self, inputs: Tensor, noise: Tensor) -> Tensor:
         """Views (n * S, ...) of inputs (n, ...), differentiable in the parameters."""
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """One block after the pass without a graph: its data, outputs (n, C), structure and share of the log likelihood."""
+
+    inputs: Tensor
+    targets: Tensor
+    noise: Tensor | None
+    outputs: Tensor
+    structure: Structure
+    share: float
 
 
 class MarginalLikelihood(nn.Module):
@@ -103,7 +116,8 @@ class MarginalLikelihood(nn.Module):
         self.in_network = nn.ParameterList(p for p in model.parameters() if isinstance(p, Hyperparameter))
         self.chunk = chunk
         self.partition: Partition | None = None
-        self._tree: NestedDichotomy | None = None
+        #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
+        self.tree: NestedDichotomy | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -138,7 +152,7 @@ class MarginalLikelihood(nn.Module):
         check_data(x, y)
         if self.partition is None:
             check_model(self.model, x)
-            self._tree = tree_for(self.model)  # fixed from here on, whatever becomes of the weights
+            self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
             self._num_outputs = self.model(x[:1]).shape[1]
         self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
@@ -158,55 +172,108 @@ class MarginalLikelihood(nn.Module):
         Returns:
             The estimate, without a graph, in nats summed over the data.
         """
+        return self._assemble(len(x), self._backward_blocks(x, y, blocks, generator))
+
+    def cached_backward(
+        self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
+    ) -> Callable[[], LogMarginalLikelihood]:
+        """Draw blocks once; every call of the result does what :meth:`backward` does on them, by linear algebra alone.
+
+        For several steps of the prior precision and the observation noise on the same blocks. The rows are those of this
+        moment: the result must not be used any more once the weights have changed.
+
+        Raises:
+            ValueError: a hyperparameter enters the forward pass, so that the rows change with every step.
+        """
+        if self._forward_hyperparameters:
+            raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
+        kept = [
+            (self._first_pass(x, y, block, generator), weight) for block, weight in self._drawn(x, y, blocks, generator)
+        ]
+
+        def backward() -> LogMarginalLikelihood:
+            steps = ((weight, *self._backward_prior(first, weight / len(x))) for first, weight in kept)
+            return self._assemble(len(x), steps)
+
+        return backward
+
+    def _drawn(
+        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None
+    ) -> list[tuple[Block, float]]:
+        """Blocks of the partition with the weights 1/q_m of their terms."""
         if self.partition is None or self.partition.num_inputs != len(x):
             self.resample(x, y, generator)
         assert self.partition is not None
-        drawn = list(range(len(self.partition))) if blocks is None else self.partition.draw(blocks, generator)
+        if blocks is None:
+            return [(block, 1.0) for block in self.partition.blocks]
+        drawn = self.partition.draw(blocks, generator)
+        return [(self.partition.blocks[m], 1.0 / (float(self.partition.probabilities[m]) * blocks)) for m in drawn]
+
+    def _assemble(self, num_data: int, terms: Iterable[tuple[float, Tensor, Tensor]]) -> LogMarginalLikelihood:
+        """The estimate from (weight, rho, log-determinant) of blocks; adds the gradient of the weights' prior."""
         log_prior = -0.5 * self.prior.quadratic_form(trainable_parameters(self.model))
-        (-log_prior / len(x)).backward()
+        (-log_prior / num_data).backward()
         rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for m in drawn:
-            weight = 1.0 if blocks is None else 1.0 / (float(self.partition.probabilities[m]) * blocks)
-            block_rho, block_log_det = self._backward_block(x, y, self.partition.blocks[m], weight / len(x), generator)
+        for weight, block_rho, block_log_det in terms:
             rho, log_det = rho + weight * block_rho, log_det + weight * block_log_det
+        assert self.partition is not None
         certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
 
-    def _backward_block(
-        self, x: Tensor, y: Tensor, block: Block, scale: float, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """rho and log-determinant of one block; gradients of -scale (rho - 1/2 log-determinant) are added."""
+    def _backward_blocks(
+        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None
+    ) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Gradients of -weight (rho - 1/2 log-determinant) / N, block by block; the rows of one are alive at a time."""
+        for block, weight in self._drawn(x, y, blocks, generator):
+            first = self._first_pass(x, y, block, generator)
+            rho, log_det = self._backward_prior(first, weight / len(x))
+            if self._forward_hyperparameters:
+                self._second_pass(first, block, weight / len(x))
+            yield weight, rho, log_det
+
+    def _first_pass(self, x: Tensor, y: Tensor, block: Block, generator: torch.Generator | None) -> FirstPass:
+        """Rows of one block, chunk by chunk and without a graph, as its structure."""
         inputs, targets = x[block.inputs], y[block.inputs]
         noise = self._draw(len(inputs), generator)
-        size = self.chunk or max(1, CHUNK_INPUTS // self._num_views)
-        chunks = [slice(start, min(start + size, len(inputs))) for start in range(0, len(inputs), size)]
-        likelihood, share = self.likelihood, block.columns.shape[-1] / self.partition.num_columns  # type: ignore[union-attr]
-        log_probs: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def first_pass() -> Iterator[dict[str, Positions]]:
-            for chunk in chunks:
+        def rows_of_chunks() -> Iterator[dict[str, Positions]]:
+            for chunk in self.chunks(len(inputs)):
                 with torch.no_grad():
                     views = self._views(inputs[chunk], _part(noise, chunk))
                 captured = capture(self.model, views, self._num_views)
-                outputs = captured.outputs.detach()
-                likelihood.check_targets(outputs, targets[chunk])
-                log_probs.append(likelihood.log_prob(outputs, targets[chunk]).double().sum())
-                yield positions_of(captured, self._factor(outputs, block, chunk), keep_graph=False)
+                outputs.append(captured.outputs.detach())
+                self._likelihood_fixed.check_targets(outputs[-1], targets[chunk])
+                yield positions_of(captured, self._factor(outputs[-1], block, chunk), keep_graph=False)
 
-        structure_type = structure_named(self.estimator.structure)
-        structure = structure_type(ChunkedRows(first_pass(), self._shapes, structure_type.factored))
-        prior = self.prior.scaled(likelihood.noise_variance)
-        log_det, rho = structure.log_det(prior), share * torch.stack(log_probs).sum()
+        structure = structure_named(self.estimator.structure)
+        built = structure(ChunkedRows(rows_of_chunks(), self._shapes, structure.factored))
+        share = block.columns.shape[-1] / self.partition.num_columns  # type: ignore[union-attr]
+        return FirstPass(inputs, targets, noise, torch.cat(outputs), built, share)
+
+    def _backward_prior(self, first: FirstPass, scale: float) -> tuple[Tensor, Tensor]:
+        """rho and log-determinant; gradients of -scale (rho - 1/2 log-determinant) in prior and noise are added."""
+        likelihood = self.likelihood
+        log_det = first.structure.log_det(self.prior.scaled(likelihood.noise_variance))
+        rho = first.share * likelihood.log_prob(first.outputs, first.targets).double().sum()
         (-scale * (rho - 0.5 * log_det)).backward()
-        if self._forward_hyperparameters:
-            adjoint = structure.adjoint(prior)
-            for chunk in chunks:
-                captured = capture(self.model, self._views(inputs[chunk], _part(noise, chunk)), self._num_views, True)
-                factor = self._factor(captured.outputs, block, chunk)
-                surrogate = adjoint.pair(positions_of(captured, factor, keep_graph=True), chunk)
-                log_prob = self._likelihood_fixed.log_prob(captured.outputs, targets[chunk]).double().sum()
-                self._accumulate(-scale * (share * log_prob - 0.5 * surrogate))
         return rho.detach(), log_det.detach()
+
+    def _second_pass(self, first: FirstPass, block: Block, scale: float) -> None:
+        """The same gradient in what enters the forward pass, one chunk's graph at a time."""
+        adjoint = first.structure.adjoint(self.prior.scaled(self.likelihood.noise_variance))
+        for chunk in self.chunks(len(first.inputs)):
+            views = self._views(first.inputs[chunk], _part(first.noise, chunk))
+            captured = capture(self.model, views, self._num_views, differentiable=True)
+            factor = self._factor(captured.outputs, block, chunk)
+            surrogate = adjoint.pair(positions_of(captured, factor, keep_graph=True), chunk)
+            log_prob = self._likelihood_fixed.log_prob(captured.outputs, first.targets[chunk]).double().sum()
+            self._accumulate(-scale * (first.share * log_prob - 0.5 * surrogate))
+
+    def chunks(self, num_inputs: int) -> list[slice]:
+        """Slices of inputs whose views one forward pass takes."""
+        size = self.chunk or max(1, CHUNK_INPUTS // self._num_views)
+        return [slice(start, min(start + size, num_inputs)) for start in range(0, num_inputs, size)]
 
     def _accumulate(self, loss: Tensor) -> None:
         """Add the gradient of a loss to the hyperparameters of the forward pass, never to the weights."""
@@ -230,7 +297,7 @@ class MarginalLikelihood(nn.Module):
     def _factor(self, outputs: Tensor, block: Block, chunk: slice) -> Tensor:
         """The block's columns of L for one chunk. Shape (n, C, k)."""
         columns = block.columns if block.columns.ndim == 1 else block.columns[chunk]
-        factor = self._likelihood.factor(outputs, self.estimator.outputs, self._tree)
+        factor = self._likelihood.factor(outputs, self.estimator.outputs, self.tree)
         return Block(block.inputs[chunk], columns).select(factor)
 
     @property

@@ -65,7 +65,7 @@ class Partition:
         weights = weights.detach().double()
         if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
             raise ValueError(
-                f"block weights are {len(self)} positive numbers, one per block; got {weights.tolist()[:4]}..."
+                f"block weights are {len(self)} positive numbers, one per block; got {weights.flatten().tolist()[:4]}..."
             )
         return replace(self, probabilities=weights / weights.sum())
 

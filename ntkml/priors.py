@@ -23,6 +23,10 @@ class PriorPrecision:
     values: Tensor
     kind: str
 
+    def __str__(self) -> str:
+        low, high = float(self.values.detach().min()), float(self.values.detach().max())
+        return f"{self.kind} prior precision {low:g}" + (f" to {high:g}" if high > low else "")
+
     def of(self, shapes: Shapes) -> dict[str, Tensor]:
         """float64 precision by parameter name: a scalar tensor, or (size,) for a diagonal prior."""
         values = self.values.double()

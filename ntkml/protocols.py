@@ -21,6 +21,9 @@ from ntkml.registry import unknown_name
 HPARAMS = ("prior", "rotation")
 VARIANTS = ("paper", "code")
 
+#: Protocol files of ``ntkml train``; see :mod:`ntkml.train_protocols`.
+TRAIN_PREFIX = "train-"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -132,9 +135,8 @@ class FigureProtocol:
 
 
 def bound_grid_names() -> list[str]:
-    """Names that ``load_bound_grid`` knows, numbered ones in the order of their numbers."""
-    names = [file.name.removesuffix(".toml") for file in experiments_folder().iterdir() if file.name.endswith(".toml")]
-    return sorted(names, key=lambda name: [part.zfill(4) for part in name.split("-")])
+    """Names that ``load_bound_grid`` knows."""
+    return [name for name in protocol_names() if not name.startswith(TRAIN_PREFIX)]
 
 
 def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGridProtocol:
@@ -147,9 +149,9 @@ def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGrid
         raise ValueError(unknown_name("hyperparameter", hparam, list(HPARAMS)))
     if variant not in VARIANTS:
         raise ValueError(unknown_name("protocol variant", variant, list(VARIANTS)))
-    table = _read(name, bound_grid_names())
-    table = _merge(table, table["code"] if variant == "code" else {})
-    table = _merge(table, table[hparam])
+    table = read_tables(name, bound_grid_names())
+    table = merge_tables(table, table["code"] if variant == "code" else {})
+    table = merge_tables(table, table[hparam])
     estimators = _figure(name, table).estimators if "facets" in table else tuple(table["estimators"])
     return BoundGridProtocol(
         name=name,
@@ -162,9 +164,15 @@ def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGrid
     )
 
 
+def protocol_names() -> list[str]:
+    """Every protocol file, numbered ones in the order of their numbers."""
+    names = [file.name.removesuffix(".toml") for file in experiments_folder().iterdir() if file.name.endswith(".toml")]
+    return sorted(names, key=lambda name: [part.zfill(4) for part in name.split("-")])
+
+
 def figure_names() -> list[str]:
     """Names that ``load_figure`` knows: protocols that say what is drawn together."""
-    return [name for name in bound_grid_names() if "facets" in _read(name, [name])]
+    return [name for name in bound_grid_names() if "facets" in read_tables(name, [name])]
 
 
 def load_figure(name: str) -> FigureProtocol:
@@ -175,7 +183,7 @@ def load_figure(name: str) -> FigureProtocol:
     """
     if name not in figure_names():
         raise ValueError(unknown_name("figure of a bound grid", name, figure_names()))
-    return _figure(name, _read(name, [name]))
+    return _figure(name, read_tables(name, [name]))
 
 
 def experiments_folder() -> Traversable:
@@ -202,21 +210,21 @@ def _figure(name: str, table: dict[str, Any]) -> FigureProtocol:
     )
 
 
-def _read(name: str, known: list[str]) -> dict[str, Any]:
+def read_tables(name: str, known: list[str]) -> dict[str, Any]:
     """The tables of one protocol file on top of those that it extends."""
     if name not in known:
         raise ValueError(unknown_name("protocol", name, known))
     table = tomllib.loads(experiments_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8"))
     parent = table.pop("extends", None)
-    return table if parent is None else _merge(_read(parent, [parent]), table)
+    return table if parent is None else merge_tables(read_tables(parent, [parent]), table)
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge_tables(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``base`` with ``changes`` on top; tables are merged, anything else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
+        merged[key] = merge_tables(base[key], value) if both else value
     return merged
 
 

@@ -30,7 +30,9 @@ from ntkml.provenance import environment as environment  # what a manifest's "en
 if TYPE_CHECKING:
     import pandas
 
-# Column -> (kind, may it be empty). The order is the order in the file.
+#: Column -> (kind, may it be empty). The order is the order in the file.
+Columns = Mapping[str, tuple[str, bool]]
+
 COLUMNS: dict[str, tuple[str, bool]] = {
     "run_id": ("text", False),
     "command": ("text", False),
@@ -64,28 +66,28 @@ KEY = ["run_id", "dataset", "model", "seed", "num_data", "estimator", "hparam", 
 GROUPINGS = ("", "class", "kmeans", "greedy", "iid", "class+iid", "kmeans+iid", "greedy+iid")
 
 
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write the rows of a run as one CSV file, atomically; ``None`` is an empty cell.
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Columns = COLUMNS) -> Path:
+    """Write the rows of a run as one CSV file, atomically; ``None`` is an empty cell. ``columns``: another schema.
 
     Raises:
         ValueError: a row lacks a column, has an unknown one, or holds what its column cannot (NaN included).
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns)
     for number, row in enumerate(rows):
-        missing = [name for name in COLUMNS if name not in row]
-        unknown = [name for name in row if name not in COLUMNS]
+        missing = [name for name in columns if name not in row]
+        unknown = [name for name in row if name not in columns]
         if missing or unknown:
             parts = [f"lacks {', '.join(missing)}"] if missing else []
             parts += [f"has unknown columns {', '.join(unknown)}"] if unknown else []
             raise ValueError(f"row {number} of {path} {' and '.join(parts)}")
-        if row["block"] is not None and row["exceeds_exact"] is not None:
+        if row.get("block") is not None and row.get("exceeds_exact") is not None:
             raise ValueError(
                 f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there"
             )
         try:
-            writer.writerow([_format(name, row[name]) for name in COLUMNS])
+            writer.writerow([_format(name, row[name], *columns[name]) for name in columns])
         except ValueError as error:
             raise ValueError(f"row {number} of {path}: {error}") from None
     data = text.getvalue().encode()
@@ -106,7 +108,7 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
 
     if not paths:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([_read_one(Path(path), command) for path in paths], ignore_index=True)
+    rows = pandas.concat([read_table(Path(path), command, COLUMNS) for path in paths], ignore_index=True)
     twice = rows[rows.duplicated(KEY, keep="first")]
     if len(twice):
         cell = twice.iloc[0]
@@ -117,7 +119,8 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
     return rows
 
 
-def _read_one(path: Path, command: str) -> pandas.DataFrame:
+def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
+    """One file of rows in the schema ``columns``; see :func:`read_rows` for types and errors."""
     import pandas
 
     if not path.exists():
@@ -133,17 +136,16 @@ def _read_one(path: Path, command: str) -> pandas.DataFrame:
         raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
     if "command" in rows and len(others := sorted(set(rows["command"]) - {command})):
         raise ValueError(f"{path}: holds rows of {', '.join(map(repr, others))}, expected rows of {command!r}")
-    missing = [name for name in COLUMNS if name not in rows]
+    missing = [name for name in columns if name not in rows]
     if missing:
         raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
     if rows.empty:
         raise ValueError(f"{path}: has a header but no rows")
-    return pandas.DataFrame({name: _parse(rows[name], *COLUMNS[name], path) for name in COLUMNS})
+    return pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
 
 
-def _format(name: str, value: Any) -> str:
+def _format(name: str, value: Any, kind: str, may_be_empty: bool) -> str:
     """One cell as text; the inverse of :func:`_parse`."""
-    kind, may_be_empty = COLUMNS[name]
     if value is None or value == "":
         if not may_be_empty:
             raise ValueError(f"{name} must not be empty")

@@ -47,6 +47,7 @@ FIGURES = {
 
 COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
+    "train": "ntkml.commands.train:train",
     "plot": "ntkml.commands.plot:plot",
 }
 

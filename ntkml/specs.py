@@ -90,6 +90,8 @@ def _with_modifiers(spec: EstimatorSpec, modifiers: list[str], text: str) -> Est
     if len(groupings) > 1:
         raise ValueError(f"{text!r} groups the inputs twice: keep one of {', '.join('+' + g for g in groupings)}")
     spec = replace(spec, grouping=groupings[0] if groupings else "", iid="iid" in modifiers)
+    if spec.grouping and spec.inputs is None:
+        raise ValueError(f"{text!r} groups inputs that all stand in one block: leave out +{spec.grouping}")
     if spec.iid and spec.outputs not in ("1", "tree"):
         raise ValueError(f"+iid in {text!r} draws one row per input: use it with outputs 1 or tree")
     if str(spec) != text:
@@ -109,7 +111,8 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
         raise ValueError(f"{spec} needs {spec.inputs} inputs but there are {num_inputs}: write {num_inputs} or N")
     size = spec.group_size
     if size is not None and size >= num_outputs:
-        hint = "write C for all outputs" if size == num_outputs else f"write 1, C or a size below {num_outputs}"
+        smaller = f"1, C or a size below {num_outputs}" if num_outputs > 2 else "1 or C"
+        hint = "write C for all outputs" if size == num_outputs else f"write {smaller}"
         raise ValueError(f"{spec} asks for {size} outputs of {num_outputs}: {hint}")
     if spec.outputs == "tree" and not softmax:
         raise ValueError(
@@ -119,7 +122,11 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
         raise ValueError(f"{spec}: a tree needs two classes or more, the network has {num_outputs} output")
     if spec.grouping == "class" and not softmax:
         raise ValueError(f"{spec}: +class needs class labels; use +kmeans, +greedy or no grouping")
-    return replace(spec, inputs=None) if spec.inputs == num_inputs else spec
+    if softmax and num_outputs < 2:
+        raise ValueError(
+            f"{spec}: a categorical likelihood needs two outputs or more, the network has {num_outputs}: use bernoulli"
+        )
+    return replace(spec, inputs=None, grouping="") if spec.inputs == num_inputs else spec
 
 
 def is_certified(spec: EstimatorSpec, num_outputs: int, softmax: bool = True) -> bool:

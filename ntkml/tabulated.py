@@ -59,9 +59,7 @@ class JacobianTable:
         """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
         if self._total is None:
             narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
-            total = (
-                gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
-            )
+            total = gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
             for name in self.rows:
                 if self.wide(name):
                     total += self.gram(name)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # The list of commands needs these without importing what they describe.
 SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
+    "train": "Learn weights and hyperparameters together.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
 }
 
@@ -26,6 +27,7 @@ EPILOG = """\b
 Examples:
   ntkml bound-grid --hparam rotation
   ntkml bound-grid --hparam prior --estimators ntk-N-C,ntk-100-C,kfac-N-C
+  ntkml train --hparam invariance --estimator ntk-100-tree
   ntkml plot figure-2
   ntkml plot figure-3 --csv results/bound-grid/<run>/rows.csv
 """

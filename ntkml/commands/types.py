@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ntkml.registry import STRUCTURES
-from ntkml.specs import GROUPINGS, parse_estimator
+from ntkml.specs import GROUPINGS, NO_ESTIMATOR, parse_estimator
+
+
+class PositiveNumber(click.FloatRange):
+    """A positive, finite number; click's own range lets NaN and infinity pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
 
 #: A prior precision: any positive number.
-PRECISION = click.FloatRange(min=0.0, min_open=True)
+PRECISION = PositiveNumber()
 
 
 class EstimatorList(click.ParamType):
@@ -31,6 +46,34 @@ class EstimatorList(click.ParamType):
         done, _, last = incomplete.rpartition(",")
         head = f"{done}," if done else ""
         return [CompletionItem(head + name) for name in _completions() if name.startswith(last)]
+
+
+class TrainEstimator(click.ParamType):
+    """The name of one estimator, or ``none``."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return NO_ESTIMATOR if value == NO_ESTIMATOR else str(parse_estimator(str(value)))
+        except ValueError as error:
+            self.fail(f"{error}; none trains without one", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in (NO_ESTIMATOR, *_completions()) if name.startswith(incomplete)]
+
+
+class ChunkSize(click.ParamType):
+    """A number of inputs, or ``auto``."""
+
+    name = "auto|int"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int) or value == "auto":
+            return None if value == "auto" else value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is not auto or a positive number of inputs", param, ctx)
+        return int(value)
 
 
 def _completions() -> list[str]:

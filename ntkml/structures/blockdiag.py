@@ -22,27 +22,30 @@ class BlockDiagonal:
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._rows.shapes)
-        return torch.stack([self._tensor_log_det(name, value) for name, value in precision.items()]).sum()
+        return torch.stack(
+            [
+                self._tensor_log_det(name, value, f"the rows of {name!r} (structure blockdiag, {prior})")
+                for name, value in precision.items()
+            ]
+        ).sum()
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         return tensor_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
-        return torch.cat([spectrum(self._matrix(name), _where(name)) for name in self._rows.shapes])
+        return torch.cat(
+            [spectrum(self._matrix(name), f"the rows of {name!r} (structure blockdiag)") for name in self._rows.shapes]
+        )
 
-    def _tensor_log_det(self, name: str, precision: Tensor) -> Tensor:
+    def _tensor_log_det(self, name: str, precision: Tensor, where: str) -> Tensor:
         if precision.ndim == 0:
-            return log_det_identity_plus(self._matrix(name), _where(name), precision)
+            return log_det_identity_plus(self._matrix(name), where, precision)
         scaled = self._rows.explicit(name).double() * precision.rsqrt()
         smaller = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T
-        return log_det_identity_plus(smaller @ smaller.T, _where(name))
+        return log_det_identity_plus(smaller @ smaller.T, where)
 
     def _matrix(self, name: str) -> Tensor:
         if name not in self._matrices:
             narrow = self._rows.shapes[name].numel() < self._rows.num_rows
             self._matrices[name] = gram(self._rows.explicit(name).T) if narrow else self._rows.gram(name)
         return self._matrices[name]
-
-
-def _where(name: str) -> str:
-    return f"the rows of {name!r} (structure blockdiag)"

@@ -39,7 +39,10 @@ class GGN:
         inverse_root = torch.cat(
             [value.expand(self._shapes[name].numel()) for name, value in precision.items()]
         ).rsqrt()
-        return log_det_identity_plus(self._matrix * inverse_root.unsqueeze(1) * inverse_root, "a block (structure ggn)")
+        return log_det_identity_plus(
+            self._matrix * inverse_root.unsqueeze(1) * inverse_root,
+            f"a block of {self._rows.num_rows} rows (structure ggn, {prior})",
+        )
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         return whole_row_adjoint(self._rows, prior)

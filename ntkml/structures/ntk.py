@@ -14,7 +14,8 @@ from ntkml.structures.adjoints import RowAdjoint, whole_row_adjoint
 class NTK:
     """log|K_B + I| by one Cholesky factorisation on the smaller side.
 
-    A block with more rows than parameters is turned into log|R^T R P0^-1 + I|, the same number (Sylvester's identity).
+    Under a scalar prior, a block with more rows than parameters is turned into log|R^T R P0^-1 + I|, the same number
+    (Sylvester's identity); other priors take the kernel.
     """
 
     factored = False
@@ -27,18 +28,17 @@ class NTK:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._rows.shapes)
         if prior.kind == "scalar":
-            return log_det_identity_plus(self._unit_matrix(), self._where, next(iter(precision.values())))
-        return log_det_identity_plus(self._kernel(prior.kind, precision), self._where)
+            return log_det_identity_plus(self._unit_matrix(), self._where(prior), next(iter(precision.values())))
+        return log_det_identity_plus(self._kernel(prior.kind, precision), self._where(prior))
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         return whole_row_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
-        return spectrum(self._unit_matrix(), self._where)
+        return spectrum(self._unit_matrix(), f"a block of {self._rows.num_rows} rows (structure ntk)")
 
-    @property
-    def _where(self) -> str:
-        return f"a block of {self._rows.num_rows} rows (structure ntk)"
+    def _where(self, prior: PriorPrecision) -> str:
+        return f"a block of {self._rows.num_rows} rows (structure ntk, {prior})"
 
     def _kernel(self, kind: str, precision: dict[str, Tensor]) -> Tensor:
         """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows."""

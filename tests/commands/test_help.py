@@ -27,7 +27,16 @@ def in_a_new_process(*arguments, tail=""):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--help",), ("-h",), ("--version",), ("plot", "--help"), ("bound-grid", "--help"), ("plot", "figure-99")],
+    [
+        (),
+        ("--help",),
+        ("-h",),
+        ("--version",),
+        ("plot", "--help"),
+        ("bound-grid", "--help"),
+        ("train", "--help"),
+        ("plot", "figure-99"),
+    ],
 )
 def test_no_torch_before_work_begins(arguments):
     tail = "assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
@@ -86,7 +95,7 @@ def test_an_unknown_command_names_the_nearest(run):
     assert run("plt") == (
         2,
         "",
-        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, plot (see ntkml --help)\n",
+        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, train, plot (see ntkml --help)\n",
     )
 
 

@@ -41,7 +41,7 @@ def test_the_papers_grids(name, variant):
 def test_the_embedded_default():
     prior, rotation = (load_bound_grid("digits", hparam) for hparam in ("prior", "rotation"))
     assert (prior.dataset, rotation.dataset) == ("digits", "digits_r180")
-    assert (prior.grid.points, rotation.grid.points, rotation.samples) == (40, 16, 8)
+    assert (prior.grid.points, rotation.grid.points, rotation.samples) == (40, 13, 8)
     assert prior.estimators == rotation.estimators
     assert {"ntk-N-C", "kfac-N-C", "ntk-100-tree"} <= set(prior.estimators)
 

@@ -125,7 +125,7 @@ def test_nan_rows_raise_and_are_not_hidden():
     factor[2, 0, 0] = torch.nan
     rows = CapturedRows(captured, factor, case.shapes, keep_graph=True)
     for structure in STRUCTURES:
-        with pytest.raises(NotPositiveDefiniteError, match=rf"\(structure {structure}\).*check the data and weights"):
+        with pytest.raises(NotPositiveDefiniteError, match=rf"\(structure {structure}[,)].*check the data and weights"):
             structure_named(structure)(rows).log_det(make_prior("layerwise", case))
         with pytest.raises(NotPositiveDefiniteError, match="check the data and weights"):
             structure_named(structure)(rows).spectrum()

@@ -1,0 +1,174 @@
+"""``ntkml train``: weights and hyperparameters learned together, one row per epoch."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ntkml import train_protocols
+from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator
+from ntkml.protocols import VARIANTS
+from ntkml.registry import MODELS
+from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol
+
+if TYPE_CHECKING:
+    import torch
+
+_EXAMPLES = """\b
+Examples:
+  ntkml train --hparam prior
+  ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1
+  ntkml train --hparam prior --estimator none --prior-init 25
+  ntkml train --hparam rotation --protocol train-mnist --data-root ~/data --resume
+"""
+_COUNT, _RATE = click.IntRange(min=1), PositiveNumber()
+_PRIORS = ("scalar", "layerwise", "diagonal")
+_HELD_OUT = ("name", "title", "hparam", "lr_min", "hyper_decay")  # settings that no option replaces
+
+
+def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
+    """An option that replaces one setting of the protocol; ``field`` where the setting has another name."""
+    names = (name, field) if field else (name,)
+    return click.option(*names, type=kind, default=None, help=f"{text}  [default: the protocol's]")
+
+
+@click.command("train", epilog=_EXAMPLES, context_settings={"show_default": True})
+@click.option(
+    "--hparam",
+    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    default="prior",
+    help="What is learned; invariance (or rotation) learns the prior precision too.",
+)
+@click.option("--protocol", default="train-digits", help="Settings to start from: train-digits or train-mnist.")
+@click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
+@_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
+@_setting("--model", click.Choice(list(MODELS)), "Network.")
+@_setting("--estimator", TrainEstimator(), "What hyperparameters are learned by, or none (MAP: they stay).")
+@_setting("--prior", click.Choice(_PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
+@_setting("--prior-init", PRECISION, "Initial prior precision.")
+@_setting("--num-data", _COUNT, "Training images N.")
+@_setting("--samples", _COUNT, "Augmentation samples S (invariance).")
+@_setting("--batch-size", _COUNT, "Batch of the weights' steps.")
+@_setting("--epochs", _COUNT, "Epochs.")
+@_setting("--burn-in", click.IntRange(min=0), "Epoch of the first hyperparameter update.")
+@_setting("--update-every", _COUNT, "Epochs between updates.")
+@_setting("--hyper-steps", _COUNT, "Prior steps per update.")
+@_setting("--aug-steps", _COUNT, "Invariance steps per update.")
+@_setting("--lr", _RATE, "Learning rate of the weights.")
+@_setting("--lr-hyper", _RATE, "Learning rate of the log prior precisions.")
+@_setting("--lr-aug", _RATE, "Learning rate of the invariance.")
+@_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
+@_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")
+@_setting("--seed", click.INT, "Seed of data, weights, partitions and noise.")
+@click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
+)
+@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
+)
+@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
+@click.option("--checkpoint-every", type=_COUNT, default=10, help="Epochs between checkpoints.")
+@click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")
+def train(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
+    """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
+
+    Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. A run that was stopped
+    goes on with --resume, and its rows are those of a run that was not.
+    """
+    hparam = "invariance" if hparam == "rotation" else hparam
+    if options["force"] and options["resume"]:
+        raise click.UsageError("--force starts again and --resume continues: give one of them")
+    try:
+        asked = train_protocols.load_train(protocol, hparam, protocol_variant)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--protocol") from None
+    _run(_overridden(asked, options), asked, options)
+
+
+def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
+    """The protocol with what the command line says instead."""
+    if asked.hparam == "prior":
+        for name in ("samples", "aug_steps", "lr_aug"):
+            if options[name] is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise click.BadParameter("belongs to --hparam invariance", param_hint=option)
+    names = [field.name for field in fields(TrainProtocol) if field.name not in _HELD_OUT]
+    return replace(asked, **{name: options[name] for name in names if options[name] is not None})
+
+
+def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any]) -> None:
+    """The heavy wing: torch is imported from here on."""
+    from ntkml.datasets import load_dataset
+    from ntkml.runs.train import TrainRun, is_finished, resolve_protocol, run_train
+
+    device = _device(options["device"])
+    data = load_dataset(protocol.dataset, options["data_root"], options["download"])
+    if options["num_data"] is None:
+        protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
+    try:
+        protocol = resolve_protocol(protocol, data)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    run = TrainRun(protocol, data, device, options["chunk"], tuple(_changes(protocol, asked)))
+    folder = run.folder(options["out"])
+    if options["force"] and folder.exists():
+        shutil.rmtree(folder)
+    if is_finished(folder):
+        click.echo(f"Finished already: {folder} (--force computes it again)")
+    else:
+        size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {device.type}"
+        click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
+        run_train(run, folder, _track, options["resume"], options["checkpoint_every"], _warn)
+    for name in ("rows.csv", "manifest.json", "weights.pt"):
+        click.echo(f"{name + ':':<14} {folder / name}")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch sees no GPU: choose cpu or auto", param_hint="--device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _warn(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _track(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterator[dict[str, Any]]:
+    """A progress bar with the newest log q / N, test log likelihood and |eta|."""
+    from tqdm import tqdm
+
+    shown: dict[str, str] = {}
+    with tqdm(rows, total=total, initial=done, desc="epochs", dynamic_ncols=True, mininterval=0.5) as bar:
+        for row in bar:
+            shown |= _news(row)
+            bar.set_postfix(shown, refresh=False)
+            yield row
+
+
+def _news(row: dict[str, Any]) -> dict[str, str]:
+    etas = [row[f"eta_{index}"] for index in range(6)]
+    values = {
+        "log q/N": row["log_marginal_likelihood"],
+        "test": row["test_log_likelihood"],
+        "|eta|": None if None in etas else math.hypot(*etas),
+    }
+    return {name: f"{value:.3f}" for name, value in values.items() if value is not None}
+
+
+def _changes(protocol: TrainProtocol, asked: TrainProtocol) -> list[str]:
+    """A sentence that a caption must show: where the run differs from the protocol that was named."""
+    names = [field.name for field in fields(TrainProtocol) if field.name not in (*_HELD_OUT, "estimator", "seed")]
+    pairs = [(name.replace("_", " "), getattr(protocol, name), getattr(asked, name)) for name in names]
+    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
+    return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []

@@ -1,0 +1,77 @@
+"""Rows of a training run: one per epoch, from its record and the state of the learner after it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from ntkml.capture import trainable_parameters
+from ntkml.hyperparameters.affine import GENERATOR_NAMES
+from ntkml.learning import Learner, LearningRecord
+from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator
+
+
+def common_columns(learner: Learner, run_id: str, num_classes: int, device: torch.device) -> dict[str, Any]:
+    """The columns that are the same on every row."""
+    protocol = learner.protocol
+    sizes = [parameter.numel() for parameter in trainable_parameters(learner.objective.model).values()]
+    described: dict[str, Any] = {
+        "structure": "none",
+        "inputs": None,
+        "outputs": None,
+        "grouping": "",
+        "certified": None,
+    }
+    if protocol.estimator != NO_ESTIMATOR:
+        spec = parse_estimator(protocol.estimator)
+        described = {
+            "structure": spec.structure,
+            "inputs": "N" if spec.inputs is None else str(spec.inputs),
+            "outputs": spec.outputs,
+            "grouping": "+".join(part for part in (spec.grouping, "iid" if spec.iid else "") if part),
+            "certified": is_certified(spec, num_classes),
+        }
+    kept = ("dataset", "model", "seed", "num_data", "estimator", "hparam")
+    return (
+        {"run_id": run_id, "command": "train", "num_params": sum(sizes)}
+        | {key: getattr(protocol, key) for key in kept}
+        | described
+        | {"device": device.type, "dtype": "float32"}
+    )
+
+
+def measured_columns(record: LearningRecord) -> dict[str, Any]:
+    """What the epoch's record says."""
+    test = record.test
+    return {
+        "epoch": record.epoch,
+        "train_loss": record.train_loss,
+        "log_marginal_likelihood": record.log_marginal_likelihood,
+        "test_log_likelihood": test.log_likelihood if test else None,
+        "test_accuracy": test.accuracy if test else None,
+        "test_ece": test.ece if test else None,
+        "seconds_weights": record.seconds_weights,
+        "seconds_hyper": record.seconds_hyper,
+        "seconds_eval": record.seconds_eval,
+    }
+
+
+def hyperparameter_columns(learner: Learner) -> dict[str, Any]:
+    """The hyperparameters after the epoch's steps."""
+    values = learner.objective.prior.values.detach().cpu()
+    few = learner.protocol.prior_kind != "diagonal"
+    etas: list[float | None] = _eta(learner) or [None] * len(GENERATOR_NAMES)
+    return {
+        "prior_precision_min": float(values.min()),
+        "prior_precision_median": float(values.median()),
+        "prior_precision_max": float(values.max()),
+        "prior_precisions": json.dumps([float(f"{value:.10g}") for value in values.tolist()]) if few else None,
+        **{f"eta_{index}": eta for index, eta in enumerate(etas)},
+    }
+
+
+def _eta(learner: Learner) -> list[float | None] | None:
+    views = learner.objective.augmentation
+    return None if views is None else [float(eta) for eta in next(iter(views.parameters())).detach().cpu()]

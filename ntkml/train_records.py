@@ -1,0 +1,82 @@
+"""Rows of training runs: one per epoch, in ``results/train/<estimator>-<dataset>-<run_id>/rows.csv``.
+
+The settings are repeated on every row, so that files of many runs can be joined and grouped without their manifests.
+Log columns are nats per datum. Empty cells: the log marginal likelihood of epochs that update nothing, test columns where
+nothing was evaluated, half-widths where no invariance is learned, and whatever has no meaning for ``none``.
+
+``prior_precisions`` is a JSON list in the order of the network's parameter tensors (one value for a scalar prior). A
+diagonal prior has too many for a cell: it is left empty, minimum, median and maximum stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkml import records
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "seed": ("integer", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "estimator": ("text", False),
+    "structure": ("text", False),  # "none" for MAP
+    "inputs": ("text", True),
+    "outputs": ("text", True),
+    "grouping": ("text", True),
+    "hparam": ("text", False),  # what is learned: "prior" or "invariance"
+    "certified": ("flag", True),
+    "epoch": ("integer", False),  # epochs that are finished, from 1
+    "train_loss": ("number", False),  # mean over the epoch's batches of (-log p(D|w) + 1/2 w^T P0 w) / N
+    "log_marginal_likelihood": ("number", True),  # mean of the epoch's own estimates
+    "test_log_likelihood": ("number", True),
+    "test_accuracy": ("number", True),
+    "test_ece": ("number", True),
+    "prior_precision_min": ("number", False),
+    "prior_precision_median": ("number", False),
+    "prior_precision_max": ("number", False),
+    "prior_precisions": ("text", True),
+    "eta_0": ("number", True),  # x-translation
+    "eta_1": ("number", True),  # y-translation
+    "eta_2": ("number", True),  # rotation, radians
+    "eta_3": ("number", True),  # x-scale
+    "eta_4": ("number", True),  # y-scale
+    "eta_5": ("number", True),  # shear
+    "seconds_weights": ("number", False),
+    "seconds_hyper": ("number", False),
+    "seconds_eval": ("number", False),
+    "peak_bytes": ("integer", True),
+    "device": ("text", False),
+    "dtype": ("text", False),
+}
+KEY = ["run_id", "epoch"]
+
+#: What differs between a run and the same run stopped and resumed.
+MEASURED = ("seconds_weights", "seconds_hyper", "seconds_eval", "peak_bytes")
+
+
+def read_rows(*paths: str | Path) -> pandas.DataFrame:
+    """Read and join row files of ``ntkml train``; the columns have their proper types.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an epoch.
+    """
+    import pandas
+
+    if not paths:
+        raise ValueError("no CSV file was given; pass at least one")
+    rows = pandas.concat([records.read_table(Path(path), "train", COLUMNS) for path in paths], ignore_index=True)
+    twice = rows[rows.duplicated(KEY, keep="first")]
+    if len(twice):
+        names = ", ".join(str(path) for path in paths)
+        raise ValueError(
+            f"{names}: epoch {twice.iloc[0].epoch} of run {twice.iloc[0].run_id} is there more than once; give each file once"
+        )
+    return rows

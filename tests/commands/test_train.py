@@ -1,0 +1,338 @@
+"""``ntkml train`` on the embedded digits: rows, resuming bit by bit, and one line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ntkml import commands, records, train_records
+from ntkml.runs import train as train_run
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--num-data", 60, "--epochs", 4, "--burn-in", 2, "--update-every", 1, "--eval-every", 2, "--device", "cpu")
+PRIOR = ("--hparam", "prior", "--estimator", "ntk-20-tree", "--hyper-steps", 2, *SMALL)
+INVARIANCE = ("--hparam", "invariance", "--estimator", "ntk-10-1", "--samples", 2, *SMALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """``ntkml train ...`` in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as leaving:
+            commands.main(["train", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def only(folder, pattern):
+    found = list(folder.rglob(pattern))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def lines_of(path):
+    """Rows as text, without what is measured by the clock or the machine."""
+    names = path.read_text().splitlines()[0].split(",")
+    frame = train_records.read_rows(path)
+    assert list(frame) == names
+    return frame.drop(columns=list(train_records.MEASURED)).to_csv(index=False)
+
+
+def stopped_after(monkeypatch, epoch):
+    """Interrupt the run when the weights of ``epoch`` + 1 have been trained, before its hyperparameters."""
+    from ntkml import learning
+
+    update = learning._weight_epoch
+
+    def interrupted(learner, x, y, current):
+        loss = update(learner, x, y, current)
+        if current == epoch + 1:
+            raise KeyboardInterrupt
+        return loss
+
+    monkeypatch.setattr(learning, "_weight_epoch", interrupted)
+
+
+def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, tmp_path):
+    code, out, error = run(*INVARIANCE)
+    assert code == 0
+    rows, manifest, weights = only(tmp_path, "rows.csv"), only(tmp_path, "manifest.json"), only(tmp_path, "weights.pt")
+    assert sorted(os.listdir(rows.parent)) == ["checkpoint.pt", "manifest.json", "rows.csv", "weights.pt"]
+    assert rows.parent.parent == tmp_path / "results" / "train"
+    assert rows.parent.name.startswith("ntk-10-1-digits_r180-")
+    for path in (rows, manifest, weights):
+        assert str(path.relative_to(tmp_path)) in out
+    for word in ("log q/N=", "test=", "|eta|="):
+        assert word in error
+    frame = train_records.read_rows(rows)
+    assert frame["epoch"].tolist() == [1, 2, 3, 4]
+    assert frame["log_marginal_likelihood"].notna().tolist() == [False, True, True, True]
+    assert frame["test_log_likelihood"].notna().tolist() == [False, True, False, True]
+    assert set(frame["num_params"]) == {3658}
+    assert (set(frame["certified"]), set(frame["structure"]), set(frame["inputs"])) == ({False}, {"ntk"}, {"10"})
+    assert frame.loc[0, [f"eta_{index}" for index in range(6)]].tolist() == [0.0] * 6
+    assert (frame.loc[3, [f"eta_{index}" for index in range(6)]] != 0.0).all()
+    for _, row in frame.iterrows():
+        precisions = json.loads(row["prior_precisions"])
+        assert len(precisions) == 8
+        assert (min(precisions), max(precisions)) == (row["prior_precision_min"], row["prior_precision_max"])
+    loaded = json.loads(manifest.read_text())
+    assert loaded["run_id"] in rows.parent.name
+    assert loaded["finished_at"]
+    assert loaded["estimators"] == {"ntk-10-1": {"certified": False, "num_blocks": 60}}
+    assert loaded["eta"]["eta_2"] == "rotation"
+    assert len(loaded["parameters"]) == 8
+    assert len(loaded["tree"]) == 9
+    assert any("num data 60 instead of 1000" in note for note in loaded["notes"])
+    assert torch.load(weights, weights_only=True)["0.weight"].shape == (8, 1, 3, 3)
+
+
+def test_rotation_is_another_word_for_invariance(run, tmp_path):
+    run(*INVARIANCE)
+    code, out, _ = run("--hparam", "rotation", *INVARIANCE[2:])
+    assert code == 0
+    assert "Finished already" in out
+
+
+def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path):
+    assert run("--hparam", "invariance", "--estimator", "none", "--prior-init", 25, *SMALL)[0] == 0
+    frame = train_records.read_rows(only(tmp_path, "rows.csv"))
+    for name in ("log_marginal_likelihood", "certified", *(f"eta_{index}" for index in range(6))):
+        assert frame[name].isna().all()
+    assert set(frame["structure"]) == {"none"}
+    assert frame["prior_precision_min"].tolist() == pytest.approx([25.0] * 4)
+
+
+def test_a_diagonal_prior_is_summarised(run, tmp_path):
+    assert run(*PRIOR, "--prior", "diagonal")[0] == 0
+    frame = train_records.read_rows(only(tmp_path, "rows.csv"))
+    assert set(frame["prior_precisions"]) == {""}
+    last = frame.iloc[-1]
+    assert last["prior_precision_min"] < last["prior_precision_median"] < last["prior_precision_max"]
+
+
+@pytest.mark.parametrize("settings", [PRIOR, INVARIANCE], ids=["prior", "invariance"])
+def test_an_interrupted_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, settings):
+    assert run(*settings)[0] == 0
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        code, _, error = run(*settings, "--out", "again", "--checkpoint-every", 1)
+    assert code == 130
+    assert "Traceback" not in error
+    assert "finished_at" not in json.loads(only(tmp_path / "again", "manifest.json").read_text())
+    assert len(train_records.read_rows(only(tmp_path / "again", "rows.csv"))) == 3
+    assert run(*settings, "--out", "again", "--resume")[0] == 0
+    assert lines_of(only(tmp_path / "again", "rows.csv")) == lines_of(only(tmp_path / "results", "rows.csv"))
+    ours, theirs = (torch.load(only(tmp_path / out, "weights.pt"), weights_only=True) for out in ("again", "results"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    loaded = json.loads(only(tmp_path / "again", "manifest.json").read_text())
+    assert [part["from_epoch"] for part in loaded["resumed"]] == [3]
+
+
+def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path):
+    """A process that is killed with SIGKILL in the middle of its work, and resumed here."""
+    settings = [*PRIOR, "--checkpoint-every", 1]
+    settings[settings.index("--epochs") + 1] = 80
+    assert run(*settings, "--out", "whole")[0] == 0
+    code = f"import torch; torch.set_num_threads(1); from ntkml.commands import main; main({['train', *map(str, settings)]})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as child:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not list((tmp_path / "results").rglob("checkpoint.previous.pt")):
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    assert not list((tmp_path / "results").rglob("weights.pt"))
+    only(tmp_path / "results", "checkpoint.previous.pt").with_name(".rows.csv.cutshort").write_text("half a ro")
+    assert run(*settings, "--resume")[0] == 0
+    assert not list((tmp_path / "results").rglob(".*"))
+    assert lines_of(only(tmp_path / "results", "rows.csv")) == lines_of(only(tmp_path / "whole", "rows.csv"))
+    loaded = json.loads(only(tmp_path / "results", "manifest.json").read_text())
+    assert 1 <= loaded["resumed"][0]["from_epoch"] < 80
+
+
+def test_a_damaged_checkpoint_costs_one_line_and_no_bits(run, tmp_path, monkeypatch):
+    run(*PRIOR)
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 3)
+        run(*PRIOR, "--out", "again", "--checkpoint-every", 1)
+    checkpoint = only(tmp_path / "again", "checkpoint.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    code, _, error = run(*PRIOR, "--out", "again", "--resume")
+    assert code == 0
+    assert error.count("Warning") == 1
+    assert "is damaged (its checksum does not fit); continuing from checkpoint.previous.pt" in error
+    assert lines_of(only(tmp_path / "again", "rows.csv")) == lines_of(only(tmp_path / "results", "rows.csv"))
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 2)
+        run(*PRIOR, "--checkpoint-every", 1)
+    before = only(tmp_path, "checkpoint.pt").read_bytes()
+    refused = [
+        ((), "holds an unfinished run: --resume continues it, --force starts again"),
+        (
+            ("--resume", "--chunk", "7"),
+            "was made with chunk None instead of 7, and would not go on bit by bit: choose it",
+        ),
+        (("--resume", "--force"), "--force starts again and --resume continues: give one of them"),
+    ]
+    for arguments, words in refused:
+        code, _, error = run(*PRIOR, *arguments)
+        assert (code > 0, words in error, error.count("\n")) == (True, True, 1), error
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 3)
+        _, _, error = run(*PRIOR, "--resume")
+    assert "threads 1 instead of 3" in error
+    assert "set OMP_NUM_THREADS or start again with --force" in error
+    assert only(tmp_path, "checkpoint.pt").read_bytes() == before
+    assert run(*PRIOR, "--force")[0] == 0
+    assert only(tmp_path, "weights.pt")
+
+
+def test_resume_without_a_checkpoint_begins(run, tmp_path):
+    assert run(*PRIOR, "--resume")[0] == 0
+    finished = only(tmp_path, "rows.csv").stat().st_mtime_ns
+    for arguments in ((), ("--resume",)):
+        code, out, _ = run(*PRIOR, *arguments)
+        assert code == 0
+        assert "Finished already" in out
+    assert only(tmp_path, "rows.csv").stat().st_mtime_ns == finished
+    run(*PRIOR, "--force")
+    assert only(tmp_path, "rows.csv").stat().st_mtime_ns > finished
+
+
+def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch):
+    write, seen = records.write_rows, []
+
+    def killed(path, rows, columns):
+        seen.append(path)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return write(path, rows, columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_run.records, "write_rows", killed)
+        assert run(*PRIOR, "--checkpoint-every", 2)[0] == 130
+    assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 2
+    assert run(*PRIOR, "--resume")[0] == 0
+    assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 4
+
+
+def test_equal_settings_have_one_folder_and_others_their_own(run, tmp_path):
+    """Chunks and how often is checkpointed change no number but for rounding."""
+    run(*PRIOR)
+    assert "Finished already" in run(*PRIOR, "--checkpoint-every", 1, "--chunk", 5)[1]
+    for option in (("--seed", 1), ("--lr-hyper", 0.2), ("--optimizer", "sgd"), ("--prior-init", 2)):
+        assert "Finished already" not in run(*PRIOR, *option)[1]
+    assert len(list((tmp_path / "results" / "train").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'invariance', 'rotation'"),
+        (["--estimator", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
+        (["--estimator", "nonne"], 2, "none trains without one"),
+        (["--estimator", "ntk-2000-1"], 2, "needs 2000 inputs but there are 1000"),
+        (["--estimator", "ntk-100-10"], 2, "write C for all outputs"),
+        (["--estimator", "kfac-100-1", "--prior", "diagonal"], 2, "kfac-100-1 takes a scalar or layerwise prior"),
+        (["--num-data", "5000"], 2, "digits has 1297 training images"),
+        (["--prior-init", "0"], 2, "0.0 is not in the range x>0"),
+        (["--lr", "-1"], 2, "-1.0 is not in the range x>0"),
+        (["--lr-hyper", "nan"], 2, "nan is not a finite number"),
+        (["--samples", "4"], 2, "Invalid value for --samples: belongs to --hparam invariance"),
+        (["--aug-steps", "2"], 2, "Invalid value for --aug-steps: belongs to --hparam invariance"),
+        (["--chunk", "some"], 2, "'some' is not auto or a positive number of inputs"),
+        (["--protocol", "digits"], 2, "unknown protocol 'digits'"),
+        (["--dataset", "mnits"], 1, "did you mean 'mnist'?"),
+        (["--dataset", "mnist", "--data-root", "nowhere"], 1, "--data-root"),
+        (["--optimizer", "lbfgs"], 2, "'lbfgs' is not one of 'adam', 'sgd'"),
+        (["--burn-in", "-1"], 2, "-1 is not in the range x>=0"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code, words):
+    left, _, error = run(*arguments, "--device", "cpu")
+    assert (left, words in error, error.count("\n")) == (code, True, 1), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_not_there_is_said(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = run("--device", "cuda")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "torch sees no GPU: choose cpu or auto" in error
+
+
+def test_divergence_is_one_line(run, tmp_path):
+    code, _, error = run(*SMALL, "--hparam", "prior", "--estimator", "diag-20-1", "--lr", "1e30")
+    assert code == 1
+    assert error.splitlines()[-1] == "Error: training diverged in epoch 2: lower the learning rate (--lr, now 1e+30)"
+    assert not list(tmp_path.rglob("rows.csv"))
+
+
+def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    code, _, error = run(*PRIOR, "--out", "taken")
+    assert code == 1
+    assert "taken" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("a,b\n1,2\n", "not a file of 'train', missing columns: run_id"),
+        ("command\nbound-grid\n", "holds rows of 'bound-grid', expected rows of 'train'"),
+    ],
+)
+def test_files_that_are_no_training_rows_are_refused(tmp_path, text, words):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        train_records.read_rows(path)
+
+
+def test_the_same_epoch_twice_is_refused(run, tmp_path):
+    run(*PRIOR)
+    path = only(tmp_path, "rows.csv")
+    with pytest.raises(ValueError, match="epoch 1 of run .* is there more than once; give each file once"):
+        train_records.read_rows(path, path)
+    with pytest.raises(ValueError, match="no CSV file was given"):
+        train_records.read_rows()
+
+
+def test_help_shows_examples(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1" in out
+    for option in ("--checkpoint-every", "--resume", "--chunk", "--lr-aug", "--update-every", "--prior "):
+        assert option in out
+
+
+def test_estimators_and_none_are_completed():
+    from ntkml.commands.types import TrainEstimator
+
+    assert [item.value for item in TrainEstimator().shell_complete(None, None, "no")] == ["none"]
+    assert "kfac-500-1" in [item.value for item in TrainEstimator().shell_complete(None, None, "kfac-5")]
