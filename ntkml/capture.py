@@ -192,7 +192,13 @@ def check_model(model: nn.Module, inputs: Tensor) -> None:
     for name, parameter in trainable_parameters(model).items():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"parameter {name!r} holds NaN or infinite values: train or load the network again")
-    few = inputs[:2].detach()
+    dtype = next(iter(trainable_parameters(model).values())).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the network is {dtype}: estimates need float32 or float64 rows; convert it with .float()")
+    if inputs.is_floating_point() and inputs.dtype != dtype:
+        raise ValueError(f"the inputs are {inputs.dtype} but the network is {dtype}: convert one of them")
+    differing = (inputs != inputs[:1]).flatten(1).any(1).nonzero()
+    few = inputs[[0, int(differing[0])] if len(differing) else [0]].detach()
     captured = capture(model, few)
     _check_gradient(model, captured)
     with torch.no_grad():

@@ -237,7 +237,7 @@ def write_atomically(path: str | Path, data: bytes) -> Path:
     return path
 
 
-def ensure_writable_folder(path: str | Path) -> Path:
+def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
     """Make the folder where it is missing and try a file in it, before an hour of computing is spent on it.
 
     Raises:
@@ -245,11 +245,13 @@ def ensure_writable_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file, expected a folder to write to; choose another with --out")
+        raise ValueError(f"{path} is a file, expected a folder to write to; choose another with {option}")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to the folder {path} ({error.strerror}); choose another with --out") from None
+        raise ValueError(
+            f"cannot write to the folder {path} ({error.strerror}); choose another with {option}"
+        ) from None
     return path

@@ -68,7 +68,10 @@ def train_map(
             total_loss -= log_joint.item() * len(batch)
             correct += int((outputs.argmax(-1) == y).sum())
         if not torch.isfinite(torch.tensor(total_loss)):
-            raise ValueError(f"training diverged in epoch {epoch + 1}: lower the learning rate (now {settings.lr:g})")
+            raise ValueError(
+                f"training diverged in epoch {epoch + 1} at learning rate {settings.lr:g} and prior precision "
+                f"{settings.prior_precision:g}: lower one of them"
+            )
         yield EpochRecord(epoch, total_loss / num_data, correct / num_data)
 
 

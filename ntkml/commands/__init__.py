@@ -88,9 +88,19 @@ def main(args: list[str] | None = None) -> None:
         # The reader of our output has left (`ntkml ... | head`); nothing is wrong, and nothing more can be said.
         sys.stderr.close()
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        click.echo("Error: out of memory: lower --num-data, --samples or the size of the blocks", err=True)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         click.echo(f"Error: {_one_line(error)}", err=True)
         sys.exit(1)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch has no type of its own for it on a CPU."""
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,21 +32,19 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option("--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="What the grid runs over.")
-@click.option(
-    "--protocol", default="digits", help="Settings to start from: digits, mnist-bounds, figure-3 ... figure-12."
-)
+@click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
 @click.option(
     "--protocol-variant", type=click.Choice(protocols.VARIANTS), default="paper", help="Where paper and code differ."
 )
 @_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
-@_setting("--grid-points", click.IntRange(min=1), "Points of the grid.")
-@_setting("--samples", click.IntRange(min=1), "Augmentation samples S (rotation).")
+@_setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
+@_setting("--samples", click.IntRange(1, 10_000), "Augmentation samples S (rotation).")
 @_setting("--num-data", click.IntRange(min=1), "Training images N.")
 @_setting("--epochs", click.IntRange(min=1), "Training epochs of the weights.")
 @_setting("--prior-precision", PRECISION, "Prior precision of the training, and of a whole rotation grid.")
-@_setting("--seed", click.INT, "Seed of data, weights, partition and noise.")
+@_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partition and noise.")
 @click.option("--weights", type=click.Path(path_type=Path), help="A run's weights.pt, instead of training.")
 @click.option(
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
@@ -89,9 +87,11 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
+    from ntkml import records
     from ntkml.datasets import load_dataset
     from ntkml.runs.bound_grid import run_bound_grid
     from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
+    from ntkml.runs.folders import finished, replace_when_finished
     from ntkml.runs.weights import read_weights
 
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
@@ -104,14 +104,14 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     weights = read_weights(options["weights"]) if options["weights"] else None
     grid = BoundGrid(protocol, data, weights, options["rows"] == "all", tuple(_changes(protocol, asked)))
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
-    if options["force"] and folder.exists():
-        shutil.rmtree(folder)
-    if (folder / "manifest.json").exists():
+    records.ensure_writable_folder(options["figures"], "--figures")
+    if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
         size = f"N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
         click.echo(f"{protocol.title}: {protocol.dataset}, {size}")
-        run_bound_grid(grid, folder, _track)
+        compute = partial(run_bound_grid, grid, track=_track)
+        replace_when_finished(folder, compute) if options["force"] else compute(folder)
     _draw(folder, options["figures"])
 
 
@@ -144,7 +144,7 @@ def _draw(folder: Path, figures: Path) -> None:
 
     notes = captions.manifest_notes([records.read_manifest(folder / "manifest.json")])
     figure = bounds.draw_run(records.read_rows(folder / "rows.csv"), notes)
-    pictures = render.save(figure, records.ensure_writable_folder(figures) / f"bound-grid-{folder.name}", ["png"])
+    pictures = render.save(figure, figures / f"bound-grid-{folder.name}", ["png"])
     click.echo(f"Rows:     {folder / 'rows.csv'}")
     click.echo(f"Manifest: {folder / 'manifest.json'}")
     click.echo(f"Picture:  {', '.join(str(path) for path in pictures)}")

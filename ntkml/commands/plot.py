@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,4 +107,4 @@ def _run_stem(name: str, rows: Any) -> str:
     for column in ("hparam", "dataset", "run_id"):
         values = rows[column].unique()
         parts += [str(values[0])] if len(values) == 1 else []
-    return "-".join(parts)
+    return re.sub(r"[^\w.+-]", "_", "-".join(parts))  # cells of a file must not choose a folder

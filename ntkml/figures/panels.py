@@ -59,7 +59,8 @@ def draw_panel(
         part.set_xscale(axes.xscale)
         for name, curve in curves.items():
             _draw_curve(part, curve, looks[name], limits.x, places[name], len(places))
-        part.set_xlim(limits.x)
+        if limits.x[0] < limits.x[1]:  # a grid of one point has no range
+            part.set_xlim(limits.x)
         if y:
             part.set_ylim(y)
         part.yaxis.set_major_locator(MaxNLocator(5 if part is parts[0] else 2, steps=[1, 2, 5, 10], min_n_ticks=1))

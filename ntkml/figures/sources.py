@@ -33,7 +33,8 @@ def finished_runs(results: Path) -> list[Run]:
     runs = []
     for path in sorted(results.rglob("manifest.json")):
         manifest = records.read_manifest(path)
-        if manifest.get("command") == "bound-grid" and manifest.get("finished_at") and (rows := _rows_beside(path)):
+        whole = all(manifest.get(key) for key in ("settings", "estimators", "finished_at"))
+        if manifest.get("command") == "bound-grid" and whole and (rows := _rows_beside(path)):
             runs.append(Run(rows, manifest))
     return sorted(runs, key=lambda run: run.manifest["finished_at"], reverse=True)
 

@@ -21,6 +21,7 @@ from ntkml.likelihoods import Categorical
 from ntkml.provenance import now
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up
+from ntkml.runs.folders import exclusive
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.tabulated import JacobianTable, tabulate
 
@@ -40,18 +41,37 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
     Raises:
         ValueError: see :func:`ntkml.runs.bound_setup.set_up`; what is finished in the folder is never lost.
     """
-    parts = records.ensure_writable_folder(folder / "parts")
-    environment = records.environment()
-    setup = set_up(grid, folder, track)
-    label, cells = _CELLS[grid.protocol.hparam](setup)
-    for name, compute in track(cells, len(cells), label):
-        if not (parts / f"{name}.csv").exists():
-            records.write_rows(parts / f"{name}.csv", compute())
-    frame = _joined(setup, [parts / f"{name}.csv" for name, _ in cells])
-    path = records.write_rows(folder / "rows.csv", _as_rows(frame))
-    records.write_manifest(folder / "manifest.json", _manifest(setup, environment))
-    shutil.rmtree(parts, ignore_errors=True)
+    with exclusive(folder):
+        environment = records.environment()
+        setup = set_up(grid, folder, track)
+        parts = records.ensure_writable_folder(folder / "parts")
+        label, cells = _CELLS[grid.protocol.hparam](setup)
+        for name, compute in track(cells, len(cells), label):
+            if not _is_whole(parts / f"{name}.csv", setup):
+                records.write_rows(parts / f"{name}.csv", compute())
+        frame = _joined(setup, [parts / f"{name}.csv" for name, _ in cells])
+        path = records.write_rows(folder / "rows.csv", _as_rows(frame))
+        records.write_manifest(folder / "manifest.json", _manifest(setup, environment))
+        shutil.rmtree(parts, ignore_errors=True)
     return path
+
+
+def _is_whole(part: Path, setup: Setup) -> bool:
+    """Whether an earlier start left this part whole; a damaged one is computed again.
+
+    Every aggregate row announces how many blocks it has, and a part has one for each estimator or each grid value.
+    """
+    if not part.exists():
+        return False
+    try:
+        frame = records.read_rows(part)
+    except ValueError:
+        return False
+    protocol = setup.grid.protocol
+    aggregate = frame[frame["block"].isna()]
+    blocks = int(aggregate["num_blocks"].sum()) if setup.grid.block_rows else 0
+    expected = protocol.grid.points if protocol.hparam == "prior" else len(setup.partitions)
+    return len(aggregate) == expected and len(frame) == expected + blocks
 
 
 def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:

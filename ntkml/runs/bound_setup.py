@@ -55,7 +55,8 @@ class BoundGrid:
         for words in ("name", "title", "notes"):
             del settings[words]
         weights = self.weights.checksum if self.weights else "trained"
-        return settings | {"weights": weights, "block_rows": self.block_rows, "dtype": "float32"}
+        given = {"weights": weights, "data_checksum": self.data.checksum}
+        return settings | given | {"block_rows": self.block_rows, "dtype": "float32"}
 
     @property
     def run_id(self) -> str:
@@ -126,7 +127,8 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
 
 
 def _check_memory(num_pairs: int, num_params: int) -> None:
-    needed = 4 * num_pairs * num_params + 3 * 8 * min(num_pairs, num_params) ** 2
+    # Rows and what KFAC keeps; then two full Grams, a cut of one, and a factorisation with its copies (measured).
+    needed = 6 * num_pairs * num_params + 7 * 8 * min(num_pairs, num_params) ** 2
     if needed > TABLE_BUDGET_BYTES:
         raise ValueError(
             f"{num_pairs} index pairs and {num_params} parameters need about {needed / 2**30:.0f} GiB "
@@ -138,7 +140,7 @@ def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved
     """Given weights, those that an earlier start left, or weights trained now; they are saved in all cases."""
     protocol, settings = grid.protocol, grid.protocol.training
     if grid.weights is not None or saved.exists():
-        fit_weights(model, grid.weights or read_weights(saved), f"{protocol.model} on {train.name}")
+        fit_weights(model, grid.weights or _earlier_weights(saved), f"{protocol.model} on {train.name}")
     else:
         eta = rotation_eta(settings.rotation) if settings.rotation else None
         stream = generator_for(protocol.seed, "training")
@@ -148,3 +150,10 @@ def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved
             pass
     if not saved.exists():
         save_weights(saved, model)
+
+
+def _earlier_weights(saved: Path) -> SavedWeights:
+    try:
+        return read_weights(saved)
+    except ValueError as error:
+        raise ValueError(f"{error}; this run's own weights are damaged: start again with --force") from None

@@ -169,6 +169,11 @@ def test_given_weights_are_used_and_said(run, tmp_path):
         (["--hparam", "prior", "--num-data", "5000"], 2, "digits has 1297 training images"),
         (["--hparam", "prior", "--num-data", "0"], 2, "0 is not in the range x>=1"),
         (["--hparam", "prior", "--prior-precision", "-1"], 2, "-1.0 is not in the range x>0"),
+        (["--hparam", "prior", "--prior-precision", "nan"], 2, "nan is not a finite number"),
+        (["--hparam", "prior", "--seed", str(2**63)], 2, "is not in the range"),
+        (["--hparam", "prior", "--grid-points", "1000000000"], 2, "is not in the range"),
+        (["--hparam", "rotation", "--samples", "1000000000"], 2, "is not in the range"),
+        (["--hparam", "prior", "--figures", "/proc/nowhere"], 1, "choose another with --figures"),
         (["--hparam", "prior", "--samples", "4"], 2, "augmentation samples belong to --hparam rotation"),
         (["--hparam", "prior", "--protocol", "figure-7"], 2, "unknown protocol 'figure-7'"),
         (["--hparam", "prior", "--dataset", "mnits"], 1, "did you mean 'mnist'?"),
@@ -215,3 +220,94 @@ def test_estimator_names_are_completed():
 
     values = [item.value for item in EstimatorList().shell_complete(None, None, "ntk-N-C,kfac-5")]
     assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
+
+
+def stopped_run(run, tmp_path):
+    """A run of which one part is left, as a kill leaves it: its folder, and the rows it must end with."""
+    run(*SMALL, "--estimators", "ntk-10-1", "--out", "whole")
+    finished = only(tmp_path / "whole", "rows.csv")
+    run(*SMALL, "--estimators", "ntk-10-1")
+    folder = only(tmp_path / "results", "rows.csv").parent
+    lines = finished.read_text().splitlines(keepends=True)
+    first = [line for line in lines[1:] if line.split(",")[13] == "0"]
+    (folder / "rows.csv").unlink()
+    (folder / "manifest.json").unlink()
+    (folder / "parts").mkdir()
+    return folder, lines[0], first, finished
+
+
+@pytest.mark.parametrize("damage", ["none", "empty", "cut in a row", "cut between rows"])
+def test_a_damaged_part_is_computed_again(run, tmp_path, damage):
+    folder, head, rows, finished = stopped_run(run, tmp_path)
+    assert rows
+    kept = {"none": rows, "empty": [], "cut in a row": [*rows[:-1], rows[-1][:40]], "cut between rows": rows[:-1]}[
+        damage
+    ]
+    (folder / "parts" / "0000.csv").write_text(head + "".join(kept) if damage != "empty" else "")
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
+    columns = ["estimator", "hparam_value", "block", "log_marginal_likelihood", "log_det"]
+    ours = pandas.read_csv(folder / "rows.csv")[columns]
+    pandas.testing.assert_frame_equal(ours, pandas.read_csv(finished)[columns])
+
+
+def test_a_second_process_on_the_same_run_is_refused(run, tmp_path):
+    from ntkml.runs.folders import exclusive
+
+    run(*SMALL, "--estimators", "ntk-10-1")
+    folder = only(tmp_path / "results", "rows.csv").parent
+    (folder / "manifest.json").unlink()
+    with exclusive(folder):
+        code, _, error = run(*SMALL, "--estimators", "ntk-10-1")
+    assert code == 1
+    assert "another process is working on" in error
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
+
+
+def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkeypatch):
+    run(*SMALL, "--estimators", "ntk-10-1")
+    rows = only(tmp_path / "results", "rows.csv")
+    before = rows.read_bytes()
+
+    from ntkml.runs import bound_grid
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bound_grid, "estimator_rows", killed)
+    assert run(*SMALL, "--estimators", "ntk-10-1", "--force")[0] == 130
+    assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("manifest.json", "{", "compute it again with --force"),
+        ("manifest.json", "{}", "compute it again with --force"),
+        ("weights.pt", "junk", "start again with --force"),
+    ],
+)
+def test_a_damaged_run_says_what_to_do(run, tmp_path, name, content, words):
+    run(*SMALL, "--estimators", "ntk-10-1")
+    folder = only(tmp_path / "results", "rows.csv").parent
+    if name == "weights.pt":
+        (folder / "manifest.json").unlink()
+    (folder / name).write_text(content)
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1")
+    assert code == 1
+    assert words in error
+    assert error.count("\n") == 1
+    assert run(*SMALL, "--estimators", "ntk-10-1", "--force")[0] == 0
+
+
+def test_a_grid_of_one_point_is_drawn_without_a_warning(run, tmp_path, recwarn):
+    arguments = [argument if argument != "2" else "1" for argument in SMALL]
+    assert run(*arguments, "--estimators", "ntk-10-1")[0] == 0
+    assert not [warning for warning in recwarn if "xlim" in str(warning.message)]
+
+
+def test_runs_that_would_not_fit_the_memory_are_refused():
+    from ntkml.runs.bound_setup import _check_memory
+
+    _check_memory(10_000, 14_538)
+    with pytest.raises(ValueError, match="lower --num-data"):
+        _check_memory(100_000, 14_538)

@@ -221,3 +221,40 @@ def test_pulling_back_through_an_idle_layer_is_refused():
     captured = capture(seeded(Unused(True)), vectors())
     with pytest.raises(ValueError, match="the outputs do not depend on layer 'idle': freeze or remove it"):
         captured.pull_back(torch.ones(6, 3, dtype=torch.float64))
+
+
+def test_other_precisions_than_float32_and_float64_are_refused():
+    model, y = nn.Linear(4, 3), torch.zeros(5, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"the network is torch.bfloat16: .*convert it with .float\(\)"):
+        log_marginal_likelihood(model.bfloat16(), torch.randn(5, 4).bfloat16(), y, "ntk-N-C")
+    with pytest.raises(ValueError, match=r"the inputs are torch.float32 but the network is torch.float64"):
+        log_marginal_likelihood(model.double(), torch.randn(5, 4), y, "ntk-N-C")
+
+
+def test_mixing_of_a_batch_is_noticed_behind_equal_first_inputs():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.linear(x)
+            return h - 0.1 * (h - h.mean(0))
+
+    x = torch.randn(6, 4)
+    x[1] = x[0]
+    with pytest.raises(ValueError, match="depend on the other inputs of its batch|also used outside its layer"):
+        log_marginal_likelihood(Mixing(), x, torch.zeros(6, dtype=torch.long), "ntk-N-C")
+
+
+def test_a_layer_called_by_keyword_is_named():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(input=x)
+
+    with pytest.raises(ValueError, match="'linear' is called with a keyword"):
+        log_marginal_likelihood(Keyword(), torch.randn(6, 4), torch.zeros(6, dtype=torch.long), "ntk-N-C")

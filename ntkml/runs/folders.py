@@ -1,0 +1,66 @@
+"""The folder of a run: one process at a time, and a finished run that a forced one replaces only when it is finished."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ntkml import records
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes on one run are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[Path]:
+    """Hold a run's folder, made if missing; the operating system releases it when the process ends, however it ends.
+
+    Raises:
+        ValueError: another process works on the run, or the folder cannot be written to.
+    """
+    records.ensure_writable_folder(folder)
+    lock = folder / ".lock"
+    with lock.open("w", encoding="ascii") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(
+                    f"another process is working on {folder}: wait for it, or choose another with --out"
+                ) from None
+        yield folder
+        lock.unlink(missing_ok=True)
+
+
+def finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run: rows, and a manifest that says so.
+
+    Raises:
+        ValueError: a manifest that cannot be read, or one without its rows.
+    """
+    manifest, rows = folder / "manifest.json", folder / "rows.csv"
+    if not manifest.exists():
+        return False
+    try:
+        whole = bool(records.read_manifest(manifest).get("finished_at")) and rows.exists()
+    except ValueError as error:
+        raise ValueError(f"{error}: the run is damaged; compute it again with --force") from None
+    if not whole:
+        raise ValueError(f"{folder} has a manifest but not the rows of a finished run; compute it again with --force")
+    return True
+
+
+def replace_when_finished(folder: Path, compute: Callable[[Path], object]) -> None:
+    """``compute`` into a folder beside ``folder`` and put it in its place; a kill in between loses no finished run."""
+    fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    compute(fresh)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
