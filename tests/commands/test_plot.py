@@ -173,3 +173,11 @@ def test_a_damaged_manifest_is_named(run, folder):
     code, _, error = run("figure-3")
     assert code == 1
     assert f"{rows.with_name('manifest.json').relative_to(folder)}: not a JSON file" in error
+
+
+def test_a_manifest_without_its_keys_is_no_finished_run(run, folder):
+    rows = write_run(folder / "results", FIGURE_3, "prior", points=5)
+    rows.with_name("manifest.json").write_text('{"command": "bound-grid", "finished_at": "2026"}')
+    code, _, error = run("figure-3")
+    assert code == 1
+    assert "no finished bound-grid run under results" in error
