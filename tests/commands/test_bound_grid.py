@@ -1,46 +1,28 @@
 """``ntkml bound-grid`` on the embedded digits: rows, resuming, and one line for every mistake."""
 
 import json
+from functools import partial
 
 import pandas
 import pytest
 import torch
 
-from ntkml import commands, records
+from ntkml import records
 
 SMALL = ("--hparam", "rotation", "--grid-points", "2", "--num-data", "40", "--samples", "2", "--epochs", "1")
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """``ntkml bound-grid ...`` in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            commands.main(["bound-grid", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, captured.err
-
-    return call
+def run(in_empty_folder):
+    """``ntkml bound-grid ...``"""
+    return partial(in_empty_folder, "bound-grid")
 
 
-def only(folder, pattern):
-    found = list(folder.rglob(pattern))
-    assert len(found) == 1, found
-    return found[0]
-
-
-def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_path):
+def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_path, only):
     code, out, _ = run(*SMALL, "--estimators", ESTIMATORS)
     assert code == 0
     rows, manifest = only(tmp_path, "rows.csv"), only(tmp_path, "manifest.json")
@@ -63,7 +45,7 @@ def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_
     assert any("N 40 instead of 1000" in note for note in loaded["notes"])
 
 
-def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_path):
+def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1,blockdiag-20-C")
     frame = records.read_rows(only(tmp_path, "rows.csv"))
     for _, group in frame.groupby(["estimator", "hparam_value"]):
@@ -78,7 +60,7 @@ def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_p
         assert total == pytest.approx(aggregate["log_marginal_likelihood"], rel=1e-8)
 
 
-def test_a_prior_grid_equals_the_public_function(run, tmp_path):
+def test_a_prior_grid_equals_the_public_function(run, tmp_path, only):
     import ntkml
     from ntkml.datasets import load_dataset, subset
     from ntkml.models import build_model
@@ -102,7 +84,7 @@ def test_a_prior_grid_equals_the_public_function(run, tmp_path):
             assert row["log_marginal_likelihood"] * 40 == pytest.approx(estimate.total.item(), rel=1e-6)
 
 
-def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch):
+def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     finished = only(tmp_path, "rows.csv").read_bytes()
 
@@ -134,7 +116,7 @@ def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch):
     assert only(tmp_path / "results", "rows.csv").read_bytes() == finished
 
 
-def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path):
+def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     before = only(tmp_path, "rows.csv").stat().st_mtime_ns
     code, out, _ = run(*SMALL, "--estimators", "ntk-10-1")
@@ -146,7 +128,7 @@ def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path):
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > before
 
 
-def test_given_weights_are_used_and_said(run, tmp_path):
+def test_given_weights_are_used_and_said(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     weights = only(tmp_path, "weights.pt")
     code, _, _ = run(*SMALL, "--estimators", "ntk-10-1", "--weights", weights, "--out", "given")
@@ -222,7 +204,7 @@ def test_estimator_names_are_completed():
     assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
 
 
-def stopped_run(run, tmp_path):
+def stopped_run(run, tmp_path, only):
     """A run of which one part is left, as a kill leaves it: its folder, and the rows it must end with."""
     run(*SMALL, "--estimators", "ntk-10-1", "--out", "whole")
     finished = only(tmp_path / "whole", "rows.csv")
@@ -237,8 +219,8 @@ def stopped_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["none", "empty", "cut in a row", "cut between rows"])
-def test_a_damaged_part_is_computed_again(run, tmp_path, damage):
-    folder, head, rows, finished = stopped_run(run, tmp_path)
+def test_a_damaged_part_is_computed_again(run, tmp_path, damage, only):
+    folder, head, rows, finished = stopped_run(run, tmp_path, only)
     assert rows
     kept = {"none": rows, "empty": [], "cut in a row": [*rows[:-1], rows[-1][:40]], "cut between rows": rows[:-1]}[
         damage
@@ -250,7 +232,7 @@ def test_a_damaged_part_is_computed_again(run, tmp_path, damage):
     pandas.testing.assert_frame_equal(ours, pandas.read_csv(finished)[columns])
 
 
-def test_a_second_process_on_the_same_run_is_refused(run, tmp_path):
+def test_a_second_process_on_the_same_run_is_refused(run, tmp_path, only):
     from ntkml.runs.folders import exclusive
 
     run(*SMALL, "--estimators", "ntk-10-1")
@@ -263,7 +245,7 @@ def test_a_second_process_on_the_same_run_is_refused(run, tmp_path):
     assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
 
 
-def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkeypatch):
+def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkeypatch, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     rows = only(tmp_path / "results", "rows.csv")
     before = rows.read_bytes()
@@ -286,7 +268,7 @@ def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkey
         ("weights.pt", "junk", "start again with --force"),
     ],
 )
-def test_a_damaged_run_says_what_to_do(run, tmp_path, name, content, words):
+def test_a_damaged_run_says_what_to_do(run, tmp_path, name, content, words, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     folder = only(tmp_path / "results", "rows.csv").parent
     if name == "weights.pt":

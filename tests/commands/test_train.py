@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from ntkml import commands, records, train_records
+from ntkml import records, train_records
 from ntkml.runs import train as train_run
 
 ROOT = Path(__file__).parents[2]
@@ -20,32 +21,13 @@ PRIOR = ("--hparam", "prior", "--estimator", "ntk-20-tree", "--hyper-steps", 2, 
 INVARIANCE = ("--hparam", "invariance", "--estimator", "ntk-10-1", "--samples", 2, *SMALL)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """``ntkml train ...`` in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            commands.main(["train", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-def only(folder, pattern):
-    found = list(folder.rglob(pattern))
-    assert len(found) == 1, found
-    return found[0]
+def run(in_empty_folder):
+    """``ntkml train ...``"""
+    return partial(in_empty_folder, "train")
 
 
 def lines_of(path):
@@ -71,7 +53,7 @@ def stopped_after(monkeypatch, epoch):
     monkeypatch.setattr(learning, "_weight_epoch", interrupted)
 
 
-def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, tmp_path):
+def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, tmp_path, only):
     code, out, error = run(*INVARIANCE)
     assert code == 0
     rows, manifest, weights = only(tmp_path, "rows.csv"), only(tmp_path, "manifest.json"), only(tmp_path, "weights.pt")
@@ -112,7 +94,7 @@ def test_rotation_is_another_word_for_invariance(run, tmp_path):
     assert "Finished already" in out
 
 
-def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path):
+def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path, only):
     assert run("--hparam", "invariance", "--estimator", "none", "--prior-init", 25, *SMALL)[0] == 0
     frame = train_records.read_rows(only(tmp_path, "rows.csv"))
     for name in ("log_marginal_likelihood", "certified", *(f"eta_{index}" for index in range(6))):
@@ -121,7 +103,7 @@ def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path):
     assert frame["prior_precision_min"].tolist() == pytest.approx([25.0] * 4)
 
 
-def test_a_diagonal_prior_is_summarised(run, tmp_path):
+def test_a_diagonal_prior_is_summarised(run, tmp_path, only):
     assert run(*PRIOR, "--prior", "diagonal")[0] == 0
     frame = train_records.read_rows(only(tmp_path, "rows.csv"))
     assert set(frame["prior_precisions"]) == {""}
@@ -130,7 +112,7 @@ def test_a_diagonal_prior_is_summarised(run, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [PRIOR, INVARIANCE], ids=["prior", "invariance"])
-def test_an_interrupted_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, settings):
+def test_an_interrupted_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, settings, only):
     assert run(*settings)[0] == 0
     with monkeypatch.context() as patch:
         stopped_after(patch, 3)
@@ -147,7 +129,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, setti
     assert [part["from_epoch"] for part in loaded["resumed"]] == [3]
 
 
-def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path):
+def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path, only):
     """A process that is killed with SIGKILL in the middle of its work, and resumed here."""
     settings = [*PRIOR, "--checkpoint-every", 1]
     settings[settings.index("--epochs") + 1] = 80
@@ -170,7 +152,7 @@ def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path):
     assert 1 <= loaded["resumed"][0]["from_epoch"] < 80
 
 
-def test_a_damaged_checkpoint_costs_one_line_and_no_bits(run, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_costs_one_line_and_no_bits(run, tmp_path, monkeypatch, only):
     run(*PRIOR)
     with monkeypatch.context() as patch:
         stopped_after(patch, 3)
@@ -184,7 +166,7 @@ def test_a_damaged_checkpoint_costs_one_line_and_no_bits(run, tmp_path, monkeypa
     assert lines_of(only(tmp_path / "again", "rows.csv")) == lines_of(only(tmp_path / "results", "rows.csv"))
 
 
-def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monkeypatch, only):
     with monkeypatch.context() as patch:
         stopped_after(patch, 2)
         run(*PRIOR, "--checkpoint-every", 1)
@@ -210,7 +192,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monke
     assert only(tmp_path, "weights.pt")
 
 
-def test_resume_without_a_checkpoint_begins(run, tmp_path):
+def test_resume_without_a_checkpoint_begins(run, tmp_path, only):
     assert run(*PRIOR, "--resume")[0] == 0
     finished = only(tmp_path, "rows.csv").stat().st_mtime_ns
     for arguments in ((), ("--resume",)):
@@ -222,7 +204,7 @@ def test_resume_without_a_checkpoint_begins(run, tmp_path):
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > finished
 
 
-def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch):
+def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch, only):
     write, seen = records.write_rows, []
 
     def killed(path, rows, columns):
@@ -314,7 +296,7 @@ def test_files_that_are_no_training_rows_are_refused(tmp_path, text, words):
         train_records.read_rows(path)
 
 
-def test_the_same_epoch_twice_is_refused(run, tmp_path):
+def test_the_same_epoch_twice_is_refused(run, tmp_path, only):
     run(*PRIOR)
     path = only(tmp_path, "rows.csv")
     with pytest.raises(ValueError, match="epoch 1 of run .* is there more than once; give each file once"):

@@ -23,12 +23,7 @@ from ntkml.train_protocols import TRAIN_HPARAMS, load_train, train_names
 COUNT = 60
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(hparam="prior", **settings):
