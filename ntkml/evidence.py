@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Capture, capture, check_model, trainable_parameters
+from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
+from ntkml.model_contract import check_model
 from ntkml.partitions import (
     Block,
     Partition,

@@ -19,11 +19,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Hyperparameter, average_views, capture, check_model, trainable_parameters
+from ntkml.capture import Hyperparameter, average_views, capture, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.layers.positions import Positions
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows import ChunkedRows, positions_of

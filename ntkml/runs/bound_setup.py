@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ntkml import records
-from ntkml.capture import check_model, trainable_parameters
+from ntkml.capture import trainable_parameters
 from ntkml.datasets import ImageDataset, subset
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import partition_for, tree_for
 from ntkml.hyperparameters.affine import draw_noise, rotation_eta
 from ntkml.likelihoods import Categorical
+from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.partitions import Partition
 from ntkml.protocols import BoundGridProtocol

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from ntkml import records
-from ntkml.capture import check_model, trainable_parameters
+from ntkml.capture import trainable_parameters
 from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
 from ntkml.datasets import ImageDataset, subset
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import Learner, learn, new_learner, restore, state_of
 from ntkml.likelihoods import column_groups
+from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.provenance import now
 from ntkml.randomness import generator_for

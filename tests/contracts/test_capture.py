@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import average_views, capture, check_model, trainable_parameters
+from ntkml.capture import average_views, capture, trainable_parameters
+from ntkml.model_contract import check_model
 from ntkml.rows import CapturedRows
 from tests.dense import dense_jacobian
 from tests.factories import (

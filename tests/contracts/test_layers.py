@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.capture import capture, check_model
+from ntkml.capture import capture
 from ntkml.layers import LAYER_TYPES, positions
 from ntkml.layers.positions import Positions
+from ntkml.model_contract import check_model
 from ntkml.rows import CapturedRows
 from tests.dense import dense_jacobian
 from tests.factories import (
