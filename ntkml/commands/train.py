@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -108,7 +107,8 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
 def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
     from ntkml.datasets import load_dataset
-    from ntkml.runs.train import TrainRun, is_finished, resolve_protocol, run_train
+    from ntkml.runs.folders import finished, replace_when_finished
+    from ntkml.runs.train import TrainRun, resolve_protocol, run_train
 
     device = _device(options["device"])
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
@@ -120,14 +120,16 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any])
         raise click.UsageError(str(error)) from None
     run = TrainRun(protocol, data, device, options["chunk"], tuple(_changes(protocol, asked)))
     folder = run.folder(options["out"])
-    if options["force"] and folder.exists():
-        shutil.rmtree(folder)
-    if is_finished(folder):
+    if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
         size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {device.type}"
         click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
-        run_train(run, folder, _track, options["resume"], options["checkpoint_every"], _warn)
+
+        def compute(into: Path) -> Path:
+            return run_train(run, into, _track, options["resume"], options["checkpoint_every"], _warn)
+
+        replace_when_finished(folder, compute) if options["force"] else compute(folder)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
         click.echo(f"{name + ':':<14} {folder / name}")
 

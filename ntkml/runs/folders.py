@@ -47,20 +47,25 @@ def finished(folder: Path) -> bool:
     if not manifest.exists():
         return False
     try:
-        whole = bool(records.read_manifest(manifest).get("finished_at")) and rows.exists()
+        finished_at = records.read_manifest(manifest).get("finished_at")
     except ValueError as error:
         raise ValueError(f"{error}: the run is damaged; compute it again with --force") from None
-    if not whole:
-        raise ValueError(f"{folder} has a manifest but not the rows of a finished run; compute it again with --force")
-    return True
+    if finished_at and not rows.exists():
+        raise ValueError(f"{rows} of a finished run is missing; compute it again with --force")
+    return bool(finished_at)
 
 
 def replace_when_finished(folder: Path, compute: Callable[[Path], object]) -> None:
-    """``compute`` into a folder beside ``folder`` and put it in its place; a kill in between loses no finished run."""
+    """``compute`` from the start in a folder beside ``folder``, then put it in its place: a kill loses no finished run.
+
+    Raises:
+        ValueError: another process works on the run.
+    """
     fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
-    compute(fresh)
-    if folder.exists():
+    with exclusive(folder):
+        shutil.rmtree(fresh, ignore_errors=True)
+        compute(fresh)
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+        os.replace(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)

@@ -26,6 +26,7 @@ from ntkml.models import build_model
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.bound_rows import peak_bytes
+from ntkml.runs.folders import exclusive
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.runs.weights import save_weights
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
@@ -58,7 +59,7 @@ class TrainRun:
         settings = asdict(self.protocol)
         for words in ("name", "title"):
             del settings[words]
-        return settings | {"dtype": "float32"}
+        return settings | {"data_checksum": self.data.checksum, "dtype": "float32"}
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -92,12 +93,6 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     return replace(protocol, estimator=str(spec))
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run in ``folder`` went to its end."""
-    manifest = folder / "manifest.json"
-    return manifest.exists() and "finished_at" in records.read_manifest(manifest)
-
-
 def run_train(
     run: TrainRun, folder: Path, track: Track, resume: bool, checkpoint_every: int, warn: Callable[[str], None]
 ) -> Path:
@@ -105,9 +100,16 @@ def run_train(
 
     Raises:
         ValueError: an unfinished run lies there and ``resume`` is false, or it was made under other conditions; damaged
-            checkpoints; see also :func:`ntkml.learning.learn`.
+            checkpoints; another process on the same run; see also :func:`ntkml.learning.learn`.
     """
-    checkpoint = records.ensure_writable_folder(folder) / "checkpoint.pt"
+    with exclusive(folder):
+        return _run_alone(run, folder, track, resume, checkpoint_every, warn)
+
+
+def _run_alone(
+    run: TrainRun, folder: Path, track: Track, resume: bool, checkpoint_every: int, warn: Callable[[str], None]
+) -> Path:
+    checkpoint = folder / "checkpoint.pt"
     if not resume and (checkpoint.exists() or previous(checkpoint).exists()):
         raise ValueError(f"{folder} holds an unfinished run: --resume continues it, --force starts again")
     _remove_leftovers(folder)

@@ -264,7 +264,6 @@ def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkey
     ("name", "content", "words"),
     [
         ("manifest.json", "{", "compute it again with --force"),
-        ("manifest.json", "{}", "compute it again with --force"),
         ("weights.pt", "junk", "start again with --force"),
     ],
 )

@@ -318,3 +318,14 @@ def test_estimators_and_none_are_completed():
 
     assert [item.value for item in TrainEstimator().shell_complete(None, None, "no")] == ["none"]
     assert "kfac-500-1" in [item.value for item in TrainEstimator().shell_complete(None, None, "kfac-5")]
+
+
+def test_a_second_process_on_the_same_run_is_refused(run, tmp_path, only):
+    from ntkml.runs.folders import exclusive
+
+    assert run(*PRIOR)[0] == 0
+    folder = only(tmp_path, "rows.csv").parent
+    with exclusive(folder):
+        code, _, error = run(*PRIOR, "--force")
+    assert code == 1
+    assert "another process is working on" in error
