@@ -6,8 +6,8 @@ the forward pass (augmentation, :class:`~ntkml.capture.Hyperparameter` of the ne
     pass 1, without a graph, chunk by chunk: rows -> log-determinant and its adjoint V,
     pass 2, chunk by chunk with a graph: d/dh [ rho(chunk) - 1/2 <V, R(chunk)> ], V fixed, R = L(f)^T J.
 
-Only one chunk's graph is alive at a time, so memory does not grow with the block beyond the rows that a structure keeps
-(nothing for kfac). The noise of the augmentation is drawn once per estimate and replayed.
+Only one chunk's graph is alive at a time; beyond it a block costs the rows that a structure keeps (none for kfac).
+The noise of the augmentation is drawn once per estimate and replayed.
 """
 
 from __future__ import annotations
