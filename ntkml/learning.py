@@ -23,7 +23,7 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import MarginalLikelihood
 from ntkml.randomness import generator_for
-from ntkml.scores import Scores, score
+from ntkml.scores import Scores, one_hot, score
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.train_protocols import TrainProtocol
 
@@ -72,13 +72,18 @@ def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device,
     # MAP needs the loss and the outputs of the objective, never its estimate: any name serves.
     name = protocol.estimator if learned else "ntk-N-C"
     views = AffineInvariance(protocol.samples) if protocol.learns_invariance else None
-    model.to(device)
-    objective = MarginalLikelihood(model, name, "categorical", protocol.prior_kind, protocol.prior_init, views, chunk)
+    # Convolutions and pooling of a few channels run twice as fast on a CPU with the channels last in memory.
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = MarginalLikelihood(
+        model, name, protocol.likelihood, protocol.prior_kind, protocol.prior_init, views, chunk
+    )
     objective.to(device)
     weights = trainable_parameters(model).values()
     optimizers = {"weights": _WEIGHT_OPTIMIZERS[protocol.optimizer](weights, lr=protocol.lr)}
     if learned:
-        optimizers["prior"] = torch.optim.Adam([objective.log_prior_precision], lr=protocol.lr_hyper)
+        noise = objective.log_observation_noise
+        learned_with_it = [objective.log_prior_precision, *([] if noise is None else [noise])]
+        optimizers["prior"] = torch.optim.Adam(learned_with_it, lr=protocol.lr_hyper)
     if views is not None:
         optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
     return Learner(protocol, objective, optimizers, {name: generator_for(protocol.seed, name) for name in STREAMS})
@@ -91,13 +96,16 @@ def learn(learner: Learner, data: ImageDataset, first_epoch: int = 1) -> Iterato
         ValueError: weights or hyperparameters that became NaN or infinite, a factorisation that failed, or a network that
             cannot be captured; the message names the epoch and what to change.
     """
-    protocol = learner.protocol
+    protocol, x = learner.protocol, data.train_inputs
+    y = data.train_targets
+    if not learner.objective.likelihood.softmax:
+        y = one_hot(y, data.num_classes)
     for epoch in range(first_epoch, protocol.epochs + 1):
         times = [time.perf_counter()]
-        loss = _weight_epoch(learner, data.train_inputs, data.train_targets, epoch)
+        loss = _weight_epoch(learner, x, y, epoch)
         times.append(time.perf_counter())
         updates = protocol.updates_at(epoch)
-        estimate = _update(learner, data.train_inputs, data.train_targets, epoch) if updates else None
+        estimate = _update(learner, x, y, epoch) if updates else None
         times.append(time.perf_counter())
         evaluates = epoch % protocol.eval_every == 0 or epoch == protocol.epochs
         test = evaluate(learner, data) if evaluates else None
@@ -172,7 +180,7 @@ def evaluate(learner: Learner, data: ImageDataset) -> Scores:
     objective, x = learner.objective, data.test_inputs
     generator = generator_for(learner.protocol.seed, "test-views")
     outputs = torch.cat([objective.outputs(x[chunk], generator) for chunk in objective.chunks(len(x))])
-    return score(outputs, data.test_targets)
+    return score(outputs, data.test_targets, objective.likelihood)
 
 
 def state_of(learner: Learner) -> dict[str, Any]:

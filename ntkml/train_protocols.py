@@ -31,6 +31,7 @@ class TrainProtocol:
     hparam: str
     dataset: str
     model: str
+    likelihood: str  # classes as integers for "categorical", one-hot for "bernoulli" and "gaussian"
     estimator: str  # "none" is MAP: nothing but the weights is learned
     num_data: int
     seed: int

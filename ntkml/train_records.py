@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "seed": ("integer", False),
     "num_data": ("integer", False),
     "num_params": ("integer", False),
+    "likelihood": ("text", False),
     "estimator": ("text", False),
     "structure": ("text", False),  # "none" for MAP
     "inputs": ("text", True),
@@ -39,6 +40,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "test_log_likelihood": ("number", True),
     "test_accuracy": ("number", True),
     "test_ece": ("number", True),
+    "observation_noise": ("number", True),  # standard deviation, of a Gaussian likelihood alone
     "prior_precision_min": ("number", False),
     "prior_precision_median": ("number", False),
     "prior_precision_max": ("number", False),

@@ -13,7 +13,7 @@ import click
 from ntkml import train_protocols
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator
 from ntkml.protocols import VARIANTS
-from ntkml.registry import MODELS
+from ntkml.registry import LIKELIHOODS, MODELS
 from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
 @_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
+@_setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
 @_setting("--estimator", TrainEstimator(), "What hyperparameters are learned by, or none (MAP: they stay).")
 @_setting("--prior", click.Choice(_PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
 @_setting("--prior-init", PRECISION, "Initial prior precision.")
@@ -90,7 +91,7 @@ def train(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> 
         asked = train_protocols.load_train(protocol, hparam, protocol_variant)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
-    _run(_overridden(asked, options), asked, options)
+    _run(_overridden(asked, options), asked, options | {"protocol_variant": protocol_variant})
 
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
@@ -118,7 +119,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any])
         protocol = resolve_protocol(protocol, data)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    run = TrainRun(protocol, data, device, options["chunk"], tuple(_changes(protocol, asked)))
+    notes = _changes(protocol, asked, options["protocol_variant"])
+    run = TrainRun(protocol, data, device, options["chunk"], tuple(notes))
     folder = run.folder(options["out"])
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
@@ -168,9 +170,11 @@ def _news(row: dict[str, Any]) -> dict[str, str]:
     return {name: f"{value:.3f}" for name, value in values.items() if value is not None}
 
 
-def _changes(protocol: TrainProtocol, asked: TrainProtocol) -> list[str]:
-    """A sentence that a caption must show: where the run differs from the protocol that was named."""
+def _changes(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> list[str]:
+    """Sentences that a caption must show: which variant, and where the run differs from the protocol that was named."""
+    variants = {"paper": [], "code": ["Settings of the authors' code where it differs from the paper's text."]}
     names = [field.name for field in fields(TrainProtocol) if field.name not in (*_HELD_OUT, "estimator", "seed")]
     pairs = [(name.replace("_", " "), getattr(protocol, name), getattr(asked, name)) for name in names]
     changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
-    return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []
+    against = [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []
+    return variants[variant] + against

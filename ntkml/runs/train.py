@@ -20,7 +20,7 @@ from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
 from ntkml.datasets import ImageDataset, subset
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import Learner, learn, new_learner, restore, state_of
-from ntkml.likelihoods import column_groups
+from ntkml.likelihoods import as_likelihood, column_groups
 from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.provenance import now
@@ -87,7 +87,8 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
     if protocol.estimator == NO_ESTIMATOR:
         return protocol
-    spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes)
+    softmax = as_likelihood(protocol.likelihood).softmax
+    spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes, softmax)
     if spec.structure == "kfac" and protocol.prior_kind == "diagonal":
         raise ValueError(f"{spec} takes a scalar or layerwise prior, not a diagonal one: use blockdiag, diag or ntk")
     return replace(protocol, estimator=str(spec))
@@ -190,8 +191,9 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
     if protocol.estimator != NO_ESTIMATOR:
         spec = parse_estimator(protocol.estimator)
         num_batches = 1 if spec.inputs is None else -(-protocol.num_data // spec.inputs)
-        num_blocks = num_batches * len(column_groups(spec.outputs, run.data.num_classes, True))
-        estimators = {str(spec): {"certified": is_certified(spec, run.data.num_classes), "num_blocks": num_blocks}}
+        softmax, num_outputs = learner.objective.likelihood.softmax, run.data.num_classes
+        num_blocks = num_batches * len(column_groups(spec.outputs, num_outputs, softmax))
+        estimators = {str(spec): {"certified": is_certified(spec, num_outputs, softmax), "num_blocks": num_blocks}}
     return {
         "run_id": run.run_id,
         "command": "train",

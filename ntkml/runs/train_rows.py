@@ -31,9 +31,9 @@ def common_columns(learner: Learner, run_id: str, num_classes: int, device: torc
             "inputs": "N" if spec.inputs is None else str(spec.inputs),
             "outputs": spec.outputs,
             "grouping": "+".join(part for part in (spec.grouping, "iid" if spec.iid else "") if part),
-            "certified": is_certified(spec, num_classes),
+            "certified": is_certified(spec, num_classes, learner.objective.likelihood.softmax),
         }
-    kept = ("dataset", "model", "seed", "num_data", "estimator", "hparam")
+    kept = ("dataset", "model", "seed", "num_data", "likelihood", "estimator", "hparam")
     return (
         {"run_id": run_id, "command": "train", "num_params": sum(sizes)}
         | {key: getattr(protocol, key) for key in kept}
@@ -62,8 +62,10 @@ def hyperparameter_columns(learner: Learner) -> dict[str, Any]:
     """The hyperparameters after the epoch's steps."""
     values = learner.objective.prior.values.detach().cpu()
     few = learner.protocol.prior_kind != "diagonal"
+    noise = learner.objective.log_observation_noise
     etas: list[float | None] = _eta(learner) or [None] * len(GENERATOR_NAMES)
     return {
+        "observation_noise": None if noise is None else float(noise.detach().exp()),
         "prior_precision_min": float(values.min()),
         "prior_precision_median": float(values.median()),
         "prior_precision_max": float(values.max()),
