@@ -23,7 +23,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
 
@@ -142,6 +142,12 @@ def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
     if rows.empty:
         raise ValueError(f"{path}: has a header but no rows")
     return pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+
+
+def as_rows(frame: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Rows for :func:`write_rows`; a missing value is None."""
+    values = frame.astype(object)
+    return cast("list[dict[str, Any]]", values.where(values.notna(), None).to_dict("records"))
 
 
 def _format(name: str, value: Any, kind: str, may_be_empty: bool) -> str:

@@ -48,6 +48,7 @@ FIGURES = {
 COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
+    "pareto": "ntkml.commands.pareto:pareto",
     "plot": "ntkml.commands.plot:plot",
 }
 

@@ -129,6 +129,12 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
     return replace(spec, inputs=None, grouping="") if spec.inputs == num_inputs else spec
 
 
+def index_pairs(spec: EstimatorSpec, num_inputs: int, num_outputs: int) -> int:
+    """Index pairs of a full block, as the paper counts them: all outputs are C pairs of an input, a tree node is one."""
+    per_input = {"C": num_outputs, "tree": 1}.get(spec.outputs) or int(spec.outputs)
+    return (num_inputs if spec.inputs is None else spec.inputs) * per_input
+
+
 def is_certified(spec: EstimatorSpec, num_outputs: int, softmax: bool = True) -> bool:
     """Whether the estimate's mean is a proven lower bound of the linearised-Laplace log marginal likelihood.
 

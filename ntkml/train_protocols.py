@@ -15,6 +15,8 @@ from ntkml.registry import unknown_name
 TRAIN_HPARAMS = ("prior", "invariance")
 OPTIMIZERS = ("adam", "sgd")
 
+_NAMED_ELSEWHERE = ("name", "title", "hparam", "lr_min", "hyper_decay", "estimator", "seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainProtocol:
@@ -91,3 +93,15 @@ def load_train(name: str, hparam: str, variant: str = "paper") -> TrainProtocol:
     table = merge_tables(table, table[hparam])
     known = {field.name for field in fields(TrainProtocol)} - {"name", "hparam"}
     return TrainProtocol(name=name, hparam=hparam, **{key: table[key] for key in known})
+
+
+def departures(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> list[str]:
+    """Sentences that a caption must show: which variant of a protocol, and where a run differs from it.
+
+    The estimator and the seed are said elsewhere.
+    """
+    said = {"code": ["Settings of the authors' code where it differs from the paper's text."]}.get(variant, [])
+    names = [field.name for field in fields(TrainProtocol) if field.name not in _NAMED_ELSEWHERE]
+    pairs = [(name.replace("_", " "), getattr(protocol, name), getattr(asked, name)) for name in names]
+    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
+    return said + ([f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else [])

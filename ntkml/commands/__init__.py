@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
+    "pareto": "Seconds per estimate against what optimising each estimator reaches.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
 }
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,10 +14,7 @@ from ntkml import train_protocols
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol
-
-if TYPE_CHECKING:
-    import torch
+from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol, departures
 
 _EXAMPLES = """\b
 Examples:
@@ -107,11 +104,12 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
 
 def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
+    from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.runs.folders import finished, replace_when_finished
     from ntkml.runs.train import TrainRun, resolve_protocol, run_train
 
-    device = _device(options["device"])
+    device = device_named(options["device"])
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
     if options["num_data"] is None:
         protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
@@ -119,7 +117,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any])
         protocol = resolve_protocol(protocol, data)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    notes = _changes(protocol, asked, options["protocol_variant"])
+    notes = departures(protocol, asked, options["protocol_variant"])
     run = TrainRun(protocol, data, device, options["chunk"], tuple(notes))
     folder = run.folder(options["out"])
     if not options["force"] and finished(folder):
@@ -134,14 +132,6 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any])
         replace_when_finished(folder, compute) if options["force"] else compute(folder)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
         click.echo(f"{name + ':':<14} {folder / name}")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("torch sees no GPU: choose cpu or auto", param_hint="--device")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _warn(line: str) -> None:
@@ -168,13 +158,3 @@ def _news(row: dict[str, Any]) -> dict[str, str]:
         "|eta|": None if None in etas else math.hypot(*etas),
     }
     return {name: f"{value:.3f}" for name, value in values.items() if value is not None}
-
-
-def _changes(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> list[str]:
-    """Sentences that a caption must show: which variant, and where the run differs from the protocol that was named."""
-    variants = {"paper": [], "code": ["Settings of the authors' code where it differs from the paper's text."]}
-    names = [field.name for field in fields(TrainProtocol) if field.name not in (*_HELD_OUT, "estimator", "seed")]
-    pairs = [(name.replace("_", " "), getattr(protocol, name), getattr(asked, name)) for name in names]
-    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
-    against = [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []
-    return variants[variant] + against

@@ -48,6 +48,20 @@ class EstimatorList(click.ParamType):
         return [CompletionItem(head + name) for name in _completions() if name.startswith(last)]
 
 
+class SeedList(click.ParamType):
+    """Comma-separated seeds, each once."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+            self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
 class TrainEstimator(click.ParamType):
     """The name of one estimator, or ``none``."""
 

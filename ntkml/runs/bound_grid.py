@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -50,7 +50,7 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
             if not _is_whole(parts / f"{name}.csv", setup):
                 records.write_rows(parts / f"{name}.csv", compute())
         frame = _joined(setup, [parts / f"{name}.csv" for name, _ in cells])
-        path = records.write_rows(folder / "rows.csv", _as_rows(frame))
+        path = records.write_rows(folder / "rows.csv", records.as_rows(frame))
         records.write_manifest(folder / "manifest.json", _manifest(setup, environment))
         shutil.rmtree(parts, ignore_errors=True)
     return path
@@ -162,12 +162,6 @@ def _joined(setup: Setup, parts: Sequence[Path]) -> pandas.DataFrame:
     order = {str(spec): index for index, spec in enumerate(setup.partitions)}
     keys = frame.assign(order=frame["estimator"].map(order))
     return keys.sort_values(["order", "hparam_value", "block"], na_position="first").drop(columns="order")
-
-
-def _as_rows(frame: pandas.DataFrame) -> list[dict[str, Any]]:
-    """Rows for the writer; a missing value is None."""
-    values = frame.astype(object)
-    return cast("list[dict[str, Any]]", values.where(values.notna(), None).to_dict("records"))
 
 
 def _manifest(setup: Setup, environment: dict[str, Any]) -> dict[str, Any]:

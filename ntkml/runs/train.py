@@ -207,3 +207,18 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "eta": dict(zip([f"eta_{index}" for index in range(6)], GENERATOR_NAMES, strict=True)),
         "notes": list(run.notes),
     }
+
+
+def finished_learner(run: TrainRun, folder: Path) -> tuple[ImageDataset, Learner]:
+    """The data and the learner of a finished run as it ended, from its last checkpoint.
+
+    Raises:
+        ValueError: the folder holds no checkpoint of this run.
+    """
+    state = read_checkpoint(folder / "checkpoint.pt", lambda line: None)
+    if state is None:
+        raise ValueError(f"{folder} holds no checkpoint; compute the run again with ntkml train --force")
+    _refuse_differences(folder / "checkpoint.pt", state.get("settings", {}), run.settings)
+    data, learner = _set_up(run)
+    restore(learner, state["learner"])
+    return data, learner

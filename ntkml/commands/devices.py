@@ -1,0 +1,19 @@
+"""Which device a command runs on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_named(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu`` or ``cuda``; a click error where there is no GPU and one is asked for."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch sees no GPU: choose cpu or auto", param_hint="--device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

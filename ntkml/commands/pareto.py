@@ -1,0 +1,124 @@
+"""``ntkml pareto``: what estimators reach when they are optimised, against what one estimate costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ntkml import pareto_protocols
+from ntkml.commands.types import ChunkSize, EstimatorList, SeedList
+from ntkml.train_protocols import TRAIN_HPARAMS
+
+if TYPE_CHECKING:
+    from ntkml.datasets import ImageDataset
+    from ntkml.pareto_protocols import ParetoProtocol
+
+_EXAMPLES = """\b
+Examples:
+  ntkml pareto --hparam prior
+  ntkml pareto --hparam rotation --estimators ntk-20-1,ntk-100-1,kfac-100-1
+  ntkml pareto --hparam prior --protocol figure-13 --data-root ~/data
+"""
+_COUNT = click.IntRange(min=1)
+
+
+@click.command("pareto", epilog=_EXAMPLES, context_settings={"show_default": True})
+@click.option(
+    "--hparam",
+    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    required=True,
+    help="What is learned; rotation is another word for invariance.",
+)
+@click.option("--protocol", default="pareto-digits", help="Cells to compare: pareto-digits, figure-1 or figure-13.")
+@click.option("--estimators", type=EstimatorList(), help="Comma-separated names.  [default: the protocol's]")
+@click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
+@click.option("--epochs", type=_COUNT, help="Epochs of every cell.  [default: the protocol's]")
+@click.option("--num-data", type=_COUNT, help="Training images N.  [default: the protocol's]")
+@click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@click.option("--repeats", type=_COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
+@click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
+@click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
+)
+@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
+)
+@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
+def pareto(hparam: str, protocol: str, **options: Any) -> None:
+    """Seconds per estimate and gradient against the log marginal likelihood that optimising each estimator reaches.
+
+    The training cells are runs of `ntkml train` under --out: finished ones are reused, stopped ones go on, missing ones
+    are run. Writes one row per estimator with its timing, and the joined rows of all cells, from which `ntkml plot
+    figure-8` to `figure-11` draw trajectories. Time on a machine that does nothing else.
+    """
+    hparam = "invariance" if hparam == "rotation" else hparam
+    if options["samples"] is not None and hparam == "prior":
+        raise click.BadParameter("belongs to --hparam invariance", param_hint="--samples")
+    settings = {key: options[key] for key in ("epochs", "num_data", "samples") if options[key] is not None}
+    try:
+        cells = pareto_protocols.load_pareto(protocol, hparam)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--protocol") from None
+    try:
+        cells = pareto_protocols.restricted(cells, options["estimators"], options["seeds"], settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    _run(replace(cells, repeats=options["repeats"] or cells.repeats), options)
+
+
+def _run(protocol: ParetoProtocol, options: dict[str, Any]) -> None:
+    """The heavy wing: torch is imported from here on."""
+    from ntkml import records
+    from ntkml.commands.devices import device_named
+    from ntkml.runs.folders import finished
+    from ntkml.runs.pareto import ParetoRun, resolve_cells, run_pareto
+
+    device = device_named(options["device"])
+    data = _data(protocol, options)
+    try:
+        protocol = resolve_cells(protocol, data)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    run = ParetoRun(protocol, data, device, options["chunk"], options["exact"])
+    folder = run.folder(options["out"])
+    records.ensure_writable_folder(options["figures"], "--figures")
+    if finished(folder):
+        click.echo(f"Finished already: {folder}")
+    else:
+        counts = f"{len(protocol.cells)} training cells, {len(protocol.compared)} estimators"
+        click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}")
+        run_pareto(run, options["out"], folder, _track, lambda line: click.echo(line, err=True))
+    _draw(folder, options["figures"])
+
+
+def _data(protocol: ParetoProtocol, options: dict[str, Any]) -> dict[str, ImageDataset]:
+    from ntkml.datasets import load_dataset
+
+    names = dict.fromkeys(cell.protocol.dataset for cell in protocol.cells)
+    return {name: load_dataset(name, options["data_root"], options["download"]) for name in names}
+
+
+def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5)
+
+
+def _draw(folder: Path, figures: Path) -> None:
+    from ntkml import pareto_records, records
+    from ntkml.figures import captions, pareto, render
+
+    rows = pareto_records.read_rows(folder / "rows.csv")
+    manifest = records.read_manifest(folder / "manifest.json")
+    pictures = render.save(pareto.draw_run(rows, captions.manifest_notes([manifest])), figures / f"pareto-{folder.name}")
+    for name in ("rows.csv", "training.csv.gz", "manifest.json"):
+        click.echo(f"{name + ':':<16} {folder / name}")
+    for path in pictures:
+        click.echo(f"{'picture:':<16} {path}")

@@ -1,0 +1,115 @@
+"""What ``ntkml pareto`` compares, read from ``experiments/*.toml`` of kind "pareto": training cells of many estimators.
+
+A file names the training protocol that its cells start from (``base``, ``variant``) and what all of them change
+(``[settings]``); every ``[[cells]]`` table lists ``estimators`` and ``seeds``, and may change more settings. Tables that
+hold for one hyperparameter alone stand under ``[prior]`` or ``[invariance]``; a file for one only says ``hparam``. A cell
+on another data set than the first one is a control: it is trained and kept, and not compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ntkml.protocols import kind_of, merge_tables, protocol_names, read_tables
+from ntkml.specs import NO_ESTIMATOR
+from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, load_train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run, with the sentences that every caption must show."""
+
+    protocol: TrainProtocol
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoProtocol:
+    """All cells of a comparison, in the order of the file; ``repeats``: timed estimates of every estimator."""
+
+    name: str
+    title: str
+    hparam: str
+    cells: tuple[Cell, ...]
+    repeats: int
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the comparison; cells on others are controls."""
+        return self.cells[0].protocol.dataset
+
+    @property
+    def compared(self) -> dict[str, list[Cell]]:
+        """The cells of every estimator that is compared, its seeds in rising order."""
+        chosen: dict[str, list[Cell]] = {}
+        for cell in sorted(self.cells, key=lambda cell: cell.protocol.seed):
+            protocol = cell.protocol
+            if protocol.dataset == self.dataset and protocol.estimator != NO_ESTIMATOR:
+                chosen.setdefault(protocol.estimator, []).append(cell)
+        order = list(dict.fromkeys(cell.protocol.estimator for cell in self.cells))
+        return {name: chosen[name] for name in order if name in chosen}
+
+
+def pareto_names() -> list[str]:
+    """Names that :func:`load_pareto` knows."""
+    return [name for name in protocol_names() if kind_of(name) == "pareto"]
+
+
+def load_pareto(name: str, hparam: str) -> ParetoProtocol:
+    """The comparison ``name`` when ``hparam`` ("prior" or "invariance") is learned.
+
+    Raises:
+        ValueError: unknown name or hyperparameter, or a protocol of the other hyperparameter.
+    """
+    table = read_tables(name, pareto_names())
+    if table.get("hparam", hparam) != hparam:
+        raise ValueError(f"{name} learns the {table['hparam']}: write --hparam {table['hparam']}")
+    if hparam not in TRAIN_HPARAMS:
+        raise ValueError(f"unknown hyperparameter {hparam!r}; known: {', '.join(TRAIN_HPARAMS)}")
+    table = merge_tables(table, table.get(hparam, {}))
+    base = load_train(table["base"], hparam, table.get("variant", "paper"))
+    cells = [cell for row in table["cells"] for cell in _cells(base, table, row)]
+    return ParetoProtocol(name=name, title=table["title"], hparam=hparam, cells=tuple(cells), repeats=table["repeats"])
+
+
+def restricted(
+    protocol: ParetoProtocol, estimators: tuple[str, ...] | None, seeds: tuple[int, ...] | None, settings: dict[str, Any]
+) -> ParetoProtocol:
+    """The comparison with fewer (or other) estimators and seeds and with changed settings, which its notes then say.
+
+    Raises:
+        ValueError: nothing is left to compare.
+    """
+    cells = list(protocol.cells)
+    if estimators is not None:
+        known = {cell.protocol.estimator for cell in cells}
+        first = cells[0]
+        cells = [cell for cell in cells if cell.protocol.estimator in estimators]
+        added = [name for name in estimators if name not in known]
+        cells += [replace(first, protocol=replace(first.protocol, estimator=name)) for name in added]
+    if seeds is not None:
+        plain = {replace(cell.protocol, seed=0): cell for cell in cells}
+        cells = [replace(cell, protocol=replace(bare, seed=seed)) for bare, cell in plain.items() for seed in seeds]
+    if settings:
+        cells = [_changed(cell, settings) for cell in cells]
+    protocol = replace(protocol, cells=tuple(cells))
+    if not cells or not protocol.compared:
+        raise ValueError("nothing is left to compare: name at least one estimator and one seed")
+    return protocol
+
+
+def _cells(base: TrainProtocol, table: dict[str, Any], row: dict[str, Any]) -> list[Cell]:
+    changes = {**table.get("settings", {}), **{key: row[key] for key in row if key not in ("estimators", "seeds")}}
+    plain = replace(base, **changes)
+    notes = tuple(departures(plain, base, table.get("variant", "paper")))
+    return [
+        Cell(protocol=replace(plain, estimator=estimator, seed=seed), notes=notes)
+        for seed in row["seeds"]
+        for estimator in row["estimators"]
+    ]
+
+
+def _changed(cell: Cell, settings: dict[str, Any]) -> Cell:
+    protocol = replace(cell.protocol, **settings)
+    return replace(cell, protocol=protocol, notes=(*cell.notes, *departures(protocol, cell.protocol, "paper")))

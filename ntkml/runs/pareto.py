@@ -1,0 +1,197 @@
+"""A Pareto run: what every estimator reaches when it is optimised, against the seconds of one estimate and its gradient.
+
+The training cells are ordinary runs of ``ntkml train`` under the same results folder: finished ones are reused, stopped ones
+go on, missing ones are run. Then every estimator is timed on the state in which its training ended, and the exact log
+marginal likelihood is computed there. ``parts/`` keeps what is measured, one file per estimator, until the run is finished.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ntkml import pareto_records, records, train_records
+from ntkml.datasets import ImageDataset
+from ntkml.learning import Learner
+from ntkml.objective import MarginalLikelihood
+from ntkml.pareto_protocols import Cell, ParetoProtocol
+from ntkml.provenance import now
+from ntkml.randomness import generator_for
+from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.pareto_rows import pareto_rows
+from ntkml.runs.train import TrainRun, finished_learner, resolve_protocol, run_train
+from ntkml.specs import index_pairs, parse_estimator
+
+if TYPE_CHECKING:
+    import pandas
+
+#: The exact log marginal likelihood, by its estimator name.
+EXACT = "ntk-N-C"
+
+#: Timing of one estimator stops after this many seconds, though not before three estimates.
+TIMING_BUDGET_SECONDS = 90.0
+CHECKPOINT_EVERY = 25
+
+#: track(items, total, label) yields the items and shows progress.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class ParetoRun:
+    """What is to be compared (see :func:`resolve_cells`), where, and whether the exact value is computed at the ends.
+
+    ``data``: every data set that a cell names.
+    """
+
+    protocol: ParetoProtocol
+    data: Mapping[str, ImageDataset]
+    device: torch.device
+    chunk: int | None = None
+    exact: bool = True
+
+    def cell(self, cell: Cell) -> TrainRun:
+        return TrainRun(cell.protocol, self.data[cell.protocol.dataset], self.device, self.chunk, cell.notes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes a number in the rows; timings belong to a device and a number of threads."""
+        first = asdict(self.protocol.cells[0].protocol)
+        shared = {key: first[key] for key in ("hparam", "dataset", "model", "num_data", "samples", "epochs")}
+        cells = [self.cell(cell).run_id for cell in self.protocol.cells]
+        conditions = {"device": self.device.type, "threads": torch.get_num_threads(), "chunk": self.chunk}
+        return shared | conditions | {"cells": cells, "repeats": self.protocol.repeats, "exact": self.exact}
+
+    @property
+    def run_id(self) -> str:
+        return records.run_id(self.settings)
+
+    def folder(self, results: Path) -> Path:
+        """Where the run lives below ``results``."""
+        return results / "pareto" / f"{self.protocol.hparam}-{self.protocol.dataset}-{self.run_id}"
+
+
+def resolve_cells(protocol: ParetoProtocol, data: Mapping[str, ImageDataset]) -> ParetoProtocol:
+    """The comparison with every estimator resolved on its data; cells that turn out equal stay once.
+
+    Raises:
+        ValueError: more data than there are, or an estimator that cannot be built on them.
+    """
+    cells = [
+        replace(cell, protocol=resolve_protocol(cell.protocol, data[cell.protocol.dataset])) for cell in protocol.cells
+    ]
+    return replace(protocol, cells=tuple(dict.fromkeys(cells)))
+
+
+def run_pareto(run: ParetoRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None]) -> Path:
+    """Run what is missing and return the path of the finished ``rows.csv``; the training cells live under ``results``.
+
+    Raises:
+        ValueError: another process on this comparison or on one of its cells; see also :func:`run_train`.
+    """
+    with exclusive(folder):
+        environment = records.environment()
+        for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
+            _train(run.cell(cell), results, track, warn)
+        parts = records.ensure_writable_folder(folder / "parts")
+        compared = run.protocol.compared
+        for name in track(compared, len(compared), "timed estimators"):
+            if not (parts / f"{name}.json").exists():
+                records.write_manifest(parts / f"{name}.json", _measured(run, name, results))
+        training = _training_rows(run, results)
+        measured = {name: records.read_manifest(parts / f"{name}.json") for name in compared}
+        by_estimator = {name: _frames(run, training, cells) for name, cells in compared.items()}
+        rows = pareto_rows(run.run_id, run.settings, by_estimator, measured)
+        path = records.write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
+        records.write_rows(folder / "training.csv.gz", records.as_rows(training), train_records.COLUMNS)
+        records.write_manifest(folder / "manifest.json", _manifest(run, results, environment))
+        shutil.rmtree(parts, ignore_errors=True)
+    return path
+
+
+def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], None]) -> None:
+    folder = run.folder(results)
+    if finished(folder):
+        return
+
+    def epochs(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterable[dict[str, Any]]:
+        return track(rows, total - done, f"{run.protocol.estimator}, seed {run.protocol.seed}")
+
+    run_train(run, folder, epochs, resume=True, checkpoint_every=CHECKPOINT_EVERY, warn=warn)
+
+
+def _measured(run: ParetoRun, name: str, results: Path) -> dict[str, Any]:
+    """Seconds of one estimator, on the state of its first seed, and the exact value there."""
+    cell = run.cell(run.protocol.compared[name][0])
+    data, learner = finished_learner(cell, cell.folder(results))
+    seconds = list(_timed(learner, data, run.protocol.repeats))
+    num_pairs = index_pairs(parse_estimator(name), cell.protocol.num_data, data.num_classes)
+    exact = _exact(learner, data) if run.exact else None
+    return {"seconds": seconds, "num_pairs": num_pairs, "exact_log_marginal_likelihood": exact}
+
+
+def _timed(learner: Learner, data: ImageDataset, repeats: int) -> Iterator[float]:
+    """Seconds of one estimate with all its gradients, after one that is not counted."""
+    objective, x, y = learner.objective, data.train_inputs, data.train_targets
+    stream = generator_for(learner.protocol.seed, "timing")
+    objective.resample(x, y, stream)
+    objective.backward(x, y, 1, stream)
+    began = time.perf_counter()
+    for done in range(repeats):
+        if done >= 3 and time.perf_counter() - began > TIMING_BUDGET_SECONDS:
+            return
+        objective.zero_grad()
+        start = _clock(x.device)
+        objective.backward(x, y, 1, stream)
+        yield _clock(x.device) - start
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _exact(learner: Learner, data: ImageDataset) -> float:
+    """log q / N of all data in one block, at the weights and hyperparameters of the learner, in nats per datum."""
+    ours = learner.objective
+    exact = MarginalLikelihood(
+        ours.model, EXACT, learner.protocol.likelihood, ours.prior_kind, 1.0, ours.augmentation, ours.chunk
+    ).to(data.train_inputs.device)
+    exact.load_state_dict(ours.state_dict())
+    exact.tree = ours.tree
+    stream = generator_for(learner.protocol.seed, "exact-views")
+    return float(exact.estimate(data.train_inputs, data.train_targets, None, stream).total) / len(data.train_inputs)
+
+
+def _training_rows(run: ParetoRun, results: Path) -> pandas.DataFrame:
+    return train_records.read_rows(*(run.cell(cell).folder(results) / "rows.csv" for cell in run.protocol.cells))
+
+
+def _frames(run: ParetoRun, training: pandas.DataFrame, cells: list[Cell]) -> list[pandas.DataFrame]:
+    """The rows of each cell."""
+    return [training[training["run_id"] == run.cell(cell).run_id] for cell in cells]
+
+
+def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any]) -> dict[str, Any]:
+    runs = [run.cell(cell) for cell in run.protocol.cells]
+    manifests = {cell.run_id: records.read_manifest(cell.folder(results) / "manifest.json") for cell in runs}
+    estimators: dict[str, Any] = {}
+    for name, cells in run.protocol.compared.items():
+        estimators |= {name: manifests[run.cell(cells[0]).run_id]["estimators"][name]}
+    return {
+        "run_id": run.run_id,
+        "command": "pareto",
+        "settings": run.settings,
+        "environment": environment | {"load_average": os.getloadavg()[0]},
+        "estimators": estimators,
+        "notes": list(dict.fromkeys(note for cells in run.protocol.compared.values() for c in cells for note in c.notes)),
+        "runs": manifests,
+        "finished_at": now(),
+    }
