@@ -227,9 +227,11 @@ def _say(model: nn.Module, plan: RowPlan) -> None:
     if model in _NAMED:
         return
     _NAMED.add(model)
-    route = "by vmap" if plan.vectorised else "input by input"
+    by_reason: dict[str, list[str]] = {}
+    for name, why in plan.exact.items():
+        by_reason.setdefault(why, []).append(name)
     _LOG.warning(
-        "exact rows (%s, slower than captured ones) for %s",
-        route,
-        "; ".join(f"{name} ({why})" for name, why in plan.exact.items()),
+        "exact rows (%s), slower than captured ones, are used for %s",
+        "by vmap" if plan.vectorised else "input by input",
+        "; ".join(f"{', '.join(names)} ({why})" for why, names in by_reason.items()),
     )

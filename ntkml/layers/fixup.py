@@ -17,7 +17,7 @@ class Bias(nn.Module):
 
     def __init__(self, shape: Sequence[int] = (1,)):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(*shape))
+        self.bias = nn.Parameter(torch.zeros(tuple(shape)))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + self.bias
@@ -28,7 +28,7 @@ class Scale(nn.Module):
 
     def __init__(self, shape: Sequence[int] = (1,)):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(*shape))
+        self.weight = nn.Parameter(torch.ones(tuple(shape)))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs * self.weight

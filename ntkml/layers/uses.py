@@ -80,7 +80,7 @@ class ElementwiseUse:
     num_views: int
 
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
-        summed = [g.unflatten(0, (-1, self.num_views)).sum(1).flatten(2) for g in pulled]  # (n, k, size)
+        summed = [g.reshape(-1, self.num_views, g.shape[1], g.shape[2:].numel()).sum(1) for g in pulled]  # (n, k, size)
         return ElementwiseRows(self.name, dict(zip(self.keys, summed, strict=True)))
 
 
