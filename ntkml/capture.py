@@ -2,49 +2,23 @@
 
 A forward hook on every layer keeps its input a_l and the autograd edge of its output h_l. A pull-back of cotangents v
 then asks autograd for d<v, f>/dh_l only, never for weight gradients, which is what makes one output cost about as much
-as a plain backward pass to the activations.
+as a plain backward pass to the activations. Parameters that a :class:`~ntkml.exact_rows.RowPlan` names take exact rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ntkml.layers import LAYER_TYPES, layer_for
-from ntkml.layers.positions import Positions
-
-
-@dataclass(frozen=True)
-class CapturedLayer:
-    """One use of one layer: its name in the network, the module, what went in, and the edge of what came out."""
-
-    name: str
-    module: nn.Module
-    inputs: Tensor
-    edge: GradientEdge
-    num_views: int
-
-    @cached_property
-    def patches(self) -> Tensor:
-        """The input at every position, made once for all cotangents. Shape (n, S, q, d, T)."""
-        return layer_for(self.module).patches(self.module, self.inputs, self.num_views)
-
-    def positions(self, pulled: Tensor) -> Positions:
-        """The layer's positions for k gradients pulled back to its output. pulled: (n * S, k, ...)."""
-        weight, bias = self.module.weight, self.module.bias
-        return Positions(
-            self.patches,
-            layer_for(self.module).gradients(self.module, pulled, self.num_views),
-            is_weight(weight),
-            bias is not None and is_weight(bias),
-        )
+from ntkml.exact_rows import ExactForward, RowPlan, plain_attention
+from ntkml.layers import LAYER_TYPES
+from ntkml.layers.layer_rows import qualified
+from ntkml.layers.uses import LayerUse, unsupported, use_of
 
 
 @dataclass(frozen=True)
@@ -52,29 +26,42 @@ class Capture:
     """A network's outputs on a batch, with what :meth:`pull_back` needs. ``outputs``: (n, C), averaged over views.
 
     ``differentiable``: layer inputs and pulled-back gradients keep their graph, so that what is built from them can be
-    differentiated once more in whatever entered the forward pass.
+    differentiated once more in whatever entered the forward pass. ``exact``: the parameters without a captured layer.
     """
 
     outputs: Tensor
-    layers: tuple[CapturedLayer, ...]
+    layers: tuple[LayerUse, ...]
     differentiable: bool = False
+    exact: ExactForward | None = None
 
-    def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[Tensor]:
-        """Gradients of <v_n, f(x_n)> towards every layer's output. cotangents: (n, C) -> per layer (n * S, ...)."""
-        edges = [layer.edge for layer in self.layers]
-        gradients = torch.autograd.grad(
-            self.outputs,
-            edges,
-            cotangents.to(self.outputs),
-            retain_graph=keep_graph or self.differentiable,
-            create_graph=self.differentiable,
-            materialize_grads=False,
-            allow_unused=True,
-        )
-        unused = [layer.name for layer, gradient in zip(self.layers, gradients, strict=True) if gradient is None]
+    def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor, ...]]:
+        """Gradients of <v_n, f(x_n)> towards every layer's edges. cotangents: (n, C) -> per layer, (n * S, ...) each.
+
+        Raises:
+            ValueError: the outputs do not depend on a layer.
+        """
+        pulled = self.gradients(cotangents, keep_graph)
+        unused = [layer.name for layer, g in zip(self.layers, pulled, strict=True) if None in g]
         if unused:
             raise ValueError(f"the outputs do not depend on layer {unused[0]!r}: freeze or remove it")
-        return list(gradients)
+        return pulled  # type: ignore[return-value]
+
+    def gradients(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor | None, ...]]:
+        """As :meth:`pull_back`, with None where the outputs do not depend on an edge."""
+        if not self.layers:
+            return []
+        found = iter(
+            torch.autograd.grad(
+                self.outputs,
+                [edge for layer in self.layers for edge in layer.edges],
+                cotangents.to(self.outputs),
+                retain_graph=keep_graph or self.differentiable,
+                create_graph=self.differentiable,
+                materialize_grads=False,
+                allow_unused=True,
+            )
+        )
+        return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
 
 
 def average_views(outputs: Tensor, num_views: int) -> Tensor:
@@ -106,72 +93,127 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def capture(model: nn.Module, inputs: Tensor, num_views: int = 1, differentiable: bool = False) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Tensor,
+    num_views: int = 1,
+    differentiable: bool = False,
+    plan: RowPlan | None = None,
+) -> Capture:
     """Run ``model`` on inputs (n * S, ...), the S views of one datum adjacent, keeping what its rows need.
 
-    ``differentiable`` keeps the graph of all of it; see :class:`Capture`.
+    ``differentiable`` keeps the graph of all of it; see :class:`Capture`. ``plan`` comes from
+    :func:`ntkml.model_contract.check_model`; None captures every layer.
 
     Raises:
-        ValueError: the model cannot be captured (see :func:`ntkml.model_contract.check_model`), or its outputs are not (n * S, C).
+        ValueError: a parameter has no rows, or the outputs are not (n * S, C).
     """
-    layers, outputs = _forward(model, inputs, num_views, differentiable)
-    for layer, version in layers:
-        if version != layer.inputs._version:
-            raise ValueError(
-                f"the input of layer {layer.name!r} is overwritten in place after the layer used it: its weight has no "
-                "gradient then; use the out-of-place operation"
-            )
-    return Capture(outputs, tuple(layer for layer, _ in layers), differentiable)
+    plan = plan or RowPlan()
+    captured, problems = survey(model, inputs, plan, num_views, differentiable)
+    for name, problem in problems.items():
+        raise ValueError(f"layer {name!r} cannot be captured: {problem}; take the plan of check_model on such inputs")
+    covered = {*plan.exact, *(qualified(use.name, key) for use in captured.layers for key in use.keys)}
+    missing = [name for name in trainable_parameters(model) if name not in covered]
+    if missing:
+        raise ValueError(f"parameter {missing[0]!r} has no captured layer: take the plan of check_model, or freeze it")
+    return captured
 
 
-def _forward(
-    model: nn.Module, inputs: Tensor, num_views: int, differentiable: bool
-) -> tuple[list[tuple[CapturedLayer, int]], Tensor]:
-    seen: list[tuple[CapturedLayer, int]] = []
+def survey(
+    model: nn.Module, inputs: Tensor, plan: RowPlan, num_views: int = 1, differentiable: bool = False
+) -> tuple[Capture, dict[str, str]]:
+    """The capture of all layers that can be captured, and by layer what is wrong with the others."""
+    recorder = _Recorder(len(inputs), num_views, differentiable)
+    with (
+        _hooks(model, plan, recorder),
+        torch.enable_grad(),
+        plain_attention() if differentiable else nullcontext(),
+    ):
+        outputs = model(inputs.clone())  # some networks work on their input in place
+        averaged = average_views(_checked(outputs, inputs), num_views)
+    recorder.check_versions()
+    exact = ExactForward(model, plan, inputs, num_views, differentiable) if plan.exact else None
+    return Capture(averaged, recorder.uses(), differentiable, exact), recorder.problems
 
-    def keep(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        if not given:
-            raise ValueError(f"layer {name!r} is called with a keyword: call it with its input as the first argument")
+
+def _checked(outputs: Any, inputs: Tensor) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+        gave = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {gave}")
+    if not outputs.requires_grad:
+        raise ValueError(
+            "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"
+        )
+    return outputs
+
+
+class _Recorder:
+    """What the hooks of one forward pass saw."""
+
+    def __init__(self, num_inputs: int, num_views: int, graph: bool):
+        self.problems: dict[str, str] = {}
+        self._num_inputs, self._num_views, self._graph = num_inputs, num_views, graph
+        self._seen: dict[str, LayerUse] = {}
+        self._versions: dict[str, tuple[Tensor, int]] = {}
+
+    def record(
+        self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
+        """Keep one call of a layer; returns what replaces its output, or None."""
         if not output.requires_grad:
             raise ValueError(
                 f"layer {name!r} ran without autograd: leave torch.inference_mode(), and keep torch.no_grad() out of forward"
             )
-        if len(given[0]) != len(inputs):
-            raise ValueError(
-                f"layer {name!r} was called on {len(given[0])} entries for {len(inputs)} inputs: its first dimension must "
-                "be the batch; put other dimensions between it and the features"
-            )
-        if any(layer.module is module for layer, _ in seen):
-            raise ValueError(
-                f"layer {name!r} is used more than once in a forward pass: its uses would need separate rows; use one module per use"
-            )
-        kept = given[0] if differentiable else given[0].detach()
-        seen.append((CapturedLayer(name, module, kept, get_gradient_edge(output), num_views), kept._version))
+        problem = self._problem(name, given)
+        if problem is not None:
+            self.problems.setdefault(name, problem)
+            return None
+        self._seen[name], replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
+        if replaced is None:
+            self._versions[name] = given[0], given[0]._version
+        return replaced
 
-    with _hooks(model, keep), torch.enable_grad():
-        outputs = model(inputs.clone())  # some networks work on their input in place
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
-            gave = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(
-                f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {gave}"
-            )
-        if not outputs.requires_grad:
-            raise ValueError(
-                "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"
-            )
-        averaged = average_views(outputs, num_views)
-    return seen, averaged
+    def _problem(self, name: str, given: tuple[Any, ...]) -> str | None:
+        if not given:
+            return "it is called with a keyword"
+        if given[0].ndim == 0 or len(given[0]) != self._num_inputs:
+            return "it does not see the batch in its first dimension"
+        return "it is used more than once in a forward pass" if name in self._seen else None
+
+    def uses(self) -> tuple[LayerUse, ...]:
+        return tuple(use for name, use in self._seen.items() if name not in self.problems)
+
+    def check_versions(self) -> None:
+        for name, (inputs, version) in self._versions.items():
+            if version != inputs._version:
+                raise ValueError(
+                    f"the input of layer {name!r} is overwritten in place after the layer used it: its weight has no "
+                    "gradient then; use the out-of-place operation"
+                )
 
 
 @contextmanager
-def _hooks(model: nn.Module, keep: Any) -> Iterator[None]:
+def _hooks(model: nn.Module, plan: RowPlan, recorder: _Recorder) -> Iterator[None]:
     handles = [
-        module.register_forward_hook(lambda module, given, output, name=name: keep(name, module, given, output))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYER_TYPES) and any(is_weight(p) for p in module.parameters(recurse=False))
+        module.register_forward_hook(
+            lambda module, given, output, name=name, keys=keys: recorder.record(name, keys, module, given, output)
+        )
+        for name, keys, module in _captured_layers(model, plan)
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
+    """Layers of a known type whose trainable parameters are all their own and take no exact rows."""
+    weights = trainable_parameters(model)
+    for name, module in model.named_modules():
+        keys = tuple(key for key, parameter in module.named_parameters(recurse=False) if is_weight(parameter))
+        full = [qualified(name, key) for key in keys]
+        if not keys or not isinstance(module, LAYER_TYPES) or unsupported(module) is not None:
+            continue
+        if all(key in weights and key not in plan.exact for key in full):
+            yield name, keys, module

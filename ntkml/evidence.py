@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy, average_linkage
+from ntkml.exact_rows import RowPlan
+from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
 from ntkml.model_contract import check_model
 from ntkml.partitions import (
@@ -67,7 +69,7 @@ def log_marginal_likelihood(
     """A lower bound (or its unbiased estimate) of the linearised-Laplace log marginal likelihood (Algorithm 1).
 
     Args:
-        model: maps (n, ...) to (n, C); made of supported layers, without coupling between the inputs of a batch.
+        model: maps (n, ...) to (n, C), without coupling between the inputs of a batch.
         x: all N inputs, (N, ...), on the model's device.
         y: their targets; see the likelihood.
         estimator: a name such as ``"ntk-100-C"``; see :mod:`ntkml.specs`.
@@ -85,15 +87,14 @@ def log_marginal_likelihood(
     """
     likelihood = as_likelihood(likelihood)
     check_data(x, y)
-    check_model(model, x)
+    plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())
     spec = resolve_estimator(_as_spec(estimator), len(x), outputs.shape[1], likelihood.softmax)
     likelihood.check_targets(outputs.expand(len(x), -1), y)
-    partition = partition_for(spec, model, x, y, likelihood, generator)
-    return evaluate_partition(
-        model, x, y, spec, partition, prior, likelihood, None if blocks is None else partition.draw(blocks, generator)
-    )
+    partition = partition_for(spec, model, x, y, likelihood, generator, plan)
+    drawn = None if blocks is None else partition.draw(blocks, generator)
+    return evaluate_partition(model, x, y, spec, partition, prior, likelihood, drawn, plan)
 
 
 def evaluate_partition(
@@ -105,15 +106,20 @@ def evaluate_partition(
     prior: float | Tensor | PriorPrecision,
     likelihood: Likelihood,
     drawn: list[int] | None = None,
+    plan: RowPlan | None = None,
 ) -> LogMarginalLikelihood:
-    """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood."""
+    """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood.
+
+    ``plan`` is that of :func:`check_model`; None asks for it.
+    """
+    plan = check_model(model, x) if plan is None else plan
     parameters = trainable_parameters(model)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     prior = as_prior(prior, shapes).to(x.device)
     tree = tree_for(model)
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
-        captured = capture(model, x[inputs])
+        captured = capture(model, x[inputs], plan=plan)
         likelihood.check_targets(captured.outputs, y[inputs])
         factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
         log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
@@ -151,12 +157,13 @@ def partition_for(
     y: Tensor,
     likelihood: Likelihood,
     generator: torch.Generator | None,
+    plan: RowPlan | None = None,
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
         num_outputs = model(x[:1].clone()).shape[1]
     groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
-    batches = input_batches(spec, model, x, y, likelihood, generator)
+    batches = input_batches(spec, model, x, y, likelihood, generator, plan)
     return make_partition(batches, groups, spec.iid, generator)
 
 
@@ -167,6 +174,7 @@ def input_batches(
     y: Tensor,
     likelihood: Likelihood,
     generator: torch.Generator | None,
+    plan: RowPlan | None = None,
 ) -> list[Tensor]:
     """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
     if spec.inputs is None:
@@ -174,25 +182,27 @@ def input_batches(
     if spec.grouping == "class":
         return class_batches(y.cpu(), spec.inputs, generator)
     if spec.grouping == "kmeans":
-        return kmeans_batches(last_layer_features(model, x).cpu(), spec.inputs, generator)
+        return kmeans_batches(last_layer_features(model, x, plan).cpu(), spec.inputs, generator)
     if spec.grouping == "greedy":
-        return greedy_batches(input_kernel(model, x, likelihood).cpu(), spec.inputs, generator)
+        return greedy_batches(input_kernel(model, x, likelihood, plan).cpu(), spec.inputs, generator)
     return random_batches(len(x), spec.inputs, generator)
 
 
-def last_layer_features(model: nn.Module, x: Tensor) -> Tensor:
-    """What enters the last captured layer, flattened. Shape (N, d)."""
-    return capture(model, x).layers[-1].inputs.flatten(1)
+def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan | None = None) -> Tensor:
+    """What enters the last captured linear or convolutional layer, flattened, or the outputs without one. Shape (N, d)."""
+    captured = capture(model, x, plan=check_model(model, x) if plan is None else plan)
+    inputs = [use.inputs for use in captured.layers if isinstance(use, PositionsUse)]
+    return inputs[-1].flatten(1) if inputs else captured.outputs.detach()
 
 
-def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood) -> Tensor:
+def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowPlan | None = None) -> Tensor:
     """An N x N summary of the kernel for +greedy: correlations of k(x_n, x_m) = sum over columns r of <R_nr, R_mr>.
 
     Correlations, scaled back to the mean of the diagonal, measured tighter than k itself, whose few confident inputs with
     large gradients would be grouped by size rather than by likeness.
     """
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
-    captured = capture(model, x)
+    captured = capture(model, x, plan=check_model(model, x) if plan is None else plan)
     factor = likelihood.factor(captured.outputs.detach(), "C", tree_for(model))
     grams = [
         CapturedRows(captured, column.unsqueeze(-1), shapes, keep_graph=True).total_gram()

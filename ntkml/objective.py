@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from ntkml.capture import Hyperparameter, average_views, capture, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
-from ntkml.layers.positions import Positions
+from ntkml.exact_rows import RowPlan
+from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
-from ntkml.rows import ChunkedRows, positions_of
+from ntkml.rows import ChunkedRows, rows_by_layer
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import Structure, structure_named
 
@@ -122,6 +123,7 @@ class MarginalLikelihood(nn.Module):
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
+        self._plan: RowPlan | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -156,12 +158,12 @@ class MarginalLikelihood(nn.Module):
         """Draw a new partition of all training data; the paper does so every epoch."""
         check_data(x, y)
         if self.partition is None:
-            check_model(self.model, x)
+            self._plan = check_model(self.model, x)
             self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
             self._num_outputs = self.model(x[:1]).shape[1]
         self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
-        self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator)
+        self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._plan)
         return self.partition
 
     def backward(
@@ -240,16 +242,17 @@ class MarginalLikelihood(nn.Module):
         """Rows of one block, chunk by chunk and without a graph, as its structure."""
         inputs, targets = x[block.inputs], y[block.inputs]
         noise = self._draw(len(inputs), generator)
+        self._plan = check_model(self.model, inputs) if self._plan is None else self._plan
         outputs: list[Tensor] = []
 
-        def rows_of_chunks() -> Iterator[dict[str, Positions]]:
+        def rows_of_chunks() -> Iterator[dict[str, LayerRows]]:
             for chunk in self.chunks(len(inputs)):
                 with torch.no_grad():
                     views = self._views(inputs[chunk], _part(noise, chunk))
-                captured = capture(self.model, views, self._num_views)
+                captured = capture(self.model, views, self._num_views, plan=self._plan)
                 outputs.append(captured.outputs.detach())
                 self._likelihood_fixed.check_targets(outputs[-1], targets[chunk])
-                yield positions_of(captured, self._factor(outputs[-1], block, chunk), keep_graph=False)
+                yield rows_by_layer(captured, self._factor(outputs[-1], block, chunk), keep_graph=False)
 
         structure = structure_named(self.estimator.structure)
         built = structure(ChunkedRows(rows_of_chunks(), self._shapes, structure.factored))
@@ -269,9 +272,9 @@ class MarginalLikelihood(nn.Module):
         adjoint = first.structure.adjoint(self.prior.scaled(self.likelihood.noise_variance))
         for chunk in self.chunks(len(first.inputs)):
             views = self._views(first.inputs[chunk], _part(first.noise, chunk))
-            captured = capture(self.model, views, self._num_views, differentiable=True)
+            captured = capture(self.model, views, self._num_views, differentiable=True, plan=self._plan)
             factor = self._factor(captured.outputs, block, chunk)
-            surrogate = adjoint.pair(positions_of(captured, factor, keep_graph=True), chunk)
+            surrogate = adjoint.pair(rows_by_layer(captured, factor, keep_graph=True), chunk)
             log_prob = self._likelihood_fixed.log_prob(captured.outputs, first.targets[chunk]).double().sum()
             self._accumulate(-scale * (first.share * log_prob - 0.5 * surrogate))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ntkml.capture import Capture
-from ntkml.layers.positions import KroneckerInputs, Positions
+from ntkml.layers.kronecker import KroneckerPart
+from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import gram
 
 
@@ -46,26 +47,26 @@ class CapturedRows:
         self.num_inputs = factor.shape[0]
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._explicit: dict[str, Tensor] = {}
-        self._positions = positions_of(captured, factor, keep_graph)
+        self._layers = rows_by_layer(captured, factor, keep_graph)
 
     def explicit(self, name: str) -> Tensor:
         if name not in self._explicit:
             layer, _, _ = name.rpartition(".")
-            for key, rows in self._positions[layer].rows().items():
+            for key, rows in self._layers[layer].rows().items():
                 self._explicit[qualified(layer, key)] = rows.reshape(self.num_rows, -1)
         return self._explicit[name]
 
     def gram(self, name: str) -> Tensor:
         layer, _, key = name.rpartition(".")
-        if self._positions[layer].direct_is_cheaper():
-            return self._positions[layer].gram(key)
+        if self._layers[layer].direct_is_cheaper():
+            return self._layers[layer].gram(key)
         return gram(self.explicit(name))
 
     def total_gram(self) -> Tensor:
         return sum_of_grams(self, self.shapes)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
-        return merge_factors({layer: positions.reduced() for layer, positions in self._positions.items()})
+        return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
 
 
 class ChunkedRows:
@@ -75,7 +76,7 @@ class ChunkedRows:
     explicit rows, b x P values.
     """
 
-    def __init__(self, chunks: Iterable[Mapping[str, Positions]], shapes: Mapping[str, torch.Size], factored: bool):
+    def __init__(self, chunks: Iterable[Mapping[str, LayerRows]], shapes: Mapping[str, torch.Size], factored: bool):
         self.shapes = shapes
         self.num_inputs = self.num_rows = 0
         self._rows: dict[str, list[Tensor]] = {}
@@ -83,16 +84,16 @@ class ChunkedRows:
         for chunk in chunks:
             inputs, columns = next(iter(chunk.values())).counts
             if factored:
-                self._add_factors(merge_factors({name: p.reduced() for name, p in chunk.items()}), inputs)
+                self._add_factors(merge_factors({name: layer.reduced() for name, layer in chunk.items()}), inputs)
             else:
                 self._add_rows(chunk)
             self.num_inputs += inputs
             self.num_rows += inputs * columns
 
-    def _add_rows(self, chunk: Mapping[str, Positions]) -> None:
-        for layer, positions in chunk.items():
-            for key, rows in positions.rows().items():
-                self._rows.setdefault(qualified(layer, key), []).append(rows.flatten(0, 1))
+    def _add_rows(self, chunk: Mapping[str, LayerRows]) -> None:
+        for name, layer in chunk.items():
+            for key, rows in layer.rows().items():
+                self._rows.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
 
     def _add_factors(self, factors: Mapping[str, tuple[Tensor, ...]], inputs: int) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
@@ -128,23 +129,22 @@ def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
     return total
 
 
-def positions_of(captured: Capture, factor: Tensor, keep_graph: bool) -> dict[str, Positions]:
-    """The positions of every layer, its k cotangents pulled back one at a time. factor: (n, C, k)."""
+def rows_by_layer(captured: Capture, factor: Tensor, keep_graph: bool) -> dict[str, LayerRows]:
+    """The rows of every layer, its k cotangents pulled back one at a time. factor: (n, C, k)."""
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = [captured.pull_back(v, keep_graph or i < len(columns) - 1) for i, v in enumerate(columns)]
-    return {layer.name: layer.positions(_stack([g[i] for g in pulled])) for i, layer in enumerate(captured.layers)}
+    layers: dict[str, LayerRows] = {}
+    for i, layer in enumerate(captured.layers):
+        by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
+        layers[layer.name] = layer.rows([_stack(gradients) for gradients in by_edge])
+    return layers if captured.exact is None else {**layers, **captured.exact.rows_by_layer(factor)}
 
 
-def _stack(gradients: list[Tensor]) -> Tensor:
+def _stack(gradients: Sequence[Tensor]) -> Tensor:
     """Side by side in dimension 1; a single one is not copied."""
-    return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, dim=1)
+    return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(list(gradients), dim=1)
 
 
-def merge_factors(layers: Mapping[str, KroneckerInputs]) -> dict[str, tuple[Tensor, ...]]:
+def merge_factors(layers: Mapping[str, KroneckerPart]) -> dict[str, tuple[Tensor, ...]]:
     """Kronecker factors of all layers by qualified parameter name."""
     return {qualified(layer, key): pair for layer, kept in layers.items() for key, pair in kept.factors().items()}
-
-
-def qualified(layer: str, key: str) -> str:
-    """The parameter's name in the network."""
-    return f"{layer}.{key}" if layer else key

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
-from ntkml.layers.positions import KroneckerInputs, Positions
+from ntkml.exact_rows import RowPlan
+from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
+from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.positions import Positions
 from ntkml.linalg import channel_gram, gram
-from ntkml.rows import merge_factors, positions_of, qualified
+from ntkml.model_contract import check_model
+from ntkml.rows import merge_factors, rows_by_layer
 
 
 class JacobianTable:
@@ -28,7 +32,7 @@ class JacobianTable:
         self,
         outputs: Tensor,
         rows: dict[str, Tensor],
-        kept: dict[str, KroneckerInputs],
+        kept: Mapping[str, KroneckerPart],
         shapes: Mapping[str, torch.Size],
     ):
         self.outputs = outputs
@@ -50,7 +54,7 @@ class JacobianTable:
     def gram(self, name: str) -> Tensor:
         """J_l J_l^T over all pairs, float64, computed once. Shape (N C, N C)."""
         if name not in self._grams:
-            channels = self.rows[name].unflatten(2, (self.shapes[name][0], -1))
+            channels = self.rows[name].unflatten(2, (self.shapes[name][0] if self.shapes[name] else 1, -1))
             factored = channel_gram(channels)
             self._grams[name] = gram(self.rows[name].flatten(0, 1)) if factored is None else factored
         return self._grams[name]
@@ -95,18 +99,8 @@ class TabulatedRows:
         return gram(torch.cat([self.explicit(name) for name in self.shapes], dim=1))
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
-        kept = {
-            layer: KroneckerInputs(
-                k.inputs[self._inputs],
-                torch.einsum(
-                    "ncqot,nck->nkqot", k.gradients[self._inputs][:, self._outputs], self._factor.to(k.gradients)
-                ),
-                k.weight,
-                k.bias,
-            )
-            for layer, k in self._table.kept.items()
-        }
-        return merge_factors(kept)
+        kept = self._table.kept.items()
+        return merge_factors({layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept})
 
     def _cut(self, full: Tensor) -> Tensor:
         """L^T (J J^T) L on the block. full: (N C, N C) -> (n k, n k)."""
@@ -135,18 +129,21 @@ def tabulate(
     num_views: int = 1,
     chunk: int = 50,
     kronecker: bool = True,
+    plan: RowPlan | None = None,
 ) -> JacobianTable:
     """Capture every output's Jacobian rows of ``num_inputs`` inputs, chunk by chunk.
 
     Args:
         views: (start, stop) -> network inputs ((stop - start) * num_views, ...) of those data.
         kronecker: keep the reduced layer inputs and gradients that KFAC needs.
+        plan: of :func:`check_model`; None asks for it.
     """
+    plan = check_model(model, views(0, min(2, num_inputs))) if plan is None else plan
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
     filled = _EmptyTable(num_inputs, shapes)
     for start in range(0, num_inputs, chunk):
         stop = min(start + chunk, num_inputs)
-        _capture_chunk(filled, slice(start, stop), capture(model, views(start, stop), num_views), kronecker)
+        _capture_chunk(filled, slice(start, stop), capture(model, views(start, stop), num_views, plan=plan), kronecker)
     return JacobianTable(filled.outputs, filled.rows, filled.kept, shapes)
 
 
@@ -159,7 +156,7 @@ class _EmptyTable:
         self.num_inputs = num_inputs
         self.shapes = shapes
         self.rows: dict[str, Tensor] = {}
-        self.kept: dict[str, KroneckerInputs] = {}
+        self.kept: dict[str, KroneckerPart] = {}
 
     def allocate(self, captured: Capture) -> None:
         num_outputs = captured.outputs.shape[1]
@@ -167,17 +164,32 @@ class _EmptyTable:
         for name, shape in self.shapes.items():
             self.rows[name] = captured.outputs.new_empty(self.num_inputs, num_outputs, shape.numel())
 
-    def keep(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
-        if name not in self.kept:
-            reduced = positions.reduced()
-            inputs = reduced.inputs.new_empty(self.num_inputs, *reduced.inputs.shape[1:])
-            gradients = reduced.gradients.new_empty(
-                self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
-            )
-            self.kept[name] = KroneckerInputs(inputs, gradients, reduced.weight, reduced.bias)
+    def keep(self, name: str, chunk: slice, output: int, layer: LayerRows) -> None:
+        """Add one chunk and output of what KFAC keeps of a layer; scales and biases keep the table's own rows."""
+        if isinstance(layer, Positions):
+            self._keep_positions(name, chunk, output, layer)
+        elif name not in self.kept:
+            reduced = layer.reduced()
+            if isinstance(reduced, ExactBlocks):
+                reduced = ExactBlocks(name, {key: self.rows[qualified(name, key)] for key in reduced.rows})
+            self.kept[name] = reduced
+
+    def _keep_positions(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
         if output == 0:
-            self.kept[name].inputs[chunk] = positions.reduced().inputs
-        self.kept[name].gradients[chunk, output] = positions.summed_gradients[:, 0]
+            reduced = positions.reduced()
+            if name not in self.kept:
+                inputs = reduced.inputs.new_empty(self.num_inputs, *reduced.inputs.shape[1:])
+                gradients = reduced.gradients.new_empty(
+                    self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
+                )
+                self.kept[name] = KroneckerInputs(inputs, gradients, reduced.weight, reduced.bias)
+            self._inputs_of(name).inputs[chunk] = reduced.inputs
+        self._inputs_of(name).gradients[chunk, output] = positions.summed_gradients[:, 0]
+
+    def _inputs_of(self, name: str) -> KroneckerInputs:
+        kept = self.kept[name]
+        assert isinstance(kept, KroneckerInputs)
+        return kept
 
 
 def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecker: bool) -> None:
@@ -188,8 +200,8 @@ def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecke
     for output in range(num_outputs):  # one cotangent at a time: the positions of all C outputs would not fit at S = 30
         cotangent = torch.zeros_like(captured.outputs).detach()
         cotangent[:, output] = 1.0
-        for name, positions in positions_of(captured, cotangent.unsqueeze(-1), output < num_outputs - 1).items():
-            for key, row in positions.rows().items():
+        for name, layer in rows_by_layer(captured, cotangent.unsqueeze(-1), output < num_outputs - 1).items():
+            for key, row in layer.rows().items():
                 table.rows[qualified(name, key)][chunk, output] = row[:, 0]
             if kronecker:
-                table.keep(name, chunk, output, positions)
+                table.keep(name, chunk, output, layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,18 @@ from ntkml.partitions import Block
 
 def dense_jacobian(model: nn.Module, x: Tensor, num_views: int = 1) -> Tensor:
     """d f / d w of the outputs averaged over adjacent views, by reverse-mode autodiff of everything. (N, C, P)."""
+    model = deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False  # how a gradient is stored, which torch.func does not know
     weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
     def averaged(weights: dict[str, Tensor]) -> Tensor:
         outputs = functional_call(model, weights, (x.clone(),))  # a network may work on its input in place
         return outputs.unflatten(0, (-1, num_views)).mean(1)
 
-    return torch.cat([jacobian.flatten(2) for jacobian in jacrev(averaged)(weights).values()], dim=-1)
+    jacobians = jacrev(averaged)(weights).values()  # (N, C, *shape) each
+    return torch.cat([jacobian.reshape(*jacobian.shape[:2], -1) for jacobian in jacobians], dim=-1)
 
 
 def dense_log_prob(likelihood: Likelihood, f: Tensor, y: Tensor) -> Tensor:

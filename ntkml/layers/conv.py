@@ -6,19 +6,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def check(name: str, module: nn.Conv2d) -> None:
-    """Raises ValueError for padding that im2col does not reproduce."""
+def unsupported(module: nn.Conv2d) -> str | None:
+    """Padding that im2col does not reproduce."""
     if module.padding_mode != "zeros" and any(module._reversed_padding_repeated_twice):
-        raise ValueError(
-            f"Conv2d {name!r} pads with {module.padding_mode!r}: pad explicitly in front of it and set padding=0"
-        )
-    _padding(name, module)
+        return f"it pads with {module.padding_mode!r}"
+    if module.padding == "same" and any(total % 2 for total in _same_padding(module)):
+        return "it has padding='same' with an even kernel"
+    return None
 
 
 def patches(module: nn.Conv2d, inputs: Tensor, num_views: int) -> Tensor:
     """inputs: (n * S, channels, height, width) -> (n, S, q, d, T)."""
     columns = F.unfold(
-        inputs, module.kernel_size, dilation=module.dilation, padding=_padding("", module), stride=module.stride
+        inputs, module.kernel_size, dilation=module.dilation, padding=_padding(module), stride=module.stride
     )  # (n * S, channels * kh * kw, T), channel-major like the weight
     return columns.reshape(-1, num_views, module.groups, columns.shape[1] // module.groups, columns.shape[2])
 
@@ -29,12 +29,12 @@ def gradients(module: nn.Conv2d, pulled: Tensor, num_views: int) -> Tensor:
     return pulled.reshape(-1, num_views, pulled.shape[1], module.groups, fan_out, pulled.shape[-2:].numel())
 
 
-def _padding(name: str, module: nn.Conv2d) -> tuple[int, ...]:
+def _padding(module: nn.Conv2d) -> tuple[int, ...]:
     if not isinstance(module.padding, str):
         return tuple(module.padding)
-    if module.padding == "valid":
-        return (0, 0)
-    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if any(t % 2 for t in total):
-        raise ValueError(f"Conv2d {name!r} has padding='same' with an even kernel: pad explicitly in front of it")
-    return tuple(t // 2 for t in total)
+    return (0, 0) if module.padding == "valid" else tuple(total // 2 for total in _same_padding(module))
+
+
+def _same_padding(module: nn.Conv2d) -> list[int]:
+    """Both sides together, by dimension."""
+    return [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]

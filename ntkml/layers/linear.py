@@ -5,10 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def check(name: str, module: nn.Linear) -> None:
-    """Every nn.Linear is supported."""
-
-
 def patches(module: nn.Linear, inputs: Tensor, num_views: int) -> Tensor:
     """inputs: (n * S, ..., d) -> (n, S, 1, d, T)."""
     middle = inputs.shape[1:-1].numel()

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram
+from ntkml.layers.kronecker import KroneckerInputs
 
 #: Float64 entries of one tile of the direct route (256 MiB).
 _DIRECT_TILE_ENTRIES = 32 * 2**20
@@ -106,29 +106,3 @@ class Positions:
         The gradients are of the averaged outputs and carry 1/S already, so their sum is the mean of the views' own.
         """
         return KroneckerInputs(self.inputs.mean(1), self.summed_gradients, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class KroneckerInputs:
-    """What KFAC keeps of one layer: the reduced inputs (n, q, d, T) and gradients (n, k, q, o, T)."""
-
-    inputs: Tensor
-    gradients: Tensor
-    weight: bool
-    bias: bool
-
-    def factors(self) -> dict[str, tuple[Tensor, ...]]:
-        """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
-
-        weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
-        bias: its own block sum_{n,k,t} g g^T, (q, o, o).
-        """
-        n, _, _, _, num_positions = self.gradients.shape
-        scatter = torch.stack([gram(g.permute(2, 0, 1, 3).flatten(1)) for g in self.gradients.unbind(2)])
-        factors: dict[str, tuple[Tensor, ...]] = {}
-        if self.weight:
-            second_moment = torch.stack([gram(a.transpose(0, 1).flatten(1)) for a in self.inputs.unbind(1)])
-            factors["weight"] = (scatter / num_positions, second_moment / n)
-        if self.bias:
-            factors["bias"] = (scatter,)
-        return factors

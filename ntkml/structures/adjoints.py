@@ -13,16 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.positions import KroneckerInputs, Positions
+from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import log_det_row_gradient
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows, qualified
+from ntkml.rows import Rows
 
 
 class Adjoint(Protocol):
     """The gradient of a log-determinant in what its structure is made of."""
 
-    def pair(self, layers: Mapping[str, Positions], inputs: slice) -> Tensor:
+    def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         """<V, R(chunk)> for the chunk ``inputs`` of the block, its graph kept. Scalar."""
 
 
@@ -32,11 +32,11 @@ class RowAdjoint:
 
     rows: Mapping[str, Tensor]
 
-    def pair(self, layers: Mapping[str, Positions], inputs: slice) -> Tensor:
+    def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         terms = [
-            (self.rows[qualified(layer, key)][inputs] * row).sum()
-            for layer, positions in layers.items()
-            for key, row in positions.rows().items()
+            (self.rows[qualified(name, key)][inputs] * row).sum()
+            for name, layer in layers.items()
+            for key, row in layer.rows().items()
         ]
         return torch.stack(terms).sum()
 
@@ -48,25 +48,14 @@ class KroneckerAdjoint:
     factors: Mapping[str, tuple[Tensor, ...]]
     num_inputs: int
 
-    def pair(self, layers: Mapping[str, Positions], inputs: slice) -> Tensor:
-        terms = [self._pair_layer(layer, positions.reduced()) for layer, positions in layers.items()]
+    def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
+        terms = [layer.reduced().pair(self._of(name), self.num_inputs) for name, layer in layers.items()]
         return torch.stack(terms).sum()
 
-    def _pair_layer(self, layer: str, kept: KroneckerInputs) -> Tensor:
-        total = kept.gradients.new_zeros(())
-        num_positions = kept.gradients.shape[-1]
-        if kept.weight:
-            scatter, second_moment = self.factors[qualified(layer, "weight")]
-            total = total + _quadratic(scatter / num_positions, kept.gradients.flatten(0, 1))
-            total = total + _quadratic(second_moment / self.num_inputs, kept.inputs)
-        if kept.bias:
-            total = total + _quadratic(self.factors[qualified(layer, "bias")][0], kept.gradients.flatten(0, 1))
-        return total
-
-
-def _quadratic(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """sum over n and t of v^T M v. matrix: (q, m, m), vectors: (n, q, m, T)."""
-    return (vectors * (matrix.to(vectors) @ vectors)).sum()
+    def _of(self, layer: str) -> dict[str, tuple[Tensor, ...]]:
+        """The gradients of one layer's factors by its own names."""
+        split = {name.rpartition(".")[::2]: gradients for name, gradients in self.factors.items()}
+        return {key: gradients for (owner, key), gradients in split.items() if owner == layer}
 
 
 def whole_row_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:

@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from ntkml import log_marginal_likelihood
 from ntkml.capture import capture
-from ntkml.layers import LAYER_TYPES, positions
+from ntkml.layers import LAYER_TYPES, kronecker, positions
+from ntkml.layers import embedding as embedding_module
+from ntkml.layers.embedding import EmbeddingRows
+from ntkml.layers.fixup import Bias, Scale
 from ntkml.layers.positions import Positions
 from ntkml.model_contract import check_model
-from ntkml.rows import CapturedRows
+from ntkml.rows import CapturedRows, rows_by_layer
 from tests.dense import dense_jacobian
 from tests.factories import (
     assert_same,
@@ -35,7 +39,24 @@ LAYERS = {
     "conv padded to the same size": (lambda: nn.Conv2d(1, 2, 3, padding="same", dilation=2), (1, 5, 5)),
     "conv with valid padding": (lambda: nn.Conv2d(1, 2, 3, padding="valid"), (1, 5, 5)),
     "circular conv without padding": (lambda: nn.Conv2d(1, 2, 3, padding_mode="circular"), (1, 4, 4)),
+    "layer norm": (lambda: nn.LayerNorm(4), (4,)),
+    "layer norm over tokens": (lambda: nn.LayerNorm(4), (3, 4)),
+    "layer norm over an image": (lambda: nn.LayerNorm((2, 3, 3)), (2, 3, 3)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), (4, 3, 3)),
+    "batch norm of vectors": (lambda: normalised(nn.BatchNorm1d(4)), (4,)),
+    "batch norm of sequences": (lambda: normalised(nn.BatchNorm1d(4)), (4, 3)),
+    "batch norm of images": (lambda: normalised(nn.BatchNorm2d(2)), (2, 3, 3)),
+    "batch norm of volumes": (lambda: normalised(nn.BatchNorm3d(2)), (2, 2, 2, 2)),
+    "scalar bias": (lambda: Bias(), (2, 3, 3)),
+    "scalar scale": (lambda: Scale(), (2, 3, 3)),
 }
+
+
+def normalised(layer):
+    """Batch norm in evaluation, with statistics that are not those of a fresh one."""
+    layer.running_mean.copy_(torch.linspace(-0.5, 0.5, len(layer.running_mean)))
+    layer.running_var.copy_(torch.linspace(0.5, 2.0, len(layer.running_var)))
+    return layer.eval()
 
 
 def surrounded(layer, shape, num_outputs=3, trainable_head=True):
@@ -65,7 +86,8 @@ def dense_rows(model, x, factor, num_views):
 
 
 def test_every_supported_layer_type_is_covered_here():
-    assert {type(make()) for make, _ in LAYERS.values()} == set(LAYER_TYPES)
+    """Embeddings, whose inputs are indices, have tests of their own below."""
+    assert {type(make()) for make, _ in LAYERS.values()} | {nn.Embedding} == set(LAYER_TYPES)
 
 
 @pytest.mark.parametrize("num_views", [1, 3])
@@ -101,7 +123,7 @@ def test_float32_positions_give_float64_grams(name, monkeypatch):
         monkeypatch.setattr(Positions, "direct_is_cheaper", lambda self, direct=direct: direct)
         rows = CapturedRows(single, factor, shapes_of(model), keep_graph=True)
         assert rows.total_gram().dtype == torch.float64
-        assert rows.explicit("1.weight").dtype == torch.float32
+        assert all(rows.explicit(key).dtype == torch.float32 for key in shapes_of(model))
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
@@ -130,15 +152,91 @@ def test_the_cheaper_route_is_chosen():
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
-def test_padding_that_im2col_does_not_know_is_refused(mode):
+def test_padding_that_im2col_does_not_know_takes_exact_rows(mode):
     model = surrounded(nn.Conv2d(1, 2, 3, padding=1, padding_mode=mode), (1, 4, 4))
-    message = f"Conv2d '1' pads with '{mode}': pad explicitly in front of it and set padding=0"
-    with pytest.raises(ValueError, match=message):
-        check_model(model, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
+    plan = check_model(model, torch.randn(2, 1, 4, 4, generator=generator(), dtype=torch.float64))
+    assert plan.exact == dict.fromkeys(("1.weight", "1.bias"), f"it pads with {mode!r}")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_uneven_padding_is_refused():
+def test_uneven_padding_takes_exact_rows():
     model = surrounded(nn.Conv2d(1, 2, 2, padding="same"), (1, 4, 4))
-    with pytest.raises(ValueError, match="Conv2d '1' has padding='same' with an even kernel: pad explicitly"):
-        check_model(model, torch.zeros(2, 1, 4, 4, dtype=torch.float64))
+    plan = check_model(model, torch.randn(2, 1, 4, 4, generator=generator(), dtype=torch.float64))
+    assert plan.exact == dict.fromkeys(("1.weight", "1.bias"), "it has padding='same' with an even kernel")
+
+
+def pairs_of_words(num_inputs, num_entries):
+    return torch.randint(num_entries, (num_inputs, 2), generator=generator(7))
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("num_entries", [3, 100])
+@pytest.mark.parametrize("padding", [None, 1])
+def test_embeddings_give_the_same_gram_by_both_routes(num_views, num_entries, padding):
+    """A table of few vectors by its rows, one of many by comparing indices."""
+    layers = [nn.Embedding(num_entries, 4, padding_idx=padding), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)]
+    model = seeded(nn.Sequential(*layers))
+    x = pairs_of_words(4 * num_views, num_entries)
+    factor = torch.randn(4, 3, 2, generator=generator(4), dtype=torch.float64)
+    (embedding,) = (layer for layer in captured_rows(model, x, factor, num_views) if isinstance(layer, EmbeddingRows))
+    expected = dense_rows(model, x, factor, num_views)["0.weight"]
+    assert embedding.direct_is_cheaper() == (num_entries == 100)
+    assert_same(embedding.rows()["weight"].flatten(0, 1), expected)
+    assert_same(embedding.gram("weight"), expected @ expected.T)
+
+
+def captured_rows(model, x, factor, num_views):
+    return rows_by_layer(capture(model, x, num_views), factor, keep_graph=False).values()
+
+
+def test_a_tile_of_an_embedding_is_one_of_several(monkeypatch):
+    monkeypatch.setattr(embedding_module, "_DIRECT_TILE_ENTRIES", 100)
+    test_embeddings_give_the_same_gram_by_both_routes(1, 100, None)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 1, 1), (1, 2, 1, 1), (5,)])
+@pytest.mark.parametrize("kind", [Bias, Scale])
+def test_a_bias_or_scale_takes_every_shape_that_broadcasts(kind, shape):
+    model = surrounded(kind(shape), (2, 5, 5))
+    x = torch.randn(8, 2, 5, 5, generator=generator(), dtype=torch.float64)
+    factor = torch.randn(4, 3, 2, generator=generator(4), dtype=torch.float64)
+    rows = CapturedRows(capture(model, x, num_views=2), factor, shapes_of(model))
+    for key, expected in dense_rows(model, x, factor, 2).items():
+        assert_same(rows.explicit(key), expected)
+
+
+def test_fixup_layers_start_as_the_identity():
+    x = torch.randn(3, 2)
+    assert torch.equal(Bias()(x), x)
+    assert torch.equal(Scale()(x), x)
+
+
+def test_a_bias_of_its_own_for_every_input_is_refused():
+    model = surrounded(Bias((4, 2)), (2,))
+    message = r"a bias or scale of shape \(4, 2\) does not broadcast against one input of shape \(2,\): leave out"
+    with pytest.raises(ValueError, match=message):
+        capture(model, torch.zeros(4, 2, dtype=torch.float64))
+
+
+def test_what_is_kept_of_a_scale_does_not_grow_with_its_input():
+    """One number per input and view, however large the image."""
+    model = surrounded(Scale(), (2, 16, 16))
+    captured = capture(model, torch.randn(6, 2, 16, 16, dtype=torch.float64))
+    pulled = captured.pull_back(torch.ones(6, 3, dtype=torch.float64))
+    assert pulled[0][0].shape == (6, 1)
+
+
+@pytest.mark.parametrize("setting", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+def test_embeddings_whose_gradient_is_no_derivative_are_refused(setting):
+    model = seeded(nn.Sequential(nn.Embedding(5, 4, **setting), nn.Flatten(), nn.Linear(8, 3)))
+    with pytest.raises(ValueError, match=f"Embedding '0' has {next(iter(setting))}, under which .*leave it out"):
+        check_model(model, pairs_of_words(3, 5))
+
+
+def test_kfac_refuses_exact_blocks_that_are_too_large(monkeypatch):
+    monkeypatch.setattr(kronecker, "MAX_EXACT_SIZE", 3)
+    model = surrounded(nn.LayerNorm(4), (4,))
+    x = torch.randn(3, 4, generator=generator(), dtype=torch.float64)
+    message = r"up to 3 entries as exact blocks, but 1.weight has 4: use ntk, blockdiag or diag, or freeze it"
+    with pytest.raises(ValueError, match=message):
+        log_marginal_likelihood(model, x, torch.zeros(3, dtype=torch.long), "kfac-N-C")

@@ -9,7 +9,7 @@ from torch import nn
 from ntkml.capture import Hyperparameter, capture, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import PRIOR_SIZES, MarginalLikelihood
-from ntkml.rows import merge_factors, positions_of
+from ntkml.rows import merge_factors, rows_by_layer
 
 NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")
 FACTORED = ("kfac-4-C", "kfac-4-1")
@@ -124,7 +124,7 @@ def dense_loss(objective, x, y):
         views = objective.augmentation(x, objective.augmentation.draw(len(x), generator))
         captured = capture(objective.model, views, VIEWS, differentiable=True)
         factor = objective._factor(captured.outputs, block, slice(0, len(x)))
-        layers = positions_of(captured, factor, keep_graph=True)
+        layers = rows_by_layer(captured, factor, keep_graph=True)
         share = block.columns.shape[-1] / objective.partition.num_columns
         log_prob = objective.likelihood.log_prob(captured.outputs, y).sum()
         total = total + share * log_prob - 0.5 * dense_log_det(objective.estimator.structure, layers, delta)

@@ -1,0 +1,77 @@
+"""What every layer's share of the rows can be asked for, and the plain implementation by explicit rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ntkml.layers.kronecker import ExactBlocks, KroneckerPart, NoFactors
+from ntkml.linalg import gram
+
+
+class LayerRows(Protocol):
+    """The rows of one layer's parameters for n inputs with k cotangents each; keys are the layer's own names."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(n, k): inputs and cotangents of each."""
+
+    def rows(self) -> dict[str, Tensor]:
+        """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
+
+    def gram(self, key: str) -> Tensor:
+        """Float64 Gram matrix of one parameter's rows. Shape (n * k, n * k), index order (input, cotangent)."""
+
+    def direct_is_cheaper(self) -> bool:
+        """Whether :meth:`gram` needs fewer multiplications than the Gram matrix of explicit rows."""
+
+    def reduced(self) -> KroneckerPart:
+        """What KFAC keeps."""
+
+
+class PlainRows:
+    """What follows from explicit rows alone; a layer without a cheaper route inherits it."""
+
+    def rows(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def gram(self, key: str) -> Tensor:
+        return gram(self.rows()[key].flatten(0, 1))
+
+    def direct_is_cheaper(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class ElementwiseRows(PlainRows):
+    """Scales and biases, which have as many parameters as channels at most: few enough for exact blocks in KFAC.
+
+    ``values``: (n, k, size) by parameter.
+    """
+
+    layer: str
+    values: Mapping[str, Tensor]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        n, k, _ = next(iter(self.values.values())).shape
+        return n, k
+
+    def rows(self) -> dict[str, Tensor]:
+        return dict(self.values)
+
+    def reduced(self) -> KroneckerPart:
+        return ExactBlocks(self.layer, self.values)
+
+
+def no_factors(layer: str, keys: tuple[str, ...], why: str) -> NoFactors:
+    """The reduction of a layer that KFAC has no factors for; ``why`` stands in the message."""
+    return NoFactors(tuple(qualified(layer, key) for key in keys), why)
+
+
+def qualified(layer: str, key: str) -> str:
+    """The parameter's name in the network."""
+    return f"{layer}.{key}" if layer else key

@@ -1,0 +1,110 @@
+"""One use of one layer in a forward pass: the autograd edges to ask for gradients at, and the rows made of those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ntkml.layers import conv, elementwise, linear
+from ntkml.layers.embedding import embedding_rows
+from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
+from ntkml.layers.positions import Positions
+
+
+class LayerUse(Protocol):
+    """The layer's name in the network, its trainable parameters, and where their gradients are asked for."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+    @property
+    def edges(self) -> tuple[GradientEdge, ...]: ...
+
+    def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
+        """The rows for k cotangents pulled back to every edge, (n * S, k, ...) each."""
+
+
+@dataclass(frozen=True)
+class PositionsUse:
+    """A linear or convolutional layer: its input, kept, and the edge of its output."""
+
+    name: str
+    keys: tuple[str, ...]
+    edges: tuple[GradientEdge, ...]
+    module: nn.Module
+    inputs: Tensor
+    num_views: int
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """The input at every position, made once for all cotangents. Shape (n, S, q, d, T)."""
+        patches: Tensor = _code(self.module).patches(self.module, self.inputs, self.num_views)
+        return patches
+
+    def rows(self, pulled: Sequence[Tensor]) -> Positions:
+        gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
+        return Positions(self.patches, gradients, "weight" in self.keys, "bias" in self.keys)
+
+
+@dataclass(frozen=True)
+class EmbeddingUse:
+    """An embedding: its indices and the edge of its output."""
+
+    name: str
+    keys: tuple[str, ...]
+    edges: tuple[GradientEdge, ...]
+    module: nn.Embedding
+    inputs: Tensor
+    num_views: int
+
+    def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
+        return embedding_rows(self.name, self.module, self.inputs, pulled[0], self.num_views)
+
+
+@dataclass(frozen=True)
+class ElementwiseUse:
+    """A scale or bias: the edges of every input's own copies of its parameters."""
+
+    name: str
+    keys: tuple[str, ...]
+    edges: tuple[GradientEdge, ...]
+    num_views: int
+
+    def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
+        summed = [g.reshape(-1, self.num_views, g.shape[1], g.shape[2:].numel()).sum(1) for g in pulled]  # (n, k, size)
+        return ElementwiseRows(self.name, dict(zip(self.keys, summed, strict=True)))
+
+
+def use_of(
+    name: str, module: nn.Module, keys: tuple[str, ...], inputs: Tensor, output: Tensor, num_views: int, graph: bool
+) -> tuple[LayerUse, Tensor | None]:
+    """The use of a layer, and what its output is to be replaced by (None: it stays).
+
+    inputs: (n * S, ...); output: what the layer gave for them; graph: whether inputs are kept with theirs.
+    """
+    if isinstance(module, elementwise.TYPES):
+        own = elementwise.copies(module, len(inputs))
+        edges = tuple(get_gradient_edge(own[key]) for key in keys)
+        return ElementwiseUse(name, keys, edges, num_views), elementwise.output(module, inputs, own)
+    edge, kept = (get_gradient_edge(output),), inputs if graph else inputs.detach()
+    if isinstance(module, nn.Embedding):
+        return EmbeddingUse(name, keys, edge, module, kept, num_views), None
+    return PositionsUse(name, keys, edge, module, kept, num_views), None
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Why the rows of a module of a supported type would be wrong at its settings, or None."""
+    return conv.unsupported(module) if isinstance(module, nn.Conv2d) else None
+
+
+def _code(module: nn.Module) -> ModuleType:
+    return conv if isinstance(module, nn.Conv2d) else linear

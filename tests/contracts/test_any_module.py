@@ -1,0 +1,276 @@
+"""Every structure of any network equals the dense float64 value, or is refused by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from ntkml.capture import Hyperparameter, capture
+from ntkml.evidence import last_layer_features
+from ntkml.layers import elementwise
+from ntkml.model_contract import check_model
+from ntkml.objective import MarginalLikelihood
+from ntkml.rows import CapturedRows
+from ntkml.structures import structure_named
+from ntkml.tabulated import TabulatedRows, tabulate
+from tests.dense import dense_jacobian
+from tests.factories import LIKELIHOODS, STRUCTURES, Case, assert_same, generator, make_prior, targets
+from tests.networks import CLASSES, NETWORKS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXACT_STRUCTURES = [name for name in STRUCTURES if name != "kfac"]
+WITH_EXACT_ROWS = [name for name, kind in NETWORKS.items() if kind.exact]
+WITHOUT_KFAC = [name for name, kind in NETWORKS.items() if kind.exact or kind.no_kfac]
+WITH_KFAC = [name for name in NETWORKS if name not in WITHOUT_KFAC]
+
+
+def case_of(name, num_inputs=5):
+    kind = NETWORKS[name]
+    y = targets("categorical", num_inputs, CLASSES)
+    return Case(kind.build(), kind.inputs(num_inputs), y, "categorical", LIKELIHOODS["categorical"])
+
+
+def module_of(parameter):
+    return parameter.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_structure_is_the_dense_value(name, outputs):
+    case = case_of(name)
+    prior = make_prior("layerwise", case)
+    _, partition = case.partition(f"ntk-3-{outputs}")
+    for structure in EXACT_STRUCTURES:
+        expected = case.bound_log_det(structure, outputs, partition, case.precision(prior))
+        assert_same(case.estimate(f"{structure}-3-{outputs}", prior).log_det, expected)
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_are_those_of_jacrev_and_the_plan_is_as_expected(name, num_views):
+    kind = NETWORKS[name]
+    model, x = kind.build(), kind.inputs(4 * num_views)
+    plan = check_model(model, x)
+    assert {module_of(parameter) for parameter in plan.exact} == set(kind.exact)
+    assert plan.vectorised == kind.vectorised
+    shapes = {key: weight.shape for key, weight in model.named_parameters()}
+    every = torch.eye(CLASSES, dtype=torch.float64).expand(4, -1, -1)
+    rows = CapturedRows(capture(model, x, num_views, plan=plan), every, shapes, keep_graph=True)
+    jacobian = torch.cat([rows.explicit(key) for key in shapes], dim=1)
+    expected = dense_jacobian(model, x, num_views).flatten(0, 1)
+    assert_same(jacobian, expected)
+    assert_same(rows.total_gram(), expected @ expected.T)
+
+
+@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
+@pytest.mark.parametrize("name", WITHOUT_KFAC)
+def test_kfac_refuses_what_has_no_factors_by_name(name, outputs):
+    case, kind = case_of(name), NETWORKS[name]
+    without = [key for key in case.shapes if module_of(key) in (*kind.exact, *kind.no_kfac)]
+    with pytest.raises(ValueError, match="kfac has no meaning for parameter") as refusal:
+        case.estimate(f"kfac-3-{outputs}")
+    assert any(repr(key) in str(refusal.value) for key in without)
+    assert "use ntk, blockdiag or diag, or freeze it with requires_grad_(False)" in str(refusal.value)
+    for key in without:
+        case.model.get_parameter(key).requires_grad_(False)
+    assert case_of_model(case).estimate(f"kfac-3-{outputs}").log_det > 0
+
+
+@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
+@pytest.mark.parametrize("name", WITH_KFAC)
+def test_kfac_takes_scales_and_biases_as_exact_blocks(name, outputs):
+    """A sum over tensors: leaving scales and biases out leaves their terms of blockdiag out."""
+    case = case_of(name)
+    small = elementwise_parameters(case.model)
+    everything = case.estimate(f"kfac-3-{outputs}").log_det
+    set_trainable(case.model, lambda key: key not in small)
+    others = case_of_model(case).estimate(f"kfac-3-{outputs}").log_det
+    set_trainable(case.model, lambda key: key in small)
+    blocks = torch.zeros(())
+    if small:
+        _, partition = case.partition(f"blockdiag-3-{outputs}")
+        alone = case_of_model(case)
+        blocks = alone.bound_log_det("blockdiag", outputs, partition, torch.ones(alone.num_params))
+        assert_same(alone.estimate(f"kfac-3-{outputs}").log_det, blocks)
+    assert_same(everything, others + blocks)
+
+
+def elementwise_parameters(model):
+    kinds = elementwise.TYPES
+    return {key for key, _ in model.named_parameters() if isinstance(model.get_submodule(module_of(key)), kinds)}
+
+
+def set_trainable(model, chosen):
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(chosen(key))
+
+
+def case_of_model(case):
+    """The same network and data, nothing cached."""
+    return Case(case.model, case.x, case.y, case.kind, case.likelihood)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_frozen_parameters_stay_out(name):
+    """Every other one: half of a module may be captured, or take exact rows, without the other half."""
+    case = case_of(name)
+    keys = [key for key, _ in case.model.named_parameters()]
+    for frozen in (keys[::2], keys[1::2]):
+        set_trainable(case.model, lambda key, frozen=frozen: key not in frozen)
+        half = case_of_model(case)
+        assert set(half.shapes) == set(keys) - set(frozen)
+        _, partition = half.partition("ntk-N-C")
+        for structure in ("ntk", "blockdiag", "diag"):
+            expected = half.bound_log_det(structure, "C", partition, torch.ones(half.num_params))
+            assert_same(half.estimate(f"{structure}-N-C").log_det, expected)
+
+
+class Slope(nn.Module):
+    """A network whose outputs and hidden layers are scaled by learned hyperparameters."""
+
+    def __init__(self, network, scales_inputs):
+        super().__init__()
+        self.network, self.scales_inputs = network, scales_inputs
+        self.inner = Hyperparameter(torch.tensor(0.8, dtype=torch.float64))
+        self.outer = Hyperparameter(torch.tensor(1.3, dtype=torch.float64))
+
+    def forward(self, x):
+        inside = self.inner * torch.tanh(x) if self.scales_inputs else x
+        return self.outer * torch.tanh(self.inner * self.network(inside))
+
+
+def objective_of(name, estimator, chunk=None):
+    case = case_of(name, num_inputs=5)
+    model = Slope(case.model, case.x.is_floating_point())
+    objective = MarginalLikelihood(model, estimator, prior_precision=0.7, chunk=chunk)
+    objective.resample(case.x, case.y, generator(5))
+    return objective, case.x, case.y
+
+
+def loss_of(objective, x, y):
+    objective.zero_grad()
+    return -objective.backward(x, y, None, generator(1)).total.item() / len(x)
+
+
+def check_against_differences(name, estimator):
+    objective, x, y = objective_of(name, estimator)
+    loss_of(objective, x, y)
+    found, step = [p.grad.item() for p in objective.in_network], 1e-5
+    for parameter, gradient in zip(objective.in_network, found, strict=True):
+        value = parameter.item()
+        losses = []
+        for sign in (1, -1):
+            parameter.data.fill_(value + sign * step)
+            losses.append(loss_of(objective, x, y))
+        parameter.data.fill_(value)
+        assert gradient == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("estimator", ["ntk-3-C", "blockdiag-4-tree", "diag-3-1"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_pass_gradients_are_those_of_finite_differences(name, estimator):
+    check_against_differences(name, estimator)
+
+
+@pytest.mark.parametrize("estimator", ["kfac-3-C", "kfac-3-1"])
+@pytest.mark.parametrize("name", WITH_KFAC)
+def test_two_pass_gradients_of_kfac_are_those_of_finite_differences(name, estimator):
+    check_against_differences(name, estimator)
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"), [*((name, "ntk-4-1") for name in NETWORKS), *((name, "kfac-4-C") for name in WITH_KFAC)]
+)
+def test_chunks_change_nothing(name, estimator):
+    results = []
+    for chunk in (None, 1, 3):
+        objective, x, y = objective_of(name, estimator, chunk)
+        value = loss_of(objective, x, y)
+        results.append(torch.tensor([value, *(p.grad.item() for p in objective.in_network)], dtype=torch.float64))
+    for part in results[1:]:
+        assert_same(part, results[0], 1e-12)
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_tables_hold_the_same_rows(name, num_views):
+    case = case_of(name, num_inputs=4)
+    x = NETWORKS[name].inputs(4 * num_views)
+    table = tabulate(case.model, lambda start, stop: x[start * num_views : stop * num_views], 4, num_views, chunk=3)
+    jacobian = torch.cat([table.rows[key] for key in case.shapes], dim=-1)
+    assert_same(jacobian, dense_jacobian(case.model, x, num_views))
+    factor = case.likelihood.factor(table.outputs, "C", None)
+    block = torch.tensor([0, 2, 3])
+    cut = TabulatedRows(table, block, factor[block])
+    views = x.unflatten(0, (4, num_views))[block].flatten(0, 1)
+    captured = capture(case.model, views, num_views, plan=check_model(case.model, x))
+    fresh = CapturedRows(captured, factor[block], case.shapes, keep_graph=True)
+    for structure in STRUCTURES:
+        if structure == "kfac" and name in WITHOUT_KFAC:
+            with pytest.raises(ValueError, match="kfac has no meaning for parameter"):
+                structure_named(structure)(cut)
+            continue
+        prior = make_prior("layerwise", case)
+        kept, made = (structure_named(structure)(rows).log_det(prior) for rows in (cut, fresh))
+        assert_same(kept, made)
+
+
+@pytest.mark.parametrize("grouping", ["kmeans", "greedy"])
+@pytest.mark.parametrize("name", ["Fixup", "transformer", "raw parameters", "tied embedding"])
+def test_groupings_take_any_network(name, grouping):
+    estimate = case_of(name).estimate(f"ntk-3-C+{grouping}")
+    assert torch.isfinite(estimate.total)
+
+
+def test_without_a_captured_linear_layer_features_are_outputs():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 3))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model, x = Raw(), torch.randn(5, 4)
+    assert_same(last_layer_features(model, x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("name", WITH_EXACT_ROWS)
+def test_the_log_names_exact_rows_once(name, caplog):
+    case = case_of(name)
+    with caplog.at_level(logging.INFO, logger="ntkml"):
+        for _ in range(3):
+            case.estimate("ntk-3-1")
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert "slower" in message
+    for key in case.shapes:
+        assert (re.search(rf"(^|[ ,;]){re.escape(key)}[ ,]", message) is not None) == (
+            module_of(key) in NETWORKS[name].exact
+        )
+
+
+@pytest.mark.parametrize("name", WITH_KFAC)
+def test_captured_networks_say_nothing(name, caplog):
+    case_of(name).estimate("ntk-3-1")
+    assert not caplog.records
+
+
+def test_exact_rows_leave_the_settings_of_attention_alone():
+    before = torch.backends.mha.get_fastpath_enabled()
+    case_of("transformer").estimate("ntk-3-1")
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_a_capture_without_a_plan_refuses_what_it_would_miss():
+    kind = NETWORKS["raw parameters"]
+    with pytest.raises(ValueError, match="parameter 'gain' has no captured layer: take the plan of check_model"):
+        capture(kind.build(), kind.inputs(4))
+    kind = NETWORKS["flattened tokens"]
+    with pytest.raises(ValueError, match="layer 'layer' cannot be captured: it does not see the batch in its first"):
+        capture(kind.build(), kind.inputs(4))

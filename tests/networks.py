@@ -1,0 +1,247 @@
+"""Networks of every kind that people use, small and in float64, and what is said about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.layers.fixup import Bias, Scale
+from tests.factories import generator, seeded
+
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a network is made, the shape of one input (integers below ``vocabulary``), and its modules with exact rows.
+
+    ``no_kfac``: modules without Kronecker factors, those with exact rows unless said otherwise.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    exact: tuple[str, ...] = ()
+    no_kfac: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    vectorised: bool = True
+
+    def build(self) -> nn.Module:
+        return seeded(self.make(), scale=1.2).eval()
+
+    def inputs(self, num_inputs: int) -> Tensor:
+        if self.vocabulary is not None:
+            return torch.randint(self.vocabulary, (num_inputs, *self.shape), generator=generator(5))
+        return torch.randn(num_inputs, *self.shape, generator=generator(5), dtype=torch.float64)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x + torch.tanh(self.first(x))
+        return self.head(h + torch.tanh(self.second(h)))
+
+
+class FixupBlock(nn.Module):
+    """A residual block of a Fixup network: scalars around convolutions, an in-place ReLU, no normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.conv1, self.between = Bias(), nn.Conv2d(2, 3, 3, padding=1, bias=False), Bias()
+        self.middle, self.conv2 = Bias(()), nn.Conv2d(3, 2, 3, padding=1, bias=False)
+        self.scale, self.after, self.head = Scale(), Bias((1, 2, 1, 1)), nn.Linear(8, CLASSES)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.between(self.conv1(self.before(x))))
+        h = self.after(self.scale(self.conv2(self.middle(h))))
+        return self.head(nn.functional.adaptive_avg_pool2d(self.relu(h + x), 2).flatten(1))
+
+
+class Words(nn.Module):
+    """An embedding, pooled; ``padding`` is the index that learns nothing, ``tied`` puts its table in two places."""
+
+    def __init__(self, padding: int | None = None, tied: bool = False, sparse: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4, padding_idx=padding, sparse=sparse)
+        self.middle, self.head = nn.Linear(4, 6, bias=False), nn.Linear(6, CLASSES)
+        if tied:
+            self.middle.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.middle(self.embedding(x))).mean(1))
+
+
+class Encoder(nn.Module):
+    """A transformer's encoder layer between an embedding and a head."""
+
+    def __init__(self, norm_first: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, batch_first=True, norm_first=norm_first)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embedding(x)).mean(1))
+
+
+class OwnParameters(nn.Module):
+    """Raw parameters beside layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.shift, self.head = (
+            nn.Parameter(torch.ones(4)),
+            nn.Parameter(torch.ones(())),
+            nn.Linear(4, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x * self.gain + self.shift))
+
+
+class Reused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(torch.tanh(self.norm(self.layer(x))))))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(torch.tanh(self.first(x))))
+
+
+class Outside(nn.Module):
+    """Uses the weight of a layer beside calling it, or in place of calling it."""
+
+    def __init__(self, bypass: bool) -> None:
+        super().__init__()
+        self.layer, self.head, self.bypass = nn.Linear(4, 4), nn.Linear(4, CLASSES), bypass
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.bypass else self.layer(x)
+        return self.head(torch.tanh(h) @ self.layer.weight + (self.layer.bias if self.bypass else 0))
+
+
+class Called(nn.Module):
+    """Calls a layer on tokens (n, T, 4) in the arrangement given, or by keyword."""
+
+    def __init__(self, arrangement: str) -> None:
+        super().__init__()
+        self.layer, self.head, self.arrangement = nn.Linear(4, 5), nn.Linear(5, CLASSES), arrangement
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.arrangement == "flattened":
+            hidden = self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        elif self.arrangement == "sequence first":
+            hidden = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        else:
+            hidden = self.layer(input=x)
+        return self.head(torch.tanh(hidden).mean(1))
+
+
+class Looking(nn.Module):
+    """Branches on a value, which no vmap can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.head = nn.Parameter(torch.ones(4)), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain if bool(x.abs().sum() > 0) else 2 * self.gain
+        return self.head(x * gain)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def weight_normed() -> nn.Module:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, CLASSES))
+
+
+def behind_conv(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 4, 3), *layers, nn.Flatten(), nn.Linear(16, CLASSES))
+
+
+def batch_normed() -> nn.Module:
+    model = behind_conv(nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    model[1].running_mean.copy_(torch.linspace(-0.5, 0.5, 4))
+    model[1].running_var.copy_(torch.linspace(0.5, 2.0, 4))
+    return model
+
+
+ENCODER_EXACT = ("encoder.self_attn", "encoder.self_attn.out_proj")
+
+NETWORKS = {
+    "residual": Kind(Residual, (4,)),
+    "in-place ReLU": Kind(
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, CLASSES)),
+        (4,),
+    ),
+    "grouped convolution": Kind(
+        lambda: nn.Sequential(nn.Conv2d(4, 4, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(16, CLASSES)), (4, 3, 3)
+    ),
+    "LayerNorm": Kind(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(inplace=True), nn.Linear(5, CLASSES)), (4,)
+    ),
+    "LayerNorm without bias over an image": Kind(lambda: behind_conv(nn.LayerNorm((4, 2, 2), bias=False)), (2, 4, 4)),
+    "GroupNorm": Kind(lambda: behind_conv(nn.GroupNorm(2, 4), nn.Tanh()), (2, 4, 4)),
+    "BatchNorm": Kind(batch_normed, (2, 4, 4)),
+    "BatchNorm of vectors": Kind(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)
+    ),
+    "Fixup": Kind(FixupBlock, (2, 4, 4)),
+    "embedding": Kind(Words, (5,), no_kfac=("embedding",), vocabulary=6),
+    "sparse embedding with padding": Kind(
+        lambda: Words(padding=1, sparse=True), (5,), no_kfac=("embedding",), vocabulary=6
+    ),
+    "tied embedding": Kind(
+        lambda: Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
+    ),
+    "transformer": Kind(Encoder, (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5),
+    "transformer, norm first": Kind(
+        lambda: Encoder(norm_first=True), (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5
+    ),
+    "raw parameters": Kind(OwnParameters, (4,), exact=("",)),
+    "module used twice": Kind(Reused, (4,), exact=("layer", "norm")),
+    "tied weights": Kind(Tied, (4,), exact=("first", "second")),
+    "weight beside its layer": Kind(lambda: Outside(False), (4,), exact=("layer",)),
+    "weight without its layer": Kind(lambda: Outside(True), (4,), exact=("layer",)),
+    "flattened tokens": Kind(lambda: Called("flattened"), (3, 4), exact=("layer",)),
+    "sequence first": Kind(lambda: Called("sequence first"), (3, 4), exact=("layer",)),
+    "as long a sequence as the check": Kind(lambda: Called("sequence first"), (2, 4), exact=("layer",)),
+    "called by keyword": Kind(lambda: Called("keyword"), (3, 4), exact=("layer",)),
+    "branch on a value": Kind(Looking, (4,), exact=("",), vectorised=False),
+    "recurrent": Kind(Recurrent, (3, 2), exact=("cell",), vectorised=False),
+    "weight norm": Kind(weight_normed, (4,), exact=("0.parametrizations.weight",)),
+    "one-dimensional convolution": Kind(
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, CLASSES)), (2, 4), exact=("0",)
+    ),
+    "circular convolution": Kind(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Tanh(), nn.Flatten(), nn.Linear(18, CLASSES)
+        ),
+        (1, 3, 3),
+        exact=("0",),
+    ),
+}
