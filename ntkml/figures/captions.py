@@ -16,8 +16,10 @@ def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
     sentences = []
     for manifest in manifests:
         settings = manifest.get("settings", {})
-        if settings.get("hparam") == "rotation" and "samples" in settings:
+        if settings.get("hparam") in ("rotation", "invariance") and "samples" in settings:
             sentences.append(f"S\u00a0=\u00a0{settings['samples']} augmentation samples.")
+        elif manifest.get("command") == "train" and "samples" in settings:
+            sentences.append(f"No augmentation (S\u00a0=\u00a0{settings['samples']}).")
         sentences += manifest.get("notes", [])
     return list(dict.fromkeys(sentences))
 
@@ -67,6 +69,17 @@ def missing(wanted: Sequence[str], drawn: Mapping[str, Mapping[str, Curve]]) -> 
         elif absent:
             sentences.append(f"Missing in the {hparam} rows: {listed(absent)}.")
     return sentences
+
+
+def seeds_of(by_estimator: Mapping[str, Sequence[int]]) -> str:
+    """How many seeds and which, and the estimators that have others than most: "3 seeds (0, 1, 2), 1 seed (0) for ..."."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, seeds in by_estimator.items():
+        groups.setdefault(tuple(sorted(seeds)), []).append(name)
+    most = max(groups, key=lambda seeds: (len(groups[seeds]), len(seeds)))
+    words = {seeds: f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" for seeds in groups}
+    others = [f"{words[seeds]} for {listed(names)}" for seeds, names in groups.items() if seeds != most]
+    return ", ".join([words[most], *others])
 
 
 def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
