@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
+from ntkml.figures import style
 from ntkml.figures.curves import Curve
 
 
@@ -83,8 +86,21 @@ def seeds_of(by_estimator: Mapping[str, Sequence[int]]) -> str:
 
 
 def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
-    """Lines of a caption ``width`` inches wide in type of ``size`` points (0.41 em is the mean width of our type)."""
-    return textwrap.wrap(" ".join(sentences), int(width * 72 / (0.41 * size)), break_on_hyphens=False)
+    """Lines of a caption ``width`` inches wide in type of ``size`` points."""
+    text = " ".join(sentences)
+    # 0.41 em is the mean width of our type; where the letters of a line are wider, all lines become shorter.
+    letters = int(width * 72 / (0.41 * size))
+    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
+    while letters > 20 and any(_points(line, size) > width * 72 for line in lines):
+        letters -= 2
+        lines = textwrap.wrap(text, letters, break_on_hyphens=False)
+    return lines
+
+
+def _points(line: str, size: float) -> float:
+    """Width of a line in our type, in points."""
+    font = FontProperties(family=style.SETTINGS["font.family"], size=size)
+    return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
 
 
 def grouped(number: int) -> str:
