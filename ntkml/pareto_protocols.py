@@ -74,7 +74,10 @@ def load_pareto(name: str, hparam: str) -> ParetoProtocol:
 
 
 def restricted(
-    protocol: ParetoProtocol, estimators: tuple[str, ...] | None, seeds: tuple[int, ...] | None, settings: dict[str, Any]
+    protocol: ParetoProtocol,
+    estimators: tuple[str, ...] | None,
+    seeds: tuple[int, ...] | None,
+    settings: dict[str, Any],
 ) -> ParetoProtocol:
     """The comparison with fewer (or other) estimators and seeds and with changed settings, which its notes then say.
 

@@ -3,7 +3,8 @@
 A protocol file has settings at its top, one table per hyperparameter (``[prior]``, ``[rotation]``) that adds to them, and
 ``extends = "name"`` where it builds on another file. ``[code]`` holds what the authors' code does otherwise than the
 paper's text (``variant="code"``). A file with ``[[facets]]`` describes a figure: which estimators are drawn together, in
-panels whose axes stand under ``[prior.axes]`` and ``[rotation.axes]``.
+panels whose axes stand under ``[prior.axes]`` and ``[rotation.axes]``. ``kind`` says what a file is about; the kinds other
+than "bounds" have their own readers (:mod:`ntkml.figure_protocols`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ VARIANTS = ("paper", "code")
 
 #: Protocol files of ``ntkml train``; see :mod:`ntkml.train_protocols`.
 TRAIN_PREFIX = "train-"
+
+#: The kind of files that do not name one.
+BOUNDS = "bounds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,7 @@ class FigureProtocol:
 
 def bound_grid_names() -> list[str]:
     """Names that ``load_bound_grid`` knows."""
-    return [name for name in protocol_names() if not name.startswith(TRAIN_PREFIX)]
+    return [name for name in protocol_names() if not name.startswith(TRAIN_PREFIX) and kind_of(name) == BOUNDS]
 
 
 def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGridProtocol:
@@ -170,6 +174,11 @@ def protocol_names() -> list[str]:
     return sorted(names, key=lambda name: [part.zfill(4) for part in name.split("-")])
 
 
+def kind_of(name: str) -> str:
+    """What the protocol file ``name`` is about: "bounds" where it does not say."""
+    return str(read_tables(name, [name]).get("kind", BOUNDS))
+
+
 def figure_names() -> list[str]:
     """Names that ``load_figure`` knows: protocols that say what is drawn together."""
     return [name for name in bound_grid_names() if "facets" in read_tables(name, [name])]
@@ -187,14 +196,15 @@ def load_figure(name: str) -> FigureProtocol:
 
 
 def experiments_folder() -> Traversable:
-    """The folder of the protocol files: in the installed package, or beside it in a checkout.
+    """The folder of the protocol files: beside the package in a checkout, else in the installed package.
 
-    In a checkout the working folder shadows an installed ntkml, and ``ntkml.experiments`` is then not importable.
+    The checkout comes first: ``ntkml.experiments`` may not be importable there, or be that of another checkout, which an
+    editable install points to.
     """
-    try:
-        return importlib.resources.files("ntkml.experiments")
-    except ModuleNotFoundError:
-        return Path(__file__).resolve().parent.parent / "experiments"
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "setup.cfg").is_file() and (checkout / "experiments").is_dir():
+        return checkout / "experiments"
+    return importlib.resources.files("ntkml.experiments")
 
 
 def _figure(name: str, table: dict[str, Any]) -> FigureProtocol:

@@ -36,13 +36,20 @@ MODELS = {
 }
 
 FIGURES = {
+    "figure-1": "ntkml.figures.pareto:draw",
     "figure-2": "ntkml.figures.schematic:draw",
     "figure-3": "ntkml.figures.bounds:draw",
     "figure-4": "ntkml.figures.bounds:draw",
     "figure-5": "ntkml.figures.bounds:draw",
     "figure-6": "ntkml.figures.bounds:draw",
+    "figure-8": "ntkml.figures.trajectories:draw",
+    "figure-9": "ntkml.figures.trajectories:draw",
+    "figure-10": "ntkml.figures.trajectories:draw",
+    "figure-11": "ntkml.figures.trajectories:draw",
     "figure-12": "ntkml.figures.bounds:draw",
+    "figure-13": "ntkml.figures.pareto:draw",
     "bound-grid": "ntkml.figures.bounds:draw_run",
+    "pareto": "ntkml.figures.pareto:draw",
 }
 
 COMMANDS = {

@@ -117,7 +117,9 @@ def _draw(folder: Path, figures: Path) -> None:
 
     rows = pareto_records.read_rows(folder / "rows.csv")
     manifest = records.read_manifest(folder / "manifest.json")
-    pictures = render.save(pareto.draw_run(rows, captions.manifest_notes([manifest])), figures / f"pareto-{folder.name}")
+    pictures = render.save(
+        pareto.draw_run(rows, captions.manifest_notes([manifest])), figures / f"pareto-{folder.name}"
+    )
     for name in ("rows.csv", "training.csv.gz", "manifest.json"):
         click.echo(f"{name + ':':<16} {folder / name}")
     for path in pictures:

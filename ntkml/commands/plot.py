@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,14 @@ Examples:
   ntkml plot figure-2
   ntkml plot figure-4
   ntkml plot figure-3 --csv prior/rows.csv --csv rotation/rows.csv --format pdf
+  ntkml plot figure-8 --csv results/pareto/<run>/training.csv.gz
+  ntkml plot pareto
+
+\b
+What has to be run before:
+  figures 3-6, 12     ntkml bound-grid --hparam prior --protocol mnist-bounds   (and rotation)
+  figures 1, 8, 9     ntkml pareto --hparam invariance
+  figures 13, 10, 11  ntkml pareto --hparam prior
 """
 WITHOUT_ROWS = ("figure-2",)
 
@@ -63,10 +72,11 @@ class FigureName(click.ParamType):
     help="May be repeated.",
 )
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
-    """Draw NAME: figure-2 to figure-6, figure-12, or bound-grid for any one run.
+    """Draw NAME: figure-1 to figure-6, figure-8 to figure-13, or bound-grid or pareto for any one run.
 
-    Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. An older picture of
-    the same name is replaced; rows never are.
+    Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. Figures 8 to 11 show
+    the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
+    An older picture of the same name is replaced; rows never are.
     """
     if name in WITHOUT_ROWS and csv:
         raise click.UsageError(f"{name} is a schematic and reads no rows; leave out --csv")
@@ -82,14 +92,24 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
 
 def _from_rows(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
     """The figure and the stem of its file name."""
+    from ntkml import figure_protocols
+
+    if name in figure_protocols.trajectory_names():
+        return _trajectories(name, csv, results)
+    if name in figure_protocols.pareto_names():
+        return _pareto(name, csv, results)
+    return _bounds(name, csv, results)
+
+
+def _bounds(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
+    """A figure of bound grids."""
     from ntkml import records
     from ntkml.figures import captions, sources
     from ntkml.protocols import HPARAMS, figure_names
 
     paths = list(csv) or [run.rows for run in sources.runs_for(name, results)]
     rows = records.read_rows(*paths)
-    for path in paths:
-        click.echo(f"Read {path}")
+    _say_read(paths)
     manifests, notes = sources.manifests_beside(paths)
     notes = captions.manifest_notes(manifests) + notes
     draw = resolve(FIGURES, name, "figure")
@@ -99,6 +119,41 @@ def _from_rows(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, st
         if hparam not in set(rows["hparam"]):
             click.echo(f"No {hparam} rows: that panel stays empty")
     return draw(name, rows, notes), name
+
+
+def _trajectories(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
+    """A figure of training runs."""
+    import pandas
+
+    from ntkml.figure_protocols import load_trajectory_figure
+    from ntkml.figures import training_sources
+
+    figure = load_trajectory_figure(name)
+    paths = list(csv) or training_sources.training_files(figure, results)
+    runs, notes = training_sources.choose(figure, training_sources.training_runs(paths))
+    _say_read(dict.fromkeys(run.path for run in runs))
+    rows = pandas.concat([run.rows for run in runs], ignore_index=True)
+    return resolve(FIGURES, name, "figure")(name, rows, notes), name
+
+
+def _pareto(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
+    """A figure of one Pareto run."""
+    from ntkml import pareto_records
+    from ntkml.figure_protocols import ANY_PARETO
+    from ntkml.figures import sources
+
+    paths = list(csv) or [sources.pareto_run_for(name, results).rows]
+    rows = pareto_records.read_rows(*paths)
+    _say_read(paths)
+    manifests, notes = sources.manifests_beside(paths)
+    manifest = manifests[0] if manifests else {}
+    figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
+    return figure, _run_stem(name, rows) if name == ANY_PARETO else name
+
+
+def _say_read(paths: Iterable[Path]) -> None:
+    for path in paths:
+        click.echo(f"Read {path}")
 
 
 def _run_stem(name: str, rows: Any) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
+from ntkml.figures import style
 from ntkml.figures.curves import Curve
 
 
@@ -16,8 +19,10 @@ def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
     sentences = []
     for manifest in manifests:
         settings = manifest.get("settings", {})
-        if settings.get("hparam") == "rotation" and "samples" in settings:
+        if settings.get("hparam") in ("rotation", "invariance") and "samples" in settings:
             sentences.append(f"S\u00a0=\u00a0{settings['samples']} augmentation samples.")
+        elif manifest.get("command") == "train" and "samples" in settings:
+            sentences.append(f"No augmentation (S\u00a0=\u00a0{settings['samples']}).")
         sentences += manifest.get("notes", [])
     return list(dict.fromkeys(sentences))
 
@@ -69,9 +74,33 @@ def missing(wanted: Sequence[str], drawn: Mapping[str, Mapping[str, Curve]]) -> 
     return sentences
 
 
+def seeds_of(by_estimator: Mapping[str, Sequence[int]]) -> str:
+    """How many seeds and which, and the estimators that have others than most: "3 seeds (0, 1, 2), 1 seed (0) for ..."."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, seeds in by_estimator.items():
+        groups.setdefault(tuple(sorted(seeds)), []).append(name)
+    most = max(groups, key=lambda seeds: (len(groups[seeds]), len(seeds)))
+    words = {seeds: f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" for seeds in groups}
+    others = [f"{words[seeds]} for {listed(names)}" for seeds, names in groups.items() if seeds != most]
+    return ", ".join([words[most], *others])
+
+
 def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
-    """Lines of a caption ``width`` inches wide in type of ``size`` points (0.41 em is the mean width of our type)."""
-    return textwrap.wrap(" ".join(sentences), int(width * 72 / (0.41 * size)), break_on_hyphens=False)
+    """Lines of a caption ``width`` inches wide in type of ``size`` points."""
+    text = " ".join(sentences)
+    # 0.41 em is the mean width of our type; where the letters of a line are wider, all lines become shorter.
+    letters = int(width * 72 / (0.41 * size))
+    lines = textwrap.wrap(text, letters, break_on_hyphens=False)
+    while letters > 20 and any(_points(line, size) > width * 72 for line in lines):
+        letters -= 2
+        lines = textwrap.wrap(text, letters, break_on_hyphens=False)
+    return lines
+
+
+def _points(line: str, size: float) -> float:
+    """Width of a line in our type, in points."""
+    font = FontProperties(family=style.SETTINGS["font.family"], size=size)
+    return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
 
 
 def grouped(number: int) -> str:

@@ -12,7 +12,7 @@ EXACT = "ntk-N-C"  # the exact value, computed in the dual; "full" in the paper'
 
 @dataclass(frozen=True)
 class Curve:
-    """One estimator over the grid of one hyperparameter; ``y`` and ``error`` are nats per datum."""
+    """One estimator over the grid of one hyperparameter, or over epochs; ``y`` and ``error`` are nats per datum."""
 
     estimator: str
     structure: str
@@ -22,8 +22,8 @@ class Curve:
     x: numpy.ndarray  # (points,), rising
     y: numpy.ndarray  # (points,)
     error: numpy.ndarray  # (points,), NaN where the partition has one block only
-    exceeding: int  # grid points and seeds at which the estimate lies above the exact value
-    compared: int  # ... of so many where that is known
+    exceeding: int = 0  # grid points and seeds at which the estimate lies above the exact value
+    compared: int = 0  # ... of so many where that is known
 
 
 def hparams_of(rows: pandas.DataFrame) -> list[str]:
@@ -40,14 +40,18 @@ def curves_of(rows: pandas.DataFrame, hparam: str) -> dict[str, Curve]:
         ValueError: the rows mix data sets, models or sizes, repeat a point, or the seeds have different grids.
     """
     chosen = rows[rows["block"].isna() & (rows["hparam"] == hparam)]
+    refuse_mixtures(chosen, hparam, "give files of one setting, or draw one run with the figure bound-grid")
+    return {str(name): _curve(group, str(name), hparam) for name, group in chosen.groupby("estimator", sort=False)}
+
+
+def refuse_mixtures(rows: pandas.DataFrame, whose: str, advice: str) -> None:
+    """Raise ValueError where the rows, named ``whose`` in the message, are not all on the same data and network."""
     for column in ("dataset", "model", "num_data", "num_params"):
-        values = list(dict.fromkeys(chosen[column]))
+        values = list(dict.fromkeys(rows[column]))
         if len(values) > 1:
             raise ValueError(
-                f"the {hparam} rows mix several values of {column} ({', '.join(map(str, values))}); "
-                "give files of one setting, or draw one run with the figure bound-grid"
+                f"the {whose} rows mix several values of {column} ({', '.join(map(str, values))}); {advice}"
             )
-    return {str(name): _curve(group, str(name), hparam) for name, group in chosen.groupby("estimator", sort=False)}
 
 
 def _curve(group: pandas.DataFrame, estimator: str, hparam: str) -> Curve:

@@ -1,4 +1,4 @@
-"""A grid of panels with a shared legend above and a caption below, measured in inches."""
+"""A grid of panels with a legend above (or one above each row) and a caption below, measured in inches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from ntkml.figures import style
 
 # All in inches.
 LEFT, RIGHT = 0.46, 0.09  # y labels; room for half of the last x tick label
-GAP, NARROW_GAP = 0.35, 0.20  # between columns, with y tick labels and without
+GAP, NARROW_GAP, LABELLED_GAP = 0.35, 0.20, 0.55  # between columns: with y tick labels, without, with a y label too
 BELOW_PANEL, BARE_BELOW = 0.29, 0.06  # x tick labels and x label; a row of panels without them
 TITLE, CAPTION_LINE, LEGEND_LINE = 0.15, 0.085, 0.108
 
 
 class Sheet:
-    """An empty figure of ``width`` inches with ``num_rows`` x ``num_columns`` panels, each ``panel_height`` high."""
+    """An empty figure of ``width`` inches with ``num_rows`` x ``num_columns`` panels, each ``panel_height`` high.
+
+    With ``labelled_columns`` every panel has room for a label of its y-axis, otherwise those of the first column only.
+    ``row_legends`` are the entries of a legend for every row; they lie under the row's heading, above its panels.
+    """
 
     def __init__(
         self,
@@ -33,13 +37,15 @@ class Sheet:
         caption: Sequence[str],
         shared_x: bool = False,
         shared_y: bool = False,
+        labelled_columns: bool = False,
+        row_legends: Sequence[Sequence[Line2D]] = (),
     ) -> None:
         self.width, self.num_rows, self.shared_x, self.shared_y = width, shape[0], shared_x, shared_y
-        gap = NARROW_GAP if shared_y else GAP
+        gap = LABELLED_GAP if labelled_columns else NARROW_GAP if shared_y else GAP
         num_rows, num_columns = shape
         legend_columns, legend_lines = _legend_shape(legend, width)
         above = legend_lines * LEGEND_LINE + (LEGEND_LINE if legend_title and legend else 0.0) + 0.04
-        title = TITLE if titles else 0.04
+        title = (TITLE if titles else 0.04) + _highest(row_legends, width)
         below = BELOW_PANEL + CAPTION_LINE * len(caption) + (0.05 if caption else 0.0)
         between = (BARE_BELOW if shared_x else BELOW_PANEL) + title
         height = above + title + num_rows * panel_height + (num_rows - 1) * between + below
@@ -57,7 +63,7 @@ class Sheet:
             hspace=between / panel_height,
         )
         if legend:
-            self._add_legend(legend, legend_title, legend_columns, height)
+            self._add_legend(legend, legend_title, legend_columns, 1 - 0.02 / height)
         if caption:
             self.figure.text(
                 0.06 / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
@@ -86,17 +92,32 @@ class Sheet:
         return [upper, lower]
 
     def label_y(self, part: Axes, words: str) -> None:
-        """Name the y-axis of a row beside its first panel, at the same distance whatever its tick labels."""
+        """Name the y-axis of a panel beside it, at the same distance whatever its tick labels."""
         box = part.get_subplotspec().get_topmost_subplotspec().get_position(self.figure)
-        self.figure.text(0.03 / self.width, (box.y0 + box.y1) / 2, words, rotation=90, ha="left", va="center")
+        left = box.x0 - (LEFT - 0.03) / self.width
+        self.figure.text(left, (box.y0 + box.y1) / 2, words, rotation=90, ha="left", va="center")
 
-    def _add_legend(self, handles: Sequence[Line2D], title: str, columns: int, height: float) -> None:
+    def head_row(self, row: int, words: str, handles: Sequence[Line2D]) -> None:
+        """The heading of a row and under it the row's legend."""
+        box, height = self.grid[row, 0].get_position(self.figure), self.figure.get_figheight()
+        columns, lines = _legend_shape(handles, self.width)
+        top = box.y1 + (0.02 + lines * LEGEND_LINE) / height
+        self.figure.text(box.x0, top + 0.03 / height, words, va="bottom", fontsize=7.0, gid="heading")
+        if handles:
+            self._add_legend(handles, "", columns, top)
+
+    def _add_legend(self, handles: Sequence[Line2D], title: str, columns: int, top: float) -> None:
         legend = self.figure.legend(
             handles=_row_major(handles, columns), title=title or None, loc="upper center",
-            bbox_to_anchor=(0.5, 1 - 0.02 / height), ncols=columns, frameon=False, borderpad=0.0, borderaxespad=0.0,
+            bbox_to_anchor=(0.5, top), ncols=columns, frameon=False, borderpad=0.0, borderaxespad=0.0,
             labelspacing=0.25, columnspacing=1.0, handlelength=2.4, handletextpad=0.4,
         )  # fmt: skip
         legend._legend_box.sep = 2.0  # points between the title and the entries
+
+
+def _highest(legends: Sequence[Sequence[Line2D]], width: float) -> float:
+    """Inches that the highest of the legends takes, a little room included."""
+    return max((_legend_shape(legend, width)[1] * LEGEND_LINE for legend in legends), default=0.0)
 
 
 def _legend_shape(handles: Sequence[Line2D], width: float) -> tuple[int, int]:

@@ -39,9 +39,9 @@ def limits_of(axes: PanelAxes, curves: Iterable[Curve]) -> Limits:
         return Limits(x, axes.ylim)
     ranges = sorted((_range(curve, x) for curve in curves), key=lambda r: r[1], reverse=True)
     if axes.broken and (cut := _gap(ranges)):
-        return Limits(x, _padded(_union(ranges[:cut])), _padded(_union(ranges[cut:])))
+        return Limits(x, padded(_union(ranges[:cut])), padded(_union(ranges[cut:])))
     low, high = _union(ranges)
-    return Limits(x, _padded((max(low, high - SHOWN_HEIGHT), high)))
+    return Limits(x, padded((max(low, high - SHOWN_HEIGHT), high)))
 
 
 def hidden_curves(limits: Limits, curves: Iterable[Curve]) -> list[Curve]:
@@ -122,7 +122,7 @@ def _union(ranges: list[Interval]) -> Interval:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _padded(interval: Interval) -> Interval:
+def padded(interval: Interval) -> Interval:
     """Some room above and below; a tenth of a nat at least, or the tick labels would need more digits than they have room."""
     low, high = interval
     margin = max(0.06 * (high - low), (0.1 - (high - low)) / 2)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ntkml import records
+from ntkml.figure_protocols import load_pareto_figure
 from ntkml.protocols import HPARAMS, figure_names, load_figure
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished bound-grid run: its rows and what its manifest says."""
+    """A finished run: its rows and what its manifest says."""
 
     rows: Path
     manifest: dict[str, Any]
@@ -24,17 +25,17 @@ class Run:
 
     @property
     def setup(self) -> tuple[Any, ...]:
-        """What the panels of one figure must have in common; ``mnist_r180`` belongs to ``mnist``."""
+        """What the panels of one bound figure must have in common; ``mnist_r180`` belongs to ``mnist``."""
         return (str(self.settings["dataset"]).partition("_")[0], self.settings["model"], self.settings["num_data"])
 
 
-def finished_runs(results: Path) -> list[Run]:
-    """All finished bound-grid runs below ``results``, newest first."""
+def finished_runs(results: Path, command: str) -> list[Run]:
+    """All finished runs of ``command`` below ``results``, newest first."""
     runs = []
     for path in sorted(results.rglob("manifest.json")):
         manifest = records.read_manifest(path)
         whole = all(manifest.get(key) for key in ("settings", "estimators", "finished_at"))
-        if manifest.get("command") == "bound-grid" and whole and (rows := _rows_beside(path)):
+        if manifest.get("command") == command and whole and (rows := _rows_beside(path)):
             runs.append(Run(rows, manifest))
     return sorted(runs, key=lambda run: run.manifest["finished_at"], reverse=True)
 
@@ -49,7 +50,7 @@ def runs_for(name: str, results: Path) -> list[Run]:
         ValueError: no run holds the estimators; the message says what to run.
     """
     needed = set(load_figure(name).estimators) if name in figure_names() else set()
-    runs = [run for run in finished_runs(results) if needed <= set(run.manifest["estimators"])]
+    runs = [run for run in finished_runs(results, "bound-grid") if needed <= set(run.manifest["estimators"])]
     if not runs:
         protocol = f" --protocol {name}" if needed else ""
         raise ValueError(
@@ -63,6 +64,22 @@ def runs_for(name: str, results: Path) -> list[Run]:
         if fitting:
             chosen += _seeds(fitting[0], fitting)
     return chosen
+
+
+def pareto_run_for(name: str, results: Path) -> Run:
+    """The newest finished Pareto run of what the figure ``name`` shows.
+
+    Raises:
+        ValueError: there is none; the message says what to run.
+    """
+    hparam = load_pareto_figure(name).hparam
+    runs = [run for run in finished_runs(results, "pareto") if hparam in ("", run.settings.get("hparam"))]
+    if not runs:
+        raise ValueError(
+            f"no finished pareto run under {results} for {name}; "
+            f"run: ntkml pareto --hparam {hparam or 'prior'}, or name a file with --csv"
+        )
+    return runs[0]
 
 
 def manifests_beside(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:

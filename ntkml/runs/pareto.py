@@ -191,7 +191,9 @@ def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any]) -> dic
         "settings": run.settings,
         "environment": environment | {"load_average": os.getloadavg()[0]},
         "estimators": estimators,
-        "notes": list(dict.fromkeys(note for cells in run.protocol.compared.values() for c in cells for note in c.notes)),
+        "notes": list(
+            dict.fromkeys(note for cells in run.protocol.compared.values() for c in cells for note in c.notes)
+        ),
         "runs": manifests,
         "finished_at": now(),
     }

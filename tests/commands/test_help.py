@@ -147,5 +147,11 @@ def completions(*words, incomplete=""):
 def test_commands_and_figures_complete():
     assert completions(incomplete="b") == ["bound-grid"]
     assert completions() == list(COMMANDS)
-    assert completions("plot", incomplete="figure-1") == ["figure-12"]
+    assert completions("plot", incomplete="figure-1") == [
+        "figure-1",
+        "figure-10",
+        "figure-11",
+        "figure-12",
+        "figure-13",
+    ]
     assert "--results" in completions("plot", incomplete="--re")

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from ntkml import protocols
+from ntkml import figure_protocols, protocols, train_protocols
 from ntkml.protocols import HPARAMS, Grid, bound_grid_names, figure_names, load_bound_grid, load_figure
 from ntkml.registry import FIGURES
 from ntkml.specs import parse_estimator, resolve_estimator
@@ -135,12 +135,59 @@ def test_an_impossible_grid_is_refused(settings, message):
         (lambda: load_bound_grid("figure-33", "prior"), "unknown protocol 'figure-33'; did you mean 'figure-3'"),
         (lambda: load_bound_grid("figure-3", "prio"), "unknown hyperparameter 'prio'; did you mean 'prior'"),
         (lambda: load_bound_grid("figure-3", "prior", "cod"), "unknown protocol variant 'cod'; did you mean 'code'"),
+        (
+            lambda: figure_protocols.load_trajectory_figure("figure-3"),
+            "unknown protocol 'figure-3'; did you mean 'figure-",
+        ),
+        (
+            lambda: figure_protocols.load_pareto_figure("figure-8"),
+            "unknown Pareto figure 'figure-8'; did you mean 'figure-1'",
+        ),
+        (lambda: load_bound_grid("figure-8", "prior"), "unknown protocol 'figure-8'; did you mean 'figure-"),
         (lambda: load_figure("digits"), "unknown figure of a bound grid 'digits'; known: figure-3"),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_files_of_other_kinds_have_their_own_readers():
+    assert figure_protocols.trajectory_names() == ["figure-8", "figure-9", "figure-10", "figure-11"]
+    assert figure_protocols.pareto_names() == ["figure-1", "figure-13", "pareto"]
+    every = {*bound_grid_names(), *train_protocols.train_names(), *figure_protocols.trajectory_names()}
+    assert every | set(figure_protocols.pareto_names()) == {*protocols.protocol_names(), "pareto"}
+    known = {*figure_names(), *figure_protocols.trajectory_names(), *figure_protocols.pareto_names()}
+    assert known | {"figure-2", "bound-grid"} == set(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("name", "hparam"),
+    [("figure-8", "invariance"), ("figure-9", "invariance"), ("figure-10", "prior"), ("figure-11", "prior")],
+)
+def test_trajectories_show_what_the_paper_shows(name, hparam):
+    figure = figure_protocols.load_trajectory_figure(name)
+    assert (figure.hparam, figure.dataset) == (hparam, train_protocols.load_train("train-mnist", hparam).dataset)
+    sizes = ("10", "20", "50", "100", "250", "500")
+    if name in ("figure-8", "figure-10"):
+        wanted = {"ntk-N-C", "blockdiag-N-C", "kfac-N-C", "diag-N-C", *(f"ntk-{size}-C" for size in sizes)}
+    else:
+        pairs = [(size, outputs) for size in (*sizes, "N") for outputs in ("1", "tree")]
+        wanted = {
+            "ntk-N-C",
+            *(f"blockdiag-{size}-C" for size in sizes),
+            *(f"ntk-{size}-{outputs}" for size, outputs in pairs),
+        }
+    assert set(figure.estimators) == wanted
+    for facet in figure.facets:
+        assert facet.estimators[0] == "ntk-N-C"
+
+
+def test_pareto_figures_say_what_was_learned():
+    assert figure_protocols.load_pareto_figure("figure-1").hparam == "invariance"
+    prior = figure_protocols.load_pareto_figure("figure-13")
+    assert (prior.hparam, prior.axes.xscale) == ("prior", "log")
+    assert figure_protocols.load_pareto_figure("pareto").hparam == ""
 
 
 def test_protocols_are_found_where_the_package_has_no_experiments(monkeypatch):

@@ -1,0 +1,69 @@
+"""Sentences under a Pareto figure: what was timed and on what, what is no bound, hidden or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas
+
+from ntkml.figures.captions import grouped, listed, seeds_of
+from ntkml.figures.pareto_marks import each
+
+
+def sentences(rows: pandas.DataFrame, hidden: Mapping[str, pandas.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
+    """All but the title and the notes. ``rows`` has a column ``drawn``: what lies on the frontier that was computed."""
+    said = [_provenance(rows), *_timing(rows, manifest), _meaning(rows)]
+    said.append(f"Frontier, from fast to slow: {', '.join(rows[rows['drawn']].sort_values('seconds')['estimator'])}.")
+    if len(disagreeing := rows[rows["drawn"] != rows["on_frontier"].astype(bool)]):
+        said.append(f"The rows' own flags of the frontier disagree with it at {listed(disagreeing['estimator'])}.")
+    if len(unproven := rows[~rows["certified"].astype(bool)]):
+        said.append(f"Open marks, not a proven bound: {listed(unproven['estimator'])}.")
+    for column, beyond in hidden.items():
+        if len(beyond):
+            which = "exact values" if column.startswith("exact") else "estimates"
+            points = ", ".join(
+                f"{row.estimator} ({-getattr(row, column):.3g} at {row.seconds:.2g} s)" for row in each(beyond)
+            )
+            said.append(f"Outside the range shown ({which}): {points}.")
+    exact = rows["exact_log_marginal_likelihood"]
+    if exact.notna().any() and exact.isna().any():
+        said.append(f"Without an exact value: {listed(rows.loc[exact.isna(), 'estimator'])}.")
+    if absent := [name for name in manifest.get("estimators", ()) if name not in set(rows["estimator"])]:
+        said.append(f"Missing: {listed(absent)}.")
+    return said
+
+
+def _provenance(rows: pandas.DataFrame) -> str:
+    first = rows.iloc[0]
+    seeds = {str(row.estimator): [int(seed) for seed in str(row.seeds).split()] for row in each(rows)}
+    return (
+        f"{first['dataset']}, N\u00a0=\u00a0{grouped(first['num_data'])}, {first['model']} "
+        f"(P\u00a0=\u00a0{grouped(first['num_params'])}), S\u00a0=\u00a0{_range(rows['samples'])}, "
+        f"{_range(rows['epochs'])} epochs, {seeds_of(seeds)}."
+    )
+
+
+def _timing(rows: pandas.DataFrame, manifest: Mapping[str, Any]) -> list[str]:
+    environment = manifest.get("environment", {})
+    torch, cpu = environment.get("versions", {}).get("torch"), environment.get("cpu")
+    devices = ", ".join(dict.fromkeys(rows["device"]))
+    threads = _range(rows["threads"])
+    words = [
+        f"{devices} ({cpu})" if cpu and devices == "cpu" else devices,
+        f"{threads} thread{'' if threads == '1' else 's'}",
+        ", ".join(dict.fromkeys(rows["dtype"])),
+        f"torch {torch}" if torch else "torch version unknown",
+    ]
+    return [f"Seconds: median of {_range(rows['repeats'])} repeats on {', '.join(words)}; horizontal bars: quartiles."]
+
+
+def _meaning(rows: pandas.DataFrame) -> str:
+    bars = "; vertical bars: one standard error over seeds" if rows["standard_error"].notna().any() else ""
+    return f"Estimates: mean of the last five that each training run made itself{bars}."
+
+
+def _range(values: pandas.Series[Any]) -> str:
+    """One number, or the lowest and the highest."""
+    low, high = int(values.min()), int(values.max())
+    return grouped(low) if low == high else f"{grouped(low)} to {grouped(high)}"

@@ -1,0 +1,125 @@
+"""Which training runs a trajectory figure is drawn from.
+
+Runs come from the files that the user names, or from all finished ones below the results: the rows of every ``train`` run
+and the joined ``training.csv.gz`` of every ``pareto`` run. What is drawn together is decided by one rule, for both:
+
+1. Only runs that learn what the figure shows, with one of its estimators, are looked at. A run that is there twice (the
+   same id) is taken once.
+2. Runs on the figure's own data set come first; those on others count only where there are none on it.
+3. The newest of them says what the settings are: data, network, epochs, samples, learning rates, everything but estimator
+   and seed. Runs of other settings are left out, and the caption says how many. Files without a manifest are compared by
+   their rows: data, network and epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from ntkml import records, train_records
+from ntkml.figure_protocols import TrajectoryFigure
+from ntkml.figures.captions import manifest_notes
+from ntkml.figures.sources import finished_runs
+
+JOINED = "training.csv.gz"  # the rows of all training runs of a Pareto run
+_ROW_SETTINGS = ("hparam", "dataset", "model", "num_data", "num_params", "dtype")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """The rows of one training run, where they came from and the run's manifest, empty where there is none."""
+
+    rows: pandas.DataFrame
+    path: Path
+    manifest: Mapping[str, Any]
+    notes: tuple[str, ...]  # sentences for the caption, also those of the Pareto run that holds it
+
+    @property
+    def estimator(self) -> str:
+        return str(self.rows["estimator"].iloc[0])
+
+    @property
+    def dataset(self) -> str:
+        return str(self.rows["dataset"].iloc[0])
+
+    @property
+    def finished_at(self) -> str:
+        """Empty where nothing is known: such runs count as the oldest."""
+        return self.manifest.get("finished_at") or ""
+
+    def has_settings_of(self, other: TrainingRun) -> bool:
+        """Whether the two differ in estimator and seed at most."""
+        rows, others = self.rows.iloc[0], other.rows.iloc[0]
+        if any(rows[column] != others[column] for column in _ROW_SETTINGS):
+            return False
+        if self.rows["epoch"].max() != other.rows["epoch"].max():
+            return False
+        ours, theirs = (run.manifest.get("settings") for run in (self, other))
+        free = {"estimator": None, "seed": None}
+        return not ours or not theirs or {**ours, **free} == {**theirs, **free}
+
+
+def training_files(figure: TrajectoryFigure, results: Path) -> list[Path]:
+    """Row files of the finished runs below ``results`` that learn what the figure shows.
+
+    Raises:
+        ValueError: there is none; the message says what to run.
+    """
+    runs = [run for run in finished_runs(results, "train") if run.settings.get("hparam") == figure.hparam]
+    joined = [run for run in finished_runs(results, "pareto") if run.settings.get("hparam") == figure.hparam]
+    files = [run.rows for run in runs] + [run.rows.with_name(JOINED) for run in joined]
+    if not (there := [path for path in files if path.is_file()]):
+        raise ValueError(f"no finished training run under {results} for {figure.name}; {_what_to_run(figure)}")
+    return there
+
+
+def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
+    """Every run in the files, the newest first; one that is in several files is taken from the first."""
+    runs: dict[str, TrainingRun] = {}
+    for path in dict.fromkeys(paths):
+        rows = train_records.read_rows(path)
+        beside = path.with_name("manifest.json")
+        manifest = records.read_manifest(beside) if beside.is_file() else {}
+        for run_id, group in rows.groupby("run_id", sort=False):
+            own = manifest if manifest.get("run_id") == run_id else manifest.get("runs", {}).get(run_id, {})
+            notes = manifest_notes([own]) + ([] if own is manifest else manifest.get("notes", []))
+            if not own:
+                notes = [
+                    f"No manifest of the runs in {path.name}: their settings are known from the rows alone.",
+                    *notes,
+                ]
+            runs.setdefault(str(run_id), TrainingRun(group, path, own, tuple(notes)))
+    return sorted(runs.values(), key=lambda run: run.finished_at, reverse=True)
+
+
+def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[TrainingRun], list[str]]:
+    """The runs to draw, by the rule above, and sentences for the caption.
+
+    Raises:
+        ValueError: no run learns what the figure shows with one of its estimators.
+    """
+    learned = [run for run in runs if run.rows["hparam"].iloc[0] == figure.hparam]
+    known = [run for run in learned if run.estimator in figure.estimators]
+    if not known:
+        raise ValueError(f"these rows hold no run of {figure.name}; {_what_to_run(figure)}")
+    at_home = [run for run in known if run.dataset == figure.dataset] or known
+    chosen: dict[tuple[str, int], TrainingRun] = {}
+    for run in at_home:
+        if run.has_settings_of(at_home[0]):
+            chosen.setdefault((run.estimator, int(run.rows["seed"].iloc[0])), run)
+    notes = list(dict.fromkeys(note for run in chosen.values() for note in run.notes))
+    if others := len(known) - len(chosen):
+        notes.append(f"No settings are mixed: {others} run{'s' * (others > 1)} of other settings left out.")
+    return list(chosen.values()), notes
+
+
+def _what_to_run(figure: TrajectoryFigure) -> str:
+    estimator = figure.estimators[-1]
+    return (
+        f"run: ntkml pareto --hparam {figure.hparam} (all of them), or one with "
+        f"ntkml train --hparam {figure.hparam} --protocol train-mnist --estimator {estimator}"
+    )

@@ -1,0 +1,98 @@
+"""Rows of a Pareto run: one per estimator, in ``results/pareto/<hparam>-<dataset>-<run_id>/rows.csv``.
+
+A row joins what the training runs of an estimator achieved with what one estimate and its gradient cost. Log columns are
+nats per datum, ``seconds`` is the median over ``repeats`` measurements. Beside the rows lie ``manifest.json``, whose
+``runs`` maps the id of every training run to its manifest, and ``training.csv.gz``, their rows (:mod:`ntkml.train_records`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkml import records
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "hparam": ("text", False),  # what was learned: "prior" or "invariance"
+    "estimator": ("text", False),
+    "structure": ("text", False),
+    "inputs": ("text", False),  # "N" or a number
+    "outputs": ("text", False),  # "1", "C", "tree" or a number
+    "grouping": ("text", True),
+    "certified": ("flag", False),
+    "num_seeds": ("integer", False),
+    "seeds": ("text", False),  # "0 1 2"
+    "epochs": ("integer", False),
+    "samples": ("integer", False),  # augmentation views S
+    "log_marginal_likelihood": ("number", False),  # mean of the last five own estimates of every run, over seeds
+    "standard_error": ("number", True),  # of that, over seeds; empty with one
+    "exact_log_marginal_likelihood": ("number", True),  # ntk-N-C at the end of training, over the seeds that have it
+    "test_log_likelihood": ("number", True),  # this and the next two: end of training, over seeds
+    "test_accuracy": ("number", True),
+    "eta_2": ("number", True),  # learned rotation, radians
+    "seconds": ("number", False),  # median of one estimate with its gradient
+    "seconds_low": ("number", False),  # first quartile
+    "seconds_high": ("number", False),  # third quartile
+    "repeats": ("integer", False),
+    "num_pairs": ("integer", False),  # index pairs of a block
+    "peak_bytes": ("integer", True),
+    "threads": ("integer", False),
+    "device": ("text", False),
+    "dtype": ("text", False),
+    "on_frontier": ("flag", False),  # see frontier()
+}
+KEY = ["run_id", "estimator"]
+
+
+def read_rows(*paths: str | Path) -> pandas.DataFrame:
+    """Read and join row files of ``ntkml pareto``; the columns have their proper types.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an estimator.
+    """
+    import pandas
+
+    if not paths:
+        raise ValueError("no CSV file was given; pass at least one")
+    rows = pandas.concat([records.read_table(Path(path), "pareto", COLUMNS) for path in paths], ignore_index=True)
+    twice = rows[rows.duplicated(KEY, keep="first")]
+    if len(twice):
+        names = ", ".join(str(path) for path in paths)
+        raise ValueError(
+            f"{names}: {twice.iloc[0].estimator} of run {twice.iloc[0].run_id} is there more than once; give each file once"
+        )
+    return rows
+
+
+def frontier(seconds: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Which points lie on the Pareto frontier of few ``seconds`` and high ``values``, in the order given.
+
+    A point lies on it if none is at least as good in both and better in one. Of points with equal seconds only the
+    highest can lie on it, of points with equal values only the fastest; points equal in both stand or fall together.
+
+    Raises:
+        ValueError: lengths that differ, or a number that is not finite.
+    """
+    if len(seconds) != len(values):
+        raise ValueError(f"as many seconds as values are needed, got {len(seconds)} and {len(values)}")
+    if not all(map(math.isfinite, [*seconds, *values])):
+        raise ValueError("a frontier needs finite seconds and values")
+    # From fast to slow, the highest of equal seconds first: a point then has to be above all before it.
+    order = sorted(range(len(values)), key=lambda index: (seconds[index], -values[index]))
+    chosen, best = [False] * len(values), (math.nan, -math.inf)
+    for index in order:
+        point = (seconds[index], values[index])
+        chosen[index] = point[1] > best[1] or point == best
+        best = point if chosen[index] else best
+    return chosen

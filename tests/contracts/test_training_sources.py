@@ -1,0 +1,76 @@
+"""Which training runs a trajectory figure shows."""
+
+import pytest
+
+from ntkml import records
+from ntkml.figure_protocols import load_trajectory_figure
+from ntkml.figures.training_sources import choose, training_files, training_runs
+from tests.synthetic_training import training_manifest, write_pareto_run, write_training_run
+
+FIGURE = load_trajectory_figure("figure-10")
+
+
+def chosen(results):
+    runs, notes = choose(FIGURE, training_runs(training_files(FIGURE, results)))
+    return {(run.estimator, run.rows["seed"].iloc[0], run.rows["epoch"].max(), run.dataset) for run in runs}, notes
+
+
+def test_runs_alone_and_in_pareto_runs_are_joined_and_each_is_taken_once(tmp_path):
+    write_pareto_run(tmp_path, ["ntk-100-C", "kfac-N-C"], "prior", seeds=(0, 1))
+    write_training_run(tmp_path, "ntk-100-C", "prior", 1)
+    write_training_run(tmp_path, "diag-N-C", "prior", 0)
+    write_training_run(tmp_path, "diag-N-C", "prior", 1, finished_at=None)
+    write_training_run(tmp_path, "diag-N-C", "invariance", 0)
+    write_training_run(tmp_path, "ntk-7-C", "prior", 0)  # no estimator of the figure
+    runs, notes = chosen(tmp_path)
+    cells = [("ntk-100-C", 0), ("ntk-100-C", 1), ("kfac-N-C", 0), ("kfac-N-C", 1), ("diag-N-C", 0)]
+    assert runs == {(*cell, 60, "mnist") for cell in cells}
+    # Notes of the training runs and of the Pareto run that holds them; nothing was left out.
+    assert notes == ["No augmentation (S\u00a0=\u00a01).", "Synthetic training.", "Reduced: synthetic cells."]
+
+
+def test_settings_are_those_of_the_newest_run_and_the_others_are_counted(tmp_path):
+    write_training_run(tmp_path, "ntk-100-C", "prior", finished_at="2026-01-01T00:00:00Z")
+    write_training_run(tmp_path, "ntk-50-C", "prior", finished_at="2026-01-02T00:00:00Z")
+    write_training_run(tmp_path, "ntk-20-C", "prior", epochs=40, finished_at="2026-01-04T00:00:00Z")
+    write_training_run(tmp_path, "ntk-100-C", "prior", epochs=40, finished_at="2026-01-03T00:00:00Z")
+    runs, notes = chosen(tmp_path)
+    assert runs == {("ntk-20-C", 0, 40, "mnist"), ("ntk-100-C", 0, 40, "mnist")}
+    assert notes[-1] == "No settings are mixed: 2 runs of other settings left out."
+
+
+def test_settings_that_no_row_shows_are_not_mixed_either(tmp_path):
+    write_training_run(tmp_path, "ntk-100-C", "prior", finished_at="2026-01-02T00:00:00Z")
+    path = write_training_run(tmp_path, "ntk-50-C", "prior").with_name("manifest.json")
+    manifest = training_manifest("ntk-50-C", "prior", 0)
+    records.write_manifest(path, manifest | {"settings": manifest["settings"] | {"lr_hyper": 0.5}})
+    runs, notes = chosen(tmp_path)
+    assert {run[0] for run in runs} == {"ntk-100-C"}
+    assert notes[-1] == "No settings are mixed: 1 run of other settings left out."
+
+
+def test_the_figures_own_data_come_first_and_others_serve_where_there_are_none(tmp_path):
+    write_training_run(tmp_path, "ntk-100-C", "prior", dataset="digits", finished_at="2026-02-01T00:00:00Z")
+    assert chosen(tmp_path)[0] == {("ntk-100-C", 0, 60, "digits")}
+    write_training_run(tmp_path, "ntk-50-C", "prior", finished_at="2026-01-01T00:00:00Z")
+    assert chosen(tmp_path)[0] == {("ntk-50-C", 0, 60, "mnist")}
+
+
+def test_a_file_without_its_manifest_is_drawn_and_said(tmp_path):
+    paths = [write_training_run(tmp_path, name, "prior") for name in ("ntk-100-C", "ntk-50-C")]
+    paths[0].with_name("manifest.json").unlink()
+    runs, notes = choose(FIGURE, training_runs(paths))
+    assert {run.estimator for run in runs} == {"ntk-100-C", "ntk-50-C"}
+    assert "No manifest of the runs in rows.csv: their settings are known from the rows alone." in notes
+
+
+def test_what_to_run_is_said_where_there_is_nothing(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"no finished training run under .* for figure-10; run: ntkml pareto --hparam prior \(all of them\), or one with "
+        "ntkml train --hparam prior --protocol train-mnist --estimator ntk-10-C",
+    ):
+        training_files(FIGURE, tmp_path)
+    path = write_training_run(tmp_path, "ntk-100-C", "invariance")
+    with pytest.raises(ValueError, match="these rows hold no run of figure-10; run: ntkml pareto --hparam prior"):
+        choose(FIGURE, training_runs([path]))
