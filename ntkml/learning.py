@@ -26,9 +26,13 @@ from ntkml.randomness import generator_for
 from ntkml.scores import Scores, one_hot, score
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.train_protocols import TrainProtocol
+from ntkml.two_pass import chunks
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
 STREAMS = ("batches", "views", "partition", "blocks")
+
+#: Network inputs, views included, that are evaluated at a time.
+EVALUATION_INPUTS = 1024
 
 _WEIGHT_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -179,7 +183,8 @@ def evaluate(learner: Learner, data: ImageDataset) -> Scores:
     """Scores on the test data, logits averaged over S views. The views are the same at every epoch of a run."""
     objective, x = learner.objective, data.test_inputs
     generator = generator_for(learner.protocol.seed, "test-views")
-    outputs = torch.cat([objective.outputs(x[chunk], generator) for chunk in objective.chunks(len(x))])
+    size = max(1, EVALUATION_INPUTS // learner.protocol.samples)
+    outputs = torch.cat([objective.outputs(x[chunk], generator) for chunk in chunks(len(x), size)])
     return score(outputs, data.test_targets, objective.likelihood)
 
 

@@ -1,42 +1,36 @@
 """The marginal likelihood as an objective: ``backward`` puts gradients into the ``.grad`` of hyperparameters.
 
 Gradients in the prior precision and the observation noise need only the linear algebra of one block. Anything that enters
-the forward pass (augmentation, :class:`~ntkml.capture.Hyperparameter` of the network) takes a second pass over the block:
-
-    pass 1, without a graph, chunk by chunk: rows -> log-determinant and its adjoint V,
-    pass 2, chunk by chunk with a graph: d/dh [ rho(chunk) - 1/2 <V, R(chunk)> ], V fixed, R = L(f)^T J.
-
-Only one chunk's graph is alive at a time; beyond it a block costs the rows that a structure keeps (none for kfac).
-The noise of the augmentation is drawn once per estimate and replayed.
+the forward pass (augmentation, :class:`~ntkml.capture.Hyperparameter` of the network) takes a second pass over the block,
+in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once per estimate and replayed.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Hyperparameter, average_views, capture, trainable_parameters
+from ntkml.capture import Hyperparameter, average_views, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.exact_rows import RowPlan
-from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.memory import automatic_chunk, is_out_of_memory
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
-from ntkml.rows import ChunkedRows, rows_by_layer
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
-from ntkml.structures import Structure, structure_named
-
-#: Network inputs (views included) per chunk where the caller names no size.
-CHUNK_INPUTS = 1024
+from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
 FORWARD_INPUTS = 500
+
+_LOG = logging.getLogger("ntkml")
+Result = TypeVar("Result")
 
 PRIOR_SIZES = ("scalar", "layerwise", "diagonal")
 
@@ -56,18 +50,6 @@ class Augmentation(Protocol):
         """Views (n * S, ...) of inputs (n, ...), differentiable in the parameters."""
 
 
-@dataclass(frozen=True)
-class FirstPass:
-    """One block after the pass without a graph: its data, outputs (n, C), structure and share of the log likelihood."""
-
-    inputs: Tensor
-    targets: Tensor
-    noise: Tensor | None
-    outputs: Tensor
-    structure: Structure
-    share: float
-
-
 class MarginalLikelihood(nn.Module):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
@@ -82,7 +64,8 @@ class MarginalLikelihood(nn.Module):
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision.
         augmentation: random views that the network function averages over, or None.
-        chunk: inputs per chunk; None takes about a thousand network inputs, views counted.
+        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.memory.automatic_chunk`). It is halved
+            where memory runs out.
 
     Raises:
         ValueError: an unknown name, or a precision that is not positive.
@@ -178,8 +161,21 @@ class MarginalLikelihood(nn.Module):
 
         Returns:
             The estimate, without a graph, in nats summed over the data.
+
+        Raises:
+            ValueError: a factorisation failed, or not even one input of a block fits into memory.
         """
-        return self._assemble(len(x), self._backward_blocks(x, y, blocks, generator))
+        drawn = self._drawn(x, y, blocks, generator)
+        return self._assemble(len(x), (self._add_gradients(data, weight, len(x)) for data, weight in drawn))
+
+    def estimate(
+        self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
+    ) -> LogMarginalLikelihood:
+        """What :meth:`backward` returns, without computing any gradient; by default of all blocks."""
+        drawn = self._drawn(x, y, blocks, generator)
+        with torch.no_grad():
+            terms = ((weight, *self._terms(data, self._first(data))) for data, weight in drawn)
+            return self._assemble(len(x), terms)
 
     def cached_backward(
         self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
@@ -194,32 +190,46 @@ class MarginalLikelihood(nn.Module):
         """
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
-        kept = [
-            (self._first_pass(x, y, block, generator), weight) for block, weight in self._drawn(x, y, blocks, generator)
-        ]
+        kept = [(data, self._first(data), weight) for data, weight in self._drawn(x, y, blocks, generator)]
 
         def backward() -> LogMarginalLikelihood:
-            steps = ((weight, *self._backward_prior(first, weight / len(x))) for first, weight in kept)
-            return self._assemble(len(x), steps)
+            terms = ((self._terms(data, first), weight) for data, first, weight in kept)
+            return self._assemble(len(x), (self._descend(*own, weight, len(x)) for own, weight in terms))
 
         return backward
 
     def _drawn(
         self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None
-    ) -> list[tuple[Block, float]]:
-        """Blocks of the partition with the weights 1/q_m of their terms."""
+    ) -> Iterator[tuple[BlockData, float]]:
+        """Blocks of the partition, their data and views, with the weights 1/q_m of their terms."""
         if self.partition is None or self.partition.num_inputs != len(x):
             self.resample(x, y, generator)
-        assert self.partition is not None
+        partition = self.partition
+        assert partition is not None
         if blocks is None:
-            return [(block, 1.0) for block in self.partition.blocks]
-        drawn = self.partition.draw(blocks, generator)
-        return [(self.partition.blocks[m], 1.0 / (float(self.partition.probabilities[m]) * blocks)) for m in drawn]
+            chosen = [(block, 1.0) for block in partition.blocks]
+        else:
+            drawn = partition.draw(blocks, generator)
+            chosen = [(partition.blocks[m], 1.0 / (float(partition.probabilities[m]) * blocks)) for m in drawn]
+        for block, weight in chosen:
+            share = block.columns.shape[-1] / partition.num_columns
+            yield self._data(block, x[block.inputs], y[block.inputs], share, generator), weight
+
+    def _data(
+        self, block: Block, inputs: Tensor, targets: Tensor, share: float, generator: torch.Generator | None
+    ) -> BlockData:
+        noise = self._draw(len(inputs), generator)
+
+        def views(part: slice) -> Tensor:
+            return self._views(inputs[part], None if noise is None else noise[part])
+
+        return BlockData(block, inputs, targets, views, self._num_views, share)
 
     def _assemble(self, num_data: int, terms: Iterable[tuple[float, Tensor, Tensor]]) -> LogMarginalLikelihood:
         """The estimate from (weight, rho, log-determinant) of blocks; adds the gradient of the weights' prior."""
         log_prior = -0.5 * self.prior.quadratic_form(trainable_parameters(self.model))
-        (-log_prior / num_data).backward()
+        if log_prior.requires_grad:
+            (-log_prior / num_data).backward()
         rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for weight, block_rho, block_log_det in terms:
             rho, log_det = rho + weight * block_rho, log_det + weight * block_log_det
@@ -227,68 +237,76 @@ class MarginalLikelihood(nn.Module):
         certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
 
-    def _backward_blocks(
-        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None
-    ) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """Gradients of -weight (rho - 1/2 log-determinant) / N, block by block; the rows of one are alive at a time."""
-        for block, weight in self._drawn(x, y, blocks, generator):
-            first = self._first_pass(x, y, block, generator)
-            rho, log_det = self._backward_prior(first, weight / len(x))
-            if self._forward_hyperparameters:
-                self._second_pass(first, block, weight / len(x))
-            yield weight, rho, log_det
+    def _first(self, data: BlockData) -> FirstPass:
+        return self._in_memory(data, lambda passes: passes.first(data))
 
-    def _first_pass(self, x: Tensor, y: Tensor, block: Block, generator: torch.Generator | None) -> FirstPass:
-        """Rows of one block, chunk by chunk and without a graph, as its structure."""
-        inputs, targets = x[block.inputs], y[block.inputs]
-        noise = self._draw(len(inputs), generator)
-        self._plan = check_model(self.model, inputs) if self._plan is None else self._plan
-        outputs: list[Tensor] = []
-
-        def rows_of_chunks() -> Iterator[dict[str, LayerRows]]:
-            for chunk in self.chunks(len(inputs)):
-                with torch.no_grad():
-                    views = self._views(inputs[chunk], _part(noise, chunk))
-                captured = capture(self.model, views, self._num_views, plan=self._plan)
-                outputs.append(captured.outputs.detach())
-                self._likelihood_fixed.check_targets(outputs[-1], targets[chunk])
-                yield rows_by_layer(captured, self._factor(outputs[-1], block, chunk), keep_graph=False)
-
-        structure = structure_named(self.estimator.structure)
-        built = structure(ChunkedRows(rows_of_chunks(), self._shapes, structure.factored))
-        share = block.columns.shape[-1] / self.partition.num_columns  # type: ignore[union-attr]
-        return FirstPass(inputs, targets, noise, torch.cat(outputs), built, share)
-
-    def _backward_prior(self, first: FirstPass, scale: float) -> tuple[Tensor, Tensor]:
-        """rho and log-determinant; gradients of -scale (rho - 1/2 log-determinant) in prior and noise are added."""
-        likelihood = self.likelihood
-        log_det = first.structure.log_det(self.prior.scaled(likelihood.noise_variance))
-        rho = first.share * likelihood.log_prob(first.outputs, first.targets).double().sum()
-        (-scale * (rho - 0.5 * log_det)).backward()
-        return rho.detach(), log_det.detach()
-
-    def _second_pass(self, first: FirstPass, block: Block, scale: float) -> None:
-        """The same gradient in what enters the forward pass, one chunk's graph at a time."""
-        adjoint = first.structure.adjoint(self.prior.scaled(self.likelihood.noise_variance))
-        for chunk in self.chunks(len(first.inputs)):
-            views = self._views(first.inputs[chunk], _part(first.noise, chunk))
-            captured = capture(self.model, views, self._num_views, differentiable=True, plan=self._plan)
-            factor = self._factor(captured.outputs, block, chunk)
-            surrogate = adjoint.pair(rows_by_layer(captured, factor, keep_graph=True), chunk)
-            log_prob = self._likelihood_fixed.log_prob(captured.outputs, first.targets[chunk]).double().sum()
-            self._accumulate(-scale * (first.share * log_prob - 0.5 * surrogate))
-
-    def chunks(self, num_inputs: int) -> list[slice]:
-        """Slices of inputs whose views one forward pass takes."""
-        size = self.chunk or max(1, CHUNK_INPUTS // self._num_views)
-        return [slice(start, min(start + size, num_inputs)) for start in range(0, num_inputs, size)]
-
-    def _accumulate(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to the hyperparameters of the forward pass, never to the weights."""
+    def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
+        """Gradients of -weight (rho - 1/2 log-determinant) / N of one block; the rows of one are alive at a time."""
         targets = self._forward_hyperparameters
-        for parameter, gradient in zip(targets, torch.autograd.grad(loss, targets, allow_unused=True), strict=True):
+
+        def both(passes: TwoPass) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
+            first = passes.first(data)
+            terms = self._terms(data, first)  # before the adjoint: a matrix that cannot be factorised is named here
+            return terms, passes.second(data, first, self._scaled_prior, targets) if targets else []
+
+        terms, gradients = self._in_memory(data, both)
+        for parameter, gradient in zip(targets, gradients, strict=True):
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                step = -weight / num_data * gradient
+                parameter.grad = step if parameter.grad is None else parameter.grad + step
+        return self._descend(*terms, weight, num_data)
+
+    def _terms(self, data: BlockData, first: FirstPass) -> tuple[Tensor, Tensor]:
+        """rho and log-determinant of one block, differentiable in prior and noise."""
+        log_det = first.structure.log_det(self._scaled_prior)
+        return data.share * self.likelihood.log_prob(first.outputs, data.targets).double().sum(), log_det
+
+    def _descend(self, rho: Tensor, log_det: Tensor, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
+        """Add the gradient of -weight (rho - 1/2 log-determinant) / N in prior and noise."""
+        (-weight / num_data * (rho - 0.5 * log_det)).backward()
+        return weight, rho.detach(), log_det.detach()
+
+    def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:
+        """``compute`` in chunks; where memory runs out the chunk is halved, never the block.
+
+        Raises:
+            ValueError: it runs out with one input at a time.
+        """
+        while True:
+            passes = self._passes(data)
+            try:
+                return compute(passes)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if passes.chunk == 1:
+                    raise ValueError(
+                        f"out of memory: a block of {data.block.num_pairs} rows ({self.estimator}) does not fit, one input "
+                        "at a time: choose an estimator with fewer inputs or outputs in a block, or kfac"
+                    ) from None
+            self.chunk = passes.chunk // 2  # outside of the handler, which would keep what failed alive
+            _LOG.warning("out of memory with chunks of %d inputs: continuing with %d", passes.chunk, self.chunk)
+
+    def _passes(self, data: BlockData) -> TwoPass:
+        self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan
+        if self.chunk is None:
+            with torch.no_grad():
+                example = data.views(slice(0, 1))
+            self.chunk = automatic_chunk(self.model, self._plan, example, data.block.columns.shape[-1])
+        return TwoPass(
+            model=self.model,
+            plan=self._plan,
+            shapes=self._shapes,
+            structure=self.estimator.structure,
+            likelihood=self._likelihood_fixed,
+            factor=lambda outputs: self._likelihood.factor(outputs, self.estimator.outputs, self.tree),
+            chunk=self.chunk,
+        )
+
+    @property
+    def _scaled_prior(self) -> PriorPrecision:
+        """Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision."""
+        return self.prior.scaled(self.likelihood.noise_variance)
 
     @property
     def _forward_hyperparameters(self) -> list[nn.Parameter]:
@@ -298,15 +316,9 @@ class MarginalLikelihood(nn.Module):
 
     @property
     def _likelihood_fixed(self) -> Likelihood:
-        """The likelihood with its noise as a number: its own gradient was taken in the first pass."""
+        """The likelihood with its noise as a number: its own gradient is taken with the value."""
         noise = self.log_observation_noise
         return self._likelihood if noise is None else Gaussian(noise.detach().exp())
-
-    def _factor(self, outputs: Tensor, block: Block, chunk: slice) -> Tensor:
-        """The block's columns of L for one chunk. Shape (n, C, k)."""
-        columns = block.columns if block.columns.ndim == 1 else block.columns[chunk]
-        factor = self._likelihood.factor(outputs, self.estimator.outputs, self.tree)
-        return Block(block.inputs[chunk], columns).select(factor)
 
     @property
     def _num_views(self) -> int:
@@ -317,7 +329,3 @@ class MarginalLikelihood(nn.Module):
 
     def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
         return x if self.augmentation is None or noise is None else self.augmentation(x, noise)
-
-
-def _part(noise: Tensor | None, chunk: slice) -> Tensor | None:
-    return None if noise is None else noise[chunk]

@@ -6,7 +6,7 @@ from: from the capture of one batch (here) or from a table of all Jacobians (:mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +17,9 @@ from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import gram
 
+#: Parameter tensors whose explicit rows are held together.
+Groups = Sequence[tuple[str, ...]]
+
 
 class Rows(Protocol):
     """b = num_rows rows over the parameters in ``shapes``; row order (input, column)."""
@@ -24,6 +27,8 @@ class Rows(Protocol):
     shapes: Mapping[str, torch.Size]
     num_rows: int
     num_inputs: int
+    #: Tensors whose explicit rows are held together; asking in this order computes nothing twice.
+    groups: Groups
 
     def explicit(self, name: str) -> Tensor:
         """The rows of one parameter tensor. Shape (b, size), in the network's dtype."""
@@ -43,7 +48,8 @@ class CapturedRows:
 
     def __init__(self, captured: Capture, factor: Tensor, shapes: Mapping[str, torch.Size], keep_graph: bool = False):
         """factor: (n, C, k), the columns of L that stand in the block."""
-        self.shapes = shapes
+        self.shapes: Mapping[str, torch.Size] = shapes
+        self.groups: Groups = [tuple(shapes)]
         self.num_inputs = factor.shape[0]
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._explicit: dict[str, Tensor] = {}
@@ -69,34 +75,50 @@ class CapturedRows:
         return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
 
 
+#: Makes the chunks of a block anew, each as the rows of its layers.
+Chunks = Callable[[], Iterable[Mapping[str, LayerRows]]]
+
+
 class ChunkedRows:
     """Rows of one block captured in chunks of its inputs: only what the structure needs outlives a chunk.
 
-    A factored structure keeps sums of Kronecker factors, so its memory does not grow with the block; the others keep the
-    explicit rows, b x P values.
+    A factored structure keeps sums of Kronecker factors, so its memory does not grow with the block. The others keep
+    explicit rows, b x P values, of one group of parameter tensors at a time: where ``groups`` are several, asking for a
+    tensor of another group captures the chunks again.
     """
 
-    def __init__(self, chunks: Iterable[Mapping[str, LayerRows]], shapes: Mapping[str, torch.Size], factored: bool):
-        self.shapes = shapes
+    def __init__(self, chunks: Chunks, shapes: Mapping[str, torch.Size], factored: bool, groups: Groups):
+        self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
+        self._chunks = chunks
         self._rows: dict[str, list[Tensor]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
-        for chunk in chunks:
+        if factored:
+            self._load(self._add_factors)
+        else:
+            self._load_group(groups[0])
+
+    def _load(self, add: Callable[[Mapping[str, LayerRows], int], None]) -> None:
+        self.num_inputs = self.num_rows = 0
+        for chunk in self._chunks():
             inputs, columns = next(iter(chunk.values())).counts
-            if factored:
-                self._add_factors(merge_factors({name: layer.reduced() for name, layer in chunk.items()}), inputs)
-            else:
-                self._add_rows(chunk)
+            add(chunk, inputs)
             self.num_inputs += inputs
             self.num_rows += inputs * columns
 
-    def _add_rows(self, chunk: Mapping[str, LayerRows]) -> None:
-        for name, layer in chunk.items():
-            for key, rows in layer.rows().items():
-                self._rows.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+    def _load_group(self, names: tuple[str, ...]) -> None:
+        self._rows = {}
+        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names)))
 
-    def _add_factors(self, factors: Mapping[str, tuple[Tensor, ...]], inputs: int) -> None:
+    def _add_rows(self, chunk: Mapping[str, LayerRows], names: set[str]) -> None:
+        for name, layer in chunk.items():
+            if any(wanted.rpartition(".")[0] == name for wanted in names):
+                for key, rows in layer.rows().items():
+                    self._rows.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+
+    def _add_factors(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
+        factors = merge_factors({name: layer.reduced() for name, layer in chunk.items()})
         share = inputs / (self.num_inputs + inputs)
         for name, (scatter, *second_moment) in factors.items():
             if name in self._factors:
@@ -106,6 +128,8 @@ class ChunkedRows:
             self._factors[name] = (scatter, *second_moment)
 
     def explicit(self, name: str) -> Tensor:
+        if name not in self._rows:
+            self._load_group(next(group for group in self.groups if name in group))
         if len(self._rows[name]) > 1:
             self._rows[name] = [torch.cat(self._rows[name])]
         return self._rows[name][0]

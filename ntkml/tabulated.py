@@ -19,7 +19,7 @@ from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.layers.positions import Positions
 from ntkml.linalg import channel_gram, gram
 from ntkml.model_contract import check_model
-from ntkml.rows import merge_factors, rows_by_layer
+from ntkml.rows import Groups, merge_factors, rows_by_layer
 
 
 class JacobianTable:
@@ -76,6 +76,7 @@ class TabulatedRows:
 
     def __init__(self, table: JacobianTable, inputs: Tensor, factor: Tensor):
         self.shapes = table.shapes
+        self.groups: Groups = [tuple(table.shapes)]
         self.num_inputs = factor.shape[0]
         self.num_rows = factor.shape[0] * factor.shape[2]
         self._table = table

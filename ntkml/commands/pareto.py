@@ -113,13 +113,13 @@ def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 def _draw(folder: Path, figures: Path) -> None:
     from ntkml import pareto_records, records
-    from ntkml.figures import captions, pareto, render
+    from ntkml.figure_protocols import ANY_PARETO
+    from ntkml.figures import pareto, render
 
     rows = pareto_records.read_rows(folder / "rows.csv")
     manifest = records.read_manifest(folder / "manifest.json")
-    pictures = render.save(
-        pareto.draw_run(rows, captions.manifest_notes([manifest])), figures / f"pareto-{folder.name}"
-    )
+    picture = pareto.draw(ANY_PARETO, rows, manifest["notes"], manifest)
+    pictures = render.save(picture, figures / f"pareto-{folder.name}")
     for name in ("rows.csv", "training.csv.gz", "manifest.json"):
         click.echo(f"{name + ':':<16} {folder / name}")
     for path in pictures:

@@ -6,7 +6,7 @@ forward pass is that of <V, R(chunk)> summed over chunks, V fixed. The graph of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,29 +16,55 @@ from torch import Tensor
 from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import log_det_row_gradient
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
+from ntkml.rows import Groups, Rows
 
 
-class Adjoint(Protocol):
-    """The gradient of a log-determinant in what its structure is made of."""
+class Pairing(Protocol):
+    """The gradient V of a log-determinant in what its structure is made of."""
 
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         """<V, R(chunk)> for the chunk ``inputs`` of the block, its graph kept. Scalar."""
 
 
+class Adjoint(Protocol):
+    """V of all parameter tensors, a group at a time."""
+
+    groups: Groups
+
+    def of(self, names: tuple[str, ...]) -> Pairing:
+        """V of one group; together the groups are all of it."""
+
+
 @dataclass(frozen=True)
-class RowAdjoint:
-    """V by parameter, (n, k, size) each."""
+class RowPairing:
+    """V by parameter, (n, k, size) each; parameters that are not in it are left out."""
 
     rows: Mapping[str, Tensor]
 
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
+        owners = {name.rpartition(".")[0] for name in self.rows}
         terms = [
             (self.rows[qualified(name, key)][inputs] * row).sum()
             for name, layer in layers.items()
+            if name in owners
             for key, row in layer.rows().items()
         ]
         return torch.stack(terms).sum()
+
+
+class RowAdjoint:
+    """V from the explicit rows of one tensor at a time. ``gradient(name, rows)`` gives V of a tensor, (b, size)."""
+
+    def __init__(self, rows: Rows, gradient: Callable[[str, Tensor], Tensor]):
+        self.groups = rows.groups
+        self._rows, self._gradient = rows, gradient
+
+    def of(self, names: tuple[str, ...]) -> RowPairing:
+        by_name = {}
+        for name in names:
+            explicit = self._rows.explicit(name)
+            by_name[name] = self._gradient(name, explicit).to(explicit.dtype)
+        return RowPairing({name: v.reshape(self._rows.num_inputs, -1, v.shape[1]) for name, v in by_name.items()})
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,14 @@ class KroneckerAdjoint:
 
     factors: Mapping[str, tuple[Tensor, ...]]
     num_inputs: int
+
+    @property
+    def groups(self) -> Groups:
+        """One: factors are small."""
+        return [tuple(self.factors)]
+
+    def of(self, names: tuple[str, ...]) -> KroneckerAdjoint:
+        return self
 
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         terms = [layer.reduced().pair(self._of(name), self.num_inputs) for name, layer in layers.items()]
@@ -58,34 +92,42 @@ class KroneckerAdjoint:
         return {key: gradients for (owner, key), gradients in split.items() if owner == layer}
 
 
-def whole_row_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
-    """V of ntk and ggn, which treat all parameters together."""
-    shapes = rows.shapes
-    explicit = torch.cat([rows.explicit(name) for name in shapes], dim=1)  # (b, P)
-    precision = torch.cat([value.detach().expand(shapes[name].numel()) for name, value in prior.of(shapes).items()])
-    gradient = log_det_row_gradient(explicit, precision).to(explicit.dtype)
-    sizes = [shape.numel() for shape in shapes.values()]
-    return RowAdjoint(_by_input(dict(zip(shapes, gradient.split(sizes, dim=1), strict=True)), rows.num_inputs))
+def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjoint:
+    """V = 2 (I + K)^-1 R P0^-1 of ntk. kernel: K = R P0^-1 R^T, (b, b), float64."""
+    precision = prior.of(rows.shapes)
+    shifted = kernel.detach().clone()
+    shifted.diagonal().add_(1.0)
+    factor = torch.linalg.cholesky(shifted)
+
+    def gradient(name: str, explicit: Tensor) -> Tensor:
+        return 2.0 * torch.cholesky_solve(explicit.double() / precision[name].detach(), factor)
+
+    return RowAdjoint(rows, gradient)
 
 
-def tensor_row_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
+def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
+    """V = 2 R (P0 + H)^-1 of ggn, and of ntk where the rows outnumber the parameters: all tensors at once."""
+    precision = prior.of(rows.shapes)
+    sizes = {name: shape.numel() for name, shape in rows.shapes.items()}
+    everything = torch.cat([rows.explicit(name) for name in sizes], dim=1)  # (b, P)
+    diagonal = torch.cat([precision[name].detach().expand(size) for name, size in sizes.items()])
+    gradient = log_det_row_gradient(everything, diagonal)
+    by_name = dict(zip(sizes, gradient.split(list(sizes.values()), dim=1), strict=True))
+    return RowAdjoint(rows, lambda name, explicit: by_name[name])
+
+
+def tensor_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
     """V of blockdiag, one parameter tensor at a time."""
-    gradients = {}
-    for name, precision in prior.of(rows.shapes).items():
-        explicit = rows.explicit(name)
-        gradients[name] = log_det_row_gradient(explicit, precision.detach()).to(explicit.dtype)
-    return RowAdjoint(_by_input(gradients, rows.num_inputs))
+    precision = prior.of(rows.shapes)
+    return RowAdjoint(rows, lambda name, explicit: log_det_row_gradient(explicit, precision[name].detach()))
 
 
-def diagonal_row_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
+def diagonal_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
     """V of diag: 2 R / (delta + h), with h the sums of squares of the columns."""
-    gradients = {}
-    for name, precision in prior.of(rows.shapes).items():
-        explicit = rows.explicit(name)
-        total = precision.detach() + explicit.double().square().sum(0)
-        gradients[name] = 2.0 * explicit / total.to(explicit)
-    return RowAdjoint(_by_input(gradients, rows.num_inputs))
+    precision = prior.of(rows.shapes)
 
+    def gradient(name: str, explicit: Tensor) -> Tensor:
+        total = precision[name].detach() + explicit.double().square().sum(0)
+        return 2.0 * explicit / total.to(explicit)
 
-def _by_input(gradients: Mapping[str, Tensor], num_inputs: int) -> dict[str, Tensor]:
-    return {name: gradient.reshape(num_inputs, -1, gradient.shape[1]) for name, gradient in gradients.items()}
+    return RowAdjoint(rows, gradient)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
-from ntkml.structures.adjoints import RowAdjoint, tensor_row_adjoint
+from ntkml.structures.adjoints import RowAdjoint, tensor_adjoint
 
 
 class BlockDiagonal:
@@ -30,7 +30,7 @@ class BlockDiagonal:
         ).sum()
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
-        return tensor_row_adjoint(self._rows, prior)
+        return tensor_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return torch.cat(

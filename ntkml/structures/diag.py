@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
-from ntkml.structures.adjoints import RowAdjoint, diagonal_row_adjoint
+from ntkml.structures.adjoints import RowAdjoint, diagonal_adjoint
 
 
 class Diagonal:
@@ -29,7 +29,7 @@ class Diagonal:
         return torch.stack([(h / precision[name]).log1p().sum() for name, h in self._diagonal.items()]).sum()
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
-        return diagonal_row_adjoint(self._rows, prior)
+        return diagonal_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return torch.cat(list(self._diagonal.values()))

@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
-from ntkml.structures.adjoints import RowAdjoint, whole_row_adjoint
+from ntkml.structures.adjoints import RowAdjoint, matrix_adjoint
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -45,7 +45,7 @@ class GGN:
         )
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
-        return whole_row_adjoint(self._rows, prior)
+        return matrix_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
         return spectrum(self._matrix, "a block (structure ggn)")

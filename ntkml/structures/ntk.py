@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Rows
-from ntkml.structures.adjoints import RowAdjoint, whole_row_adjoint
+from ntkml.structures.adjoints import RowAdjoint, kernel_adjoint, matrix_adjoint
 
 
 class NTK:
@@ -26,13 +26,17 @@ class NTK:
         self._grams: dict[str, Tensor] = {}
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
-        precision = prior.of(self._rows.shapes)
         if prior.kind == "scalar":
-            return log_det_identity_plus(self._unit_matrix(), self._where(prior), next(iter(precision.values())))
-        return log_det_identity_plus(self._kernel(prior.kind, precision), self._where(prior))
+            precision = next(iter(prior.of(self._rows.shapes).values()))
+            return log_det_identity_plus(self._unit_matrix(), self._where(prior), precision)
+        return log_det_identity_plus(self._kernel(prior), self._where(prior))
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
-        return whole_row_adjoint(self._rows, prior)
+        if self._narrow:
+            return matrix_adjoint(self._rows, prior)
+        with torch.no_grad():
+            kernel = self._unit_matrix() / prior.values.double() if prior.kind == "scalar" else self._kernel(prior)
+        return kernel_adjoint(self._rows, prior, kernel)
 
     def spectrum(self) -> Tensor:
         return spectrum(self._unit_matrix(), f"a block of {self._rows.num_rows} rows (structure ntk)")
@@ -40,11 +44,15 @@ class NTK:
     def _where(self, prior: PriorPrecision) -> str:
         return f"a block of {self._rows.num_rows} rows (structure ntk, {prior})"
 
-    def _kernel(self, kind: str, precision: dict[str, Tensor]) -> Tensor:
-        """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows."""
-        total = torch.zeros(self._rows.num_rows, self._rows.num_rows, dtype=torch.float64, device=_device(precision))
+    def _kernel(self, prior: PriorPrecision) -> Tensor:
+        """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows.
+
+        Where no gradient is asked for, one value is all that is wanted, and nothing is kept.
+        """
+        precision = prior.of(self._rows.shapes)
+        total = torch.zeros(self._rows.num_rows, self._rows.num_rows, dtype=torch.float64, device=prior.values.device)
         for name, values in precision.items():
-            if kind == "layerwise":
+            if prior.kind == "layerwise":
                 total = total + self._gram(name) / values
             else:
                 rows = self._rows.explicit(name).double()
@@ -52,20 +60,23 @@ class NTK:
         return total
 
     def _gram(self, name: str) -> Tensor:
-        if name not in self._grams:
-            self._grams[name] = self._rows.gram(name)
-        return self._grams[name]
+        if name in self._grams:
+            return self._grams[name]
+        matrix = self._rows.gram(name)
+        if torch.is_grad_enabled():
+            self._grams[name] = matrix
+        return matrix
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether the block has more rows than there are parameters."""
+        return sum(shape.numel() for shape in self._rows.shapes.values()) < self._rows.num_rows
 
     def _unit_matrix(self) -> Tensor:
         """R R^T, or R^T R where that is smaller."""
         if self._unit is None:
-            num_params = sum(shape.numel() for shape in self._rows.shapes.values())
-            if num_params < self._rows.num_rows:
+            if self._narrow:
                 self._unit = gram(torch.cat([self._rows.explicit(name) for name in self._rows.shapes], dim=1).T)
             else:
                 self._unit = self._rows.total_gram()
         return self._unit
-
-
-def _device(precision: dict[str, Tensor]) -> torch.device:
-    return next(iter(precision.values())).device

@@ -19,6 +19,7 @@ from ntkml.randomness import generator_for
 from ntkml.scores import expected_calibration_error, score
 from ntkml.specs import parse_estimator, resolve_estimator
 from ntkml.train_protocols import TRAIN_HPARAMS, load_train, train_names
+from ntkml.two_pass import TwoPass
 
 COUNT = 60
 
@@ -84,13 +85,13 @@ def test_updates_begin_after_the_burn_in_and_come_every_so_many_epochs(monkeypat
 
 def test_prior_steps_share_one_block_and_invariance_steps_draw_their_own(monkeypatch):
     drawn = []
-    first_pass = MarginalLikelihood._first_pass
+    first_pass = TwoPass.first
 
-    def watched(self, x, y, block, generator):
-        drawn.append(block)
-        return first_pass(self, x, y, block, generator)
+    def watched(self, data):
+        drawn.append(data.block)
+        return first_pass(self, data)
 
-    monkeypatch.setattr(MarginalLikelihood, "_first_pass", watched)
+    monkeypatch.setattr(TwoPass, "first", watched)
     list(learn(*problem(epochs=2, hyper_steps=5)))
     assert len(drawn) == 1
     drawn.clear()

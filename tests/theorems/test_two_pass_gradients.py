@@ -123,7 +123,8 @@ def dense_loss(objective, x, y):
     for block in objective.partition.blocks:
         views = objective.augmentation(x, objective.augmentation.draw(len(x), generator))
         captured = capture(objective.model, views, VIEWS, differentiable=True)
-        factor = objective._factor(captured.outputs, block, slice(0, len(x)))
+        columns = objective.likelihood.factor(captured.outputs, objective.estimator.outputs, objective.tree)
+        factor = block.select(columns)
         layers = rows_by_layer(captured, factor, keep_graph=True)
         share = block.columns.shape[-1] / objective.partition.num_columns
         log_prob = objective.likelihood.log_prob(captured.outputs, y).sum()
