@@ -13,6 +13,7 @@ from ntkml.figures.panels import SHOWN_HEIGHT, Interval, Limits
 
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.16, 0.05, 0.10, 0.05  # room around the points; labels stand below and to the left
 _MOST_TICKS = 7
+_SHORTEST = {"log": 0.5, "linear": 0.1}  # of an axis, in decades or in nats (or seconds)
 
 
 def limits_of(axes: ParetoAxes, rows: pandas.DataFrame, column: str) -> Limits:
@@ -26,7 +27,6 @@ def limits_of(axes: ParetoAxes, rows: pandas.DataFrame, column: str) -> Limits:
     low = float(values.min())
     # The loosest estimates lie many nats above the others, and a scale that shows them shows nothing else.
     high = float(values[values <= low + SHOWN_HEIGHT].max())
-    high = max(high, low + 0.1)
     scale = axes.yscale if low > 0 else "linear"
     return Limits(x, _widened((low, high), scale, _BELOW, _ABOVE))
 
@@ -61,11 +61,9 @@ def _log_ticks(limits: Interval) -> list[float]:
 
 
 def _widened(interval: Interval, scale: str, below: float, above: float) -> Interval:
-    """The interval with room at both ends, as shares of its length on its scale."""
-    low, high = interval
-    if scale == "log":
-        low, high = math.log10(low), math.log10(high)
-        length = max(high - low, 0.3)
-        return 10 ** (low - below * length), 10 ** (high + above * length)
-    length = max(high - low, 1e-9)
-    return low - below * length, high + above * length
+    """The interval with room at both ends, as shares of its length on its scale, and long enough to hold a tick."""
+    low, high = map(math.log10, interval) if scale == "log" else interval
+    short = max(0.0, _SHORTEST[scale] - (high - low)) / 2
+    low, high = low - short, high + short
+    low, high = low - below * (high - low), high + above * (high - low)
+    return (10**low, 10**high) if scale == "log" else (low, high)

@@ -83,9 +83,10 @@ def _fill_row(
         part.set_label(f"{column}: {facet.title}")
         if panels[column]:
             draw_panel([part], limits[column], AXES, panels[column], looks_of([facet], labels))
-            part.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         else:
             draw_empty(part, empty if has_runs else "no runs", AXES)
+            part.set_xlim(limits[column].x)  # an empty last row carries the ticks of those above it
+        part.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         sheet.label_y(part, words)
         if row < sheet.num_rows - 1:
             part.tick_params(labelbottom=False)
