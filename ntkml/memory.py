@@ -1,66 +1,10 @@
-"""How much of a block is held at a time: inputs per chunk, groups of parameter tensors, and what an out-of-memory means."""
+"""How running out of memory shows itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-from torch import nn
-
-from ntkml.capture import capture
-from ntkml.exact_rows import RowPlan
-from ntkml.layers.uses import PositionsUse
-
-#: Graph of one chunk, in bytes, that an automatic chunk aims at: a CPU's chunks should also stay near its caches.
-CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
-
-#: Network inputs (views included) of an automatic chunk on a CPU; more were not faster.
-MAX_CPU_INPUTS = 512
-
-#: Explicit rows of one block, in bytes, that are held at a time; beyond it the parameter tensors take turns.
-ROWS_BYTES = 4 * 2**30
-
-
-def automatic_chunk(model: nn.Module, plan: RowPlan | None, example: torch.Tensor, num_columns: int) -> int:
-    """Inputs per chunk so that the graph of a chunk takes about :data:`CHUNK_BYTES`.
-
-    The layer inputs at every position are held about three times (forward, gradient, copies), the output gradients four
-    times for each of the ``num_columns`` cotangents: what the second pass of the adjoint was measured to need.
-
-    Args:
-        example: the views of one input, (S, ...).
-    """
-    captured = capture(model, example, len(example), plan=plan)
-    pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
-    numbers = sum(parameter.numel() for parameter in model.parameters()) // 100 + 1  # of anything not captured
-    for layer, edges in zip(captured.layers, pulled, strict=True):
-        numbers += 3 * layer.patches.numel() if isinstance(layer, PositionsUse) else 0
-        numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
-    size = CHUNK_BYTES[example.device.type] // (numbers * example.element_size())
-    return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
-
-
-def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int) -> list[tuple[str, ...]]:
-    """Parameter tensors whose explicit rows are held together: as many layers as fit into :data:`ROWS_BYTES`."""
-    layers: dict[str, list[str]] = {}
-    for name in shapes:
-        layers.setdefault(name.rpartition(".")[0], []).append(name)
-    groups: list[list[str]] = [[]]
-    held = 0
-    for names in layers.values():
-        needed = num_rows * entry_bytes * sum(shapes[name].numel() for name in names)
-        if groups[-1] and held + needed > ROWS_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1] += names
-        held += needed
-    return [tuple(group) for group in groups]
-
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out; torch has no type of its own for it on a CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    """Whether Python or torch found no memory; on a CPU torch has no type of its own for it."""
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Hyperparameter, average_views, trainable_parameters
+from ntkml.chunking import automatic_chunk
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.exact_rows import RowPlan
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
-from ntkml.memory import automatic_chunk, is_out_of_memory
+from ntkml.memory import is_out_of_memory
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture
+from ntkml.chunking import row_groups
 from ntkml.exact_rows import RowPlan
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
-from ntkml.memory import row_groups
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
 from ntkml.rows import ChunkedRows, rows_by_layer

@@ -1,6 +1,7 @@
 """The command line. Subcommands are imported when one of them runs: ``ntkml --help`` must not wait for torch.
 
-Exit codes: 0, 1 for input that the library refuses (``Error: ...``, one line), 2 for wrong usage, 130 when interrupted.
+Exit codes: 0, 1 for input that the library refuses and for numerical trouble (``Error: ...``, one line), 2 for wrong
+usage, 75 when stopped by SIGTERM or SIGUSR1, 130 when interrupted; after 75 and 130 ``train --resume`` goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 import ntkml
+from ntkml.memory import is_out_of_memory
 from ntkml.registry import COMMANDS, resolve, unknown_name
 
 if TYPE_CHECKING:
@@ -90,18 +92,13 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         click.echo("Error: out of memory: lower --num-data, --samples or the size of the blocks", err=True)
         sys.exit(1)
     except (ValueError, OSError) as error:
         click.echo(f"Error: {_one_line(error)}", err=True)
         sys.exit(1)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """torch has no type of its own for it on a CPU."""
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import pareto_protocols
+from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import ChunkSize, EstimatorList, SeedList
 from ntkml.train_protocols import TRAIN_HPARAMS
 
@@ -70,15 +71,17 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
         cells = pareto_protocols.restricted(cells, options["estimators"], options["seeds"], settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    _run(replace(cells, repeats=options["repeats"] or cells.repeats), options)
+    with orderly_stops() as stops:
+        _run(replace(cells, repeats=options["repeats"] or cells.repeats), options, stops)
 
 
-def _run(protocol: ParetoProtocol, options: dict[str, Any]) -> None:
+def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
     from ntkml import records
     from ntkml.commands.devices import device_named
     from ntkml.runs.folders import finished
     from ntkml.runs.pareto import ParetoRun, resolve_cells, run_pareto
+    from ntkml.runs.stopping import Stopped
 
     device = device_named(options["device"])
     data = _data(protocol, options)
@@ -94,8 +97,17 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any]) -> None:
     else:
         counts = f"{len(protocol.cells)} training cells, {len(protocol.compared)} estimators"
         click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}")
-        run_pareto(run, options["out"], folder, _track, lambda line: click.echo(line, err=True))
+        try:
+            with stops.after_the_step():
+                run_pareto(run, options["out"], folder, _track, _warn, stops.requested)
+        except Stopped as stopped:
+            _warn(f"Stopped by {stopped.reason}: the same command continues it")
+            raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
     _draw(folder, options["figures"])
+
+
+def _warn(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _data(protocol: ParetoProtocol, options: dict[str, Any]) -> dict[str, ImageDataset]:

@@ -6,15 +6,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ntkml import train_protocols
+from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
 from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol, departures
+
+if TYPE_CHECKING:
+    from ntkml.runs.train import TrainRun
 
 _EXAMPLES = """\b
 Examples:
@@ -72,14 +76,18 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 )
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
 @click.option("--checkpoint-every", type=_COUNT, default=10, help="Epochs between checkpoints.")
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(min=0), default=300, help="Seconds between checkpoints, at most."
+)
 @click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")
 def train(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
 
-    Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. A run that was stopped
-    goes on with --resume, and its rows are those of a run that was not.
+    Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1 and
+    Ctrl-C stop a run after the step in progress. It goes on with --resume, and its rows are those of a run that was not
+    stopped; one that was killed goes on from its last checkpoint.
     """
     hparam = "invariance" if hparam == "rotation" else hparam
     if options["force"] and options["resume"]:
@@ -88,7 +96,8 @@ def train(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> 
         asked = train_protocols.load_train(protocol, hparam, protocol_variant)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
-    _run(_overridden(asked, options), asked, options | {"protocol_variant": protocol_variant})
+    with orderly_stops() as stops:
+        _run(_overridden(asked, options), asked, options | {"protocol_variant": protocol_variant}, stops)
 
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
@@ -102,12 +111,11 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
     return replace(asked, **{name: options[name] for name in names if options[name] is not None})
 
 
-def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any]) -> None:
+def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
-    from ntkml.runs.folders import finished, replace_when_finished
-    from ntkml.runs.train import TrainRun, resolve_protocol, run_train
+    from ntkml.runs.train import TrainRun, resolve_protocol
 
     device = device_named(options["device"])
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
@@ -120,18 +128,39 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any])
     notes = departures(protocol, asked, options["protocol_variant"])
     run = TrainRun(protocol, data, device, options["chunk"], tuple(notes))
     folder = run.folder(options["out"])
-    if not options["force"] and finished(folder):
-        click.echo(f"Finished already: {folder} (--force computes it again)")
-    else:
-        size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {device.type}"
-        click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
-
-        def compute(into: Path) -> Path:
-            return run_train(run, into, _track, options["resume"], options["checkpoint_every"], _warn)
-
-        replace_when_finished(folder, compute) if options["force"] else compute(folder)
+    _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
         click.echo(f"{name + ':':<14} {folder / name}")
+
+
+def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
+    """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
+    from ntkml.runs.folders import UNFINISHED, finished, replace_when_finished, replacement
+    from ntkml.runs.stopping import Stopped
+    from ntkml.runs.train import run_train
+    from ntkml.runs.train_journal import Pace, holds_checkpoint
+
+    force, resume = options["force"], options["resume"]
+    replacing = force or (resume and holds_checkpoint(replacement(folder)))
+    if not replacing and finished(folder):
+        click.echo(f"Finished already: {folder} (--force computes it again)")
+        return
+    if not replacing and holds_checkpoint(replacement(folder)):
+        raise ValueError(f"{replacement(folder)} {UNFINISHED}")
+    protocol = run.protocol
+    size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {run.device.type}"
+    click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
+    pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
+
+    def compute(into: Path) -> Path:
+        return run_train(run, into, _track, resume, pace, _warn, stops.requested)
+
+    try:
+        with stops.after_the_step():
+            replace_when_finished(folder, compute, resume) if replacing else compute(folder)
+    except Stopped as stopped:
+        _warn(f"{stopped}: --resume continues it")
+        raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
 
 
 def _warn(line: str) -> None:

@@ -16,6 +16,10 @@ except ImportError:  # not POSIX: two processes on one run are then the user's t
     fcntl = None  # type: ignore[assignment]
 
 
+#: What a command says of the folder of a run that was begun.
+UNFINISHED = "holds an unfinished run: --resume continues it, --force starts again"
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[Path]:
     """Hold a run's folder, made if missing; the operating system releases it when the process ends, however it ends.
@@ -55,15 +59,23 @@ def finished(folder: Path) -> bool:
     return bool(finished_at)
 
 
-def replace_when_finished(folder: Path, compute: Callable[[Path], object]) -> None:
-    """``compute`` from the start in a folder beside ``folder``, then put it in its place: a kill loses no finished run.
+def replacement(folder: Path) -> Path:
+    """Where a forced run is computed before it takes the place of ``folder``."""
+    return folder.with_name(f"{folder.name}.new")
+
+
+def replace_when_finished(folder: Path, compute: Callable[[Path], object], resume: bool = False) -> None:
+    """``compute`` in a folder beside ``folder``, then put it in its place: a kill loses no finished run.
+
+    ``resume``: keep what an earlier call left in the folder beside it, instead of computing from the start.
 
     Raises:
         ValueError: another process works on the run.
     """
-    fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    fresh, old = replacement(folder), folder.with_name(f"{folder.name}.old")
     with exclusive(folder):
-        shutil.rmtree(fresh, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(fresh, ignore_errors=True)
         compute(fresh)
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)

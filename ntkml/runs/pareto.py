@@ -19,14 +19,16 @@ import torch
 
 from ntkml import pareto_records, records, train_records
 from ntkml.datasets import ImageDataset
-from ntkml.learning import Learner
+from ntkml.learning_state import Learner
 from ntkml.objective import MarginalLikelihood
 from ntkml.pareto_protocols import Cell, ParetoProtocol
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import pareto_rows
+from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner, resolve_protocol, run_train
+from ntkml.runs.train_journal import Pace
 from ntkml.specs import index_pairs, parse_estimator
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ EXACT = "ntk-N-C"
 
 #: Timing of one estimator stops after this many seconds, though not before three estimates.
 TIMING_BUDGET_SECONDS = 90.0
-CHECKPOINT_EVERY = 25
 
 #: track(items, total, label) yields the items and shows progress.
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -89,19 +90,24 @@ def resolve_cells(protocol: ParetoProtocol, data: Mapping[str, ImageDataset]) ->
     return replace(protocol, cells=tuple(dict.fromkeys(cells)))
 
 
-def run_pareto(run: ParetoRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None]) -> Path:
+def run_pareto(
+    run: ParetoRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest = never
+) -> Path:
     """Run what is missing and return the path of the finished ``rows.csv``; the training cells live under ``results``.
 
     Raises:
+        Stopped: ``stop`` asked for it; what is finished is reused when the same comparison is started again.
         ValueError: another process on this comparison or on one of its cells; see also :func:`run_train`.
     """
     with exclusive(folder):
         environment = records.environment()
         for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
-            _train(run.cell(cell), results, track, warn)
+            _train(run.cell(cell), results, track, warn, stop)
         parts = records.ensure_writable_folder(folder / "parts")
         compared = run.protocol.compared
         for name in track(compared, len(compared), "timed estimators"):
+            if reason := stop():
+                raise Stopped(reason, 0, 0)
             if not (parts / f"{name}.json").exists():
                 records.write_manifest(parts / f"{name}.json", _measured(run, name, results))
         training = _training_rows(run, results)
@@ -115,7 +121,7 @@ def run_pareto(run: ParetoRun, results: Path, folder: Path, track: Track, warn: 
     return path
 
 
-def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], None]) -> None:
+def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], None], stop: StopRequest) -> None:
     folder = run.folder(results)
     if finished(folder):
         return
@@ -123,7 +129,7 @@ def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], Non
     def epochs(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterable[dict[str, Any]]:
         return track(rows, total - done, f"{run.protocol.estimator}, seed {run.protocol.seed}")
 
-    run_train(run, folder, epochs, resume=True, checkpoint_every=CHECKPOINT_EVERY, warn=warn)
+    run_train(run, folder, epochs, True, Pace(), warn, stop)
 
 
 def _measured(run: ParetoRun, name: str, results: Path) -> dict[str, Any]:

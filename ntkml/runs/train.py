@@ -2,7 +2,8 @@
 
 The folder holds ``checkpoint.pt`` (and its predecessor while the run goes on), ``rows.csv`` and ``manifest.json`` as of
 the last checkpoint, and, when the run is finished, ``weights.pt`` and a manifest with ``finished_at``. A resumed run gives
-the rows of an uninterrupted one, bit by bit, on the same device with the same threads, chunk and torch.
+the rows of an uninterrupted one, bit by bit, on the same device with the same threads, chunk and torch: one that was asked
+to stop goes on with the next step, one that was killed with the step after its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,28 +17,25 @@ import torch
 
 from ntkml import records
 from ntkml.capture import trainable_parameters
-from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.checkpoints import read_checkpoint
 from ntkml.datasets import ImageDataset, subset
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
-from ntkml.learning import Learner, learn, new_learner, restore, state_of
+from ntkml.learning import steps
+from ntkml.learning_state import Learner, new_learner, restore_values
 from ntkml.likelihoods import as_likelihood, column_groups
 from ntkml.model_contract import check_model
 from ntkml.models import build_model
-from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.bound_rows import peak_bytes
-from ntkml.runs.folders import exclusive
+from ntkml.runs.folders import UNFINISHED, exclusive
+from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
-from ntkml.runs.weights import save_weights
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
 from ntkml.train_protocols import TrainProtocol
-from ntkml.train_records import COLUMNS
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
 Track = Callable[[Iterable[dict[str, Any]], int, int], Iterable[dict[str, Any]]]
-
-#: What to do about a difference that would change the last bits of a resumed run.
-_REMEDIES = {"threads": "set OMP_NUM_THREADS", "device": "choose it with --device", "chunk": "choose it with --chunk"}
 
 
 @dataclass(frozen=True)
@@ -95,60 +93,37 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
 
 
 def run_train(
-    run: TrainRun, folder: Path, track: Track, resume: bool, checkpoint_every: int, warn: Callable[[str], None]
+    run: TrainRun,
+    folder: Path,
+    track: Track,
+    resume: bool,
+    pace: Pace,
+    warn: Callable[[str], None],
+    stop: StopRequest = never,
 ) -> Path:
     """Run what is missing in ``folder`` and return the path of the finished ``rows.csv``.
 
     Raises:
+        Stopped: ``stop`` asked for it between two steps; the run can be resumed.
         ValueError: an unfinished run lies there and ``resume`` is false, or it was made under other conditions; damaged
-            checkpoints; another process on the same run; see also :func:`ntkml.learning.learn`.
+            checkpoints; another process on the same run; see also :func:`ntkml.learning.learn`. Epochs that were finished
+            before such trouble stay in ``rows.csv``.
     """
     with exclusive(folder):
-        return _run_alone(run, folder, track, resume, checkpoint_every, warn)
-
-
-def _run_alone(
-    run: TrainRun, folder: Path, track: Track, resume: bool, checkpoint_every: int, warn: Callable[[str], None]
-) -> Path:
-    checkpoint = folder / "checkpoint.pt"
-    if not resume and (checkpoint.exists() or previous(checkpoint).exists()):
-        raise ValueError(f"{folder} holds an unfinished run: --resume continues it, --force starts again")
-    _remove_leftovers(folder)
-    data, learner = _set_up(run)
-    state = read_checkpoint(checkpoint, warn)
-    rows: list[dict[str, Any]] = []
-    manifest = _manifest(run, learner)
-    if state is not None:
-        saved = state.get("settings", {}) | state.get("conditions", {})
-        _refuse_differences(checkpoint, saved, run.settings | run.conditions)
-        restore(learner, state["learner"])
-        rows = list(state["rows"])
-        again = {"from_epoch": len(rows), "environment": manifest["environment"]}
-        manifest |= {"environment": state["environment"], "resumed": [*state["resumed"], again]}
-
-    def keep() -> None:
-        kept = {key: manifest[key] for key in ("environment", "resumed")}
-        about = {"settings": run.settings, "conditions": run.conditions, "rows": rows, **kept}
-        write_checkpoint(checkpoint, about | {"learner": state_of(learner)})
-        records.write_manifest(folder / "manifest.json", manifest | _topology(learner))
-        records.write_rows(folder / "rows.csv", rows, COLUMNS)
-
-    for row in track(_rows(run, learner, data, len(rows) + 1), run.protocol.epochs, len(rows)):
-        rows.append(row)
-        if row["epoch"] % checkpoint_every == 0 or row["epoch"] == run.protocol.epochs:
-            keep()
-    path = records.write_rows(folder / "rows.csv", rows, COLUMNS)  # a kill may have come between checkpoint and rows
-    save_weights(folder / "weights.pt", learner.objective.model.cpu())
-    records.write_manifest(folder / "manifest.json", manifest | _topology(learner) | {"finished_at": now()})
-    previous(checkpoint).unlink(missing_ok=True)
-    return path
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Temporary files of writes that a kill cut short."""
-    for name in ("checkpoint.pt", "rows.csv", "manifest.json", "weights.pt"):
-        for path in folder.glob(f".{name}.*"):
-            path.unlink(missing_ok=True)
+        if not resume and holds_checkpoint(folder):
+            raise ValueError(f"{folder} {UNFINISHED}")
+        data, learner = _set_up(run)
+        manifest = _manifest(run, learner)
+        journal = Journal(folder, learner, run.settings, run.conditions, manifest, pace, stop)
+        journal.take_up(warn)
+        try:
+            for _ in track(_rows(run, journal, data), run.protocol.epochs, len(journal.rows)):
+                pass
+        except ValueError:
+            if journal.rows:
+                journal.show()
+            raise
+        return journal.finish()
 
 
 def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
@@ -163,27 +138,16 @@ def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
     return data, learner
 
 
-def _refuse_differences(path: Path, saved: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise ValueError where a checkpoint was made under other settings or conditions."""
-    different = [key for key in asked if saved.get(key) != asked[key]]
-    if different:
-        words = ", ".join(f"{key} {saved.get(key)} instead of {asked[key]}" for key in different)
-        remedies = [_REMEDIES[key] for key in different if key in _REMEDIES]
-        advice = " or ".join([*remedies, "start again with --force"])
-        raise ValueError(f"{path} was made with {words}, and would not go on bit by bit: {advice}")
-
-
-def _rows(run: TrainRun, learner: Learner, data: ImageDataset, first_epoch: int) -> Iterator[dict[str, Any]]:
+def _rows(run: TrainRun, journal: Journal, data: ImageDataset) -> Iterator[dict[str, Any]]:
+    """The rows of the epochs that are left; between any two steps the journal keeps what is due, or leaves."""
+    learner = journal.learner
     common = common_columns(learner, run.run_id, data.num_classes, run.device)
-    for record in learn(learner, data, first_epoch):
-        measured = measured_columns(record) | {"peak_bytes": peak_bytes(run.device)}
-        yield common | measured | hyperparameter_columns(learner)
-
-
-def _topology(learner: Learner) -> dict[str, Any]:
-    """The tree over the classes, known from the first partition on."""
-    tree = learner.objective.tree
-    return {"tree": [[list(left), list(right)] for left, right in tree.splits] if tree else None}
+    for record in steps(learner, data):
+        if record is not None:
+            measured = measured_columns(record) | {"peak_bytes": peak_bytes(run.device)}
+            journal.rows.append(common | measured | hyperparameter_columns(learner))
+            yield journal.rows[-1]
+        journal.between_steps()
 
 
 def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
@@ -210,15 +174,14 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
 
 
 def finished_learner(run: TrainRun, folder: Path) -> tuple[ImageDataset, Learner]:
-    """The data and the learner of a finished run as it ended, from its last checkpoint.
+    """The data of a finished run, and a learner with the weights and hyperparameters that it ended with.
 
     Raises:
-        ValueError: the folder holds no checkpoint of this run.
+        ValueError: the folder holds no whole checkpoint.
     """
     state = read_checkpoint(folder / "checkpoint.pt", lambda line: None)
     if state is None:
-        raise ValueError(f"{folder} holds no checkpoint; compute the run again with ntkml train --force")
-    _refuse_differences(folder / "checkpoint.pt", state.get("settings", {}), run.settings)
+        raise ValueError(f"{folder} holds no checkpoint: compute the run again with ntkml train --force")
     data, learner = _set_up(run)
-    restore(learner, state["learner"])
+    restore_values(learner, state["learner"])
     return data, learner

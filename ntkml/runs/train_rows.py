@@ -9,7 +9,8 @@ import torch
 
 from ntkml.capture import trainable_parameters
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
-from ntkml.learning import Learner, LearningRecord
+from ntkml.learning import LearningRecord
+from ntkml.learning_state import Learner
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ntkml import records, train_records
-from ntkml.runs import train as train_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-data", 60, "--epochs", 4, "--burn-in", 2, "--update-every", 1, "--eval-every", 2, "--device", "cpu")
@@ -42,15 +41,15 @@ def stopped_after(monkeypatch, epoch):
     """Interrupt the run when the weights of ``epoch`` + 1 have been trained, before its hyperparameters."""
     from ntkml import learning
 
-    update = learning._weight_epoch
+    step = learning._weight_step
 
-    def interrupted(learner, x, y, current):
-        loss = update(learner, x, y, current)
-        if current == epoch + 1:
+    def interrupted(learner, *arguments):
+        loss = step(learner, *arguments)
+        if learner.position.epoch == epoch + 1:
             raise KeyboardInterrupt
         return loss
 
-    monkeypatch.setattr(learning, "_weight_epoch", interrupted)
+    monkeypatch.setattr(learning, "_weight_step", interrupted)
 
 
 def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, tmp_path, only):
@@ -214,7 +213,7 @@ def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypat
         return write(path, rows, columns)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_run.records, "write_rows", killed)
+        patch.setattr(records, "write_rows", killed)
         assert run(*PRIOR, "--checkpoint-every", 2)[0] == 130
     assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 2
     assert run(*PRIOR, "--resume")[0] == 0
@@ -266,11 +265,15 @@ def test_a_gpu_that_is_not_there_is_said(run, monkeypatch):
     assert "torch sees no GPU: choose cpu or auto" in error
 
 
-def test_divergence_is_one_line(run, tmp_path):
+def test_divergence_is_one_line_and_finished_epochs_stay(run, tmp_path, only):
     code, _, error = run(*SMALL, "--hparam", "prior", "--estimator", "diag-20-1", "--lr", "1e30")
     assert code == 1
-    assert error.splitlines()[-1] == "Error: training diverged in epoch 2: lower the learning rate (--lr, now 1e+30)"
-    assert not list(tmp_path.rglob("rows.csv"))
+    assert error.splitlines()[-1] == (
+        "Error: training diverged in epoch 2, step 1: the loss is nan at learning rate 8.53553e+29: lower the learning rate "
+        "(--lr, now 1e+30)"
+    )
+    assert train_records.read_rows(only(tmp_path, "rows.csv"))["epoch"].tolist() == [1]
+    assert "finished_at" not in json.loads(only(tmp_path, "manifest.json").read_text())
 
 
 def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):

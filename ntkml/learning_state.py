@@ -1,0 +1,171 @@
+"""What training changes, and how it is kept: a :class:`Learner`, where it stands, and its state as plain values.
+
+Between any two steps :func:`state_of` is all that :func:`restore` needs to go on bit by bit. Schedules and counters follow
+from the position. The plan of a phase (order of the batches; partition and cached block) is not kept: a resumed phase
+draws it again from the states that its random streams had when it began.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.capture import trainable_parameters
+from ntkml.dichotomies import NestedDichotomy
+from ntkml.hyperparameters.affine import AffineInvariance
+from ntkml.objective import MarginalLikelihood
+from ntkml.randomness import generator_for
+from ntkml.specs import NO_ESTIMATOR
+from ntkml.train_protocols import TrainProtocol
+
+#: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
+STREAMS = ("batches", "views", "partition", "blocks")
+
+#: What the seconds of an epoch are spent on.
+PARTS = ("weights", "hyper", "eval")
+
+_WEIGHT_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+_Plan = TypeVar("_Plan")
+
+
+@dataclass
+class Position:
+    """Where a training run stands: ``step`` steps of ``epoch`` are done, those of the weights and then the updates.
+
+    ``loss`` sums the loss over the epoch's data so far, ``estimates`` holds those of its hyperparameter steps. In the
+    middle of a phase ``phase_start`` has the states that the streams of its plan had at its beginning, else it is None.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss: float = 0.0
+    estimates: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    phase_start: dict[str, Tensor] | None = None
+
+    def move_to(self, other: Position) -> None:
+        """Stand where ``other`` does."""
+        for part in fields(self):
+            setattr(self, part.name, getattr(other, part.name))
+
+    def advance(self, end_of_phase: int) -> None:
+        """One step further; ``end_of_phase`` is the step at which the present plan is used up."""
+        self.step += 1
+        if self.step == end_of_phase:
+            self.phase_start = None
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the seconds of a ``with`` block for one of :data:`PARTS`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned."""
+
+    protocol: TrainProtocol
+    objective: MarginalLikelihood
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    streams: Mapping[str, torch.Generator]
+    position: Position = field(default_factory=Position)
+
+
+def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device, chunk: int | None = None) -> Learner:
+    """The learner at its start: initial weights, prior precisions ``prior_init``, half-widths zero.
+
+    Raises:
+        ValueError: an unknown optimizer, estimator or prior, or a precision that is not positive.
+    """
+    if protocol.optimizer not in _WEIGHT_OPTIMIZERS:
+        known = ", ".join(_WEIGHT_OPTIMIZERS)
+        raise ValueError(f"unknown optimizer {protocol.optimizer!r}; known: {known}")
+    learned = protocol.estimator != NO_ESTIMATOR
+    # MAP needs the loss and the outputs of the objective, never its estimate: any name serves.
+    name = protocol.estimator if learned else "ntk-N-C"
+    views = AffineInvariance(protocol.samples) if protocol.learns_invariance else None
+    # Convolutions and pooling of a few channels run twice as fast on a CPU with the channels last in memory.
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = MarginalLikelihood(
+        model, name, protocol.likelihood, protocol.prior_kind, protocol.prior_init, views, chunk
+    )
+    objective.to(device)
+    weights = trainable_parameters(model).values()
+    optimizers = {"weights": _WEIGHT_OPTIMIZERS[protocol.optimizer](weights, lr=protocol.lr)}
+    if learned:
+        noise = objective.log_observation_noise
+        learned_with_it = [objective.log_prior_precision, *([] if noise is None else [noise])]
+        optimizers["prior"] = torch.optim.Adam(learned_with_it, lr=protocol.lr_hyper)
+    if views is not None:
+        optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
+    return Learner(protocol, objective, optimizers, {name: generator_for(protocol.seed, name) for name in STREAMS})
+
+
+def planned(learner: Learner, streams: Sequence[str], draw: Callable[[], _Plan]) -> _Plan:
+    """What ``draw`` draws from ``streams`` at the beginning of a phase; in the middle of one, the same once more.
+
+    Weights and all else that a plan is made from stay as they are during its phase, so that it comes out the same.
+    """
+    now = _states(learner, streams)
+    if learner.position.phase_start is None:
+        learner.position.phase_start = now
+        return draw()
+    _set_states(learner, learner.position.phase_start)
+    plan = draw()
+    _set_states(learner, now)
+    return plan
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """What :func:`restore` needs to go on bit by bit: tensors, numbers and strings in dictionaries and lists."""
+    tree = learner.objective.tree
+    return {
+        "weights": learner.objective.model.state_dict(),
+        "hyperparameters": learner.objective.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
+        "generators": _states(learner, STREAMS),
+        "position": {part.name: getattr(learner.position, part.name) for part in fields(Position)},
+        # Found out by the first estimate, and halved where memory ran out; another one would change the last bits.
+        "chunk": learner.objective.chunk,
+        "tree": [[list(left), list(right)] for left, right in tree.splits] if tree else None,
+    }
+
+
+def restore(learner: Learner, state: Mapping[str, Any]) -> None:
+    """Put a learner of the same protocol into a state that :func:`state_of` returned."""
+    restore_values(learner, state)
+    learner.objective.chunk = state["chunk"]
+    for name, optimizer in learner.optimizers.items():
+        optimizer.load_state_dict(state["optimizers"][name])
+    _set_states(learner, state["generators"])
+    learner.position.move_to(Position(**copy.deepcopy(state["position"])))
+
+
+def restore_values(learner: Learner, state: Mapping[str, Any]) -> None:
+    """Weights, hyperparameters and the tree alone: all that an estimate at this state depends on."""
+    learner.objective.model.load_state_dict(state["weights"])
+    learner.objective.load_state_dict(state["hyperparameters"])
+    if state["tree"] is not None:
+        learner.objective.tree = NestedDichotomy(tuple((tuple(left), tuple(right)) for left, right in state["tree"]))
+
+
+def _states(learner: Learner, names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: learner.streams[name].get_state() for name in names}
+
+
+def _set_states(learner: Learner, states: Mapping[str, Tensor]) -> None:
+    for name, state in states.items():
+        learner.streams[name].set_state(state)

@@ -1,0 +1,154 @@
+"""Numerical trouble in training by its name: where it happened, what it concerns and what to change.
+
+Nothing is mended here. A smaller block is another estimator, so a run that finds no memory for its blocks ends and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from ntkml.capture import trainable_parameters
+from ntkml.learning_state import Learner
+from ntkml.linalg import NotPositiveDefiniteError
+from ntkml.memory import is_out_of_memory
+from ntkml.scores import Scores
+from ntkml.specs import parse_estimator
+
+
+class DivergenceError(ValueError):
+    """A loss, an estimate or a hyperparameter became NaN or infinite."""
+
+
+class TrainingMemoryError(ValueError):
+    """There was no memory for a step; the message says for which, and what would take less."""
+
+
+def check_loss(learner: Learner, loss: float, rate: float) -> None:
+    """Raise DivergenceError where the loss of a batch is NaN or infinite; ``rate`` is that of the coming step."""
+    if not math.isfinite(loss):
+        raise DivergenceError(
+            f"training diverged in {_place(learner)}: the loss is {loss} at learning rate {rate:g}: lower the learning rate "
+            f"(--lr, now {learner.protocol.lr:g})"
+        )
+
+
+def check_scores(learner: Learner, scores: Scores) -> None:
+    """Raise DivergenceError where the test log likelihood is NaN or infinite, which an average over batches may hide."""
+    if not math.isfinite(scores.log_likelihood):
+        raise DivergenceError(
+            f"training diverged in epoch {learner.position.epoch}: the test log likelihood is {scores.log_likelihood}: "
+            f"lower the learning rate (--lr, now {learner.protocol.lr:g})"
+        )
+
+
+@torch.no_grad()
+def check_update(learner: Learner, estimate: float) -> None:
+    """Raise DivergenceError where a hyperparameter step met or left something that is NaN, infinite or no precision."""
+    objective = learner.objective
+    precisions, noise = objective.prior.values, objective.likelihood.noise_variance
+    values = [precisions, torch.as_tensor(noise), *objective.parameters()]
+    if math.isfinite(estimate) and bool((precisions > 0).all()) and all(_is_finite(value) for value in values):
+        return
+    wrong = [] if math.isfinite(estimate) else [f"the estimate of log q / N is {estimate}"]
+    wrong += _exploded_precisions(learner)
+    wrong += [] if _is_finite(torch.as_tensor(noise)) else [f"the variance of the observation noise is {float(noise)}"]
+    views = [] if objective.augmentation is None else [value.tolist() for value in objective.augmentation.parameters()]
+    wrong += [f"the half-widths are {eta}" for eta in views if not all(map(math.isfinite, eta))]
+    raise DivergenceError(
+        f"the hyperparameters diverged in {_place(learner)} ({learner.protocol.estimator}): "
+        f"{', '.join(wrong) or 'one of them is not finite'}: {_lower(learner)}"
+    )
+
+
+@contextmanager
+def named_trouble(learner: Learner, phase: str) -> Iterator[None]:
+    """Turn the errors of a ``with`` block into ones that say where they happened and what to change.
+
+    Raises:
+        TrainingMemoryError: there was no memory.
+        NotPositiveDefiniteError: a factorisation failed.
+        ValueError: whatever else a step refuses.
+    """
+    protocol = learner.protocol
+    described = f"{_place(learner)}, {protocol.estimator} with a {protocol.prior_kind} prior"
+    try:
+        yield
+    except DivergenceError:
+        raise
+    except (NotPositiveDefiniteError, torch.linalg.LinAlgError) as error:
+        reason = f"{described}, blocks of up to {_block_size(learner)} index pairs: {error}"
+        raise NotPositiveDefiniteError(f"{reason}; {_lower(learner)}, or start from a larger --prior-init") from None
+    except ValueError as error:
+        raise ValueError(f"{described}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingMemoryError(f"out of memory in {_place(learner)}: {_LESS[phase](learner)}") from error
+
+
+def _place(learner: Learner) -> str:
+    return f"epoch {learner.position.epoch}, step {learner.position.step + 1}"
+
+
+def _lower(learner: Learner) -> str:
+    """The learning rates of the hyperparameters, as what to change."""
+    protocol = learner.protocol
+    augmentation = f" or --lr-aug (now {protocol.lr_aug:g})" if protocol.learns_invariance else ""
+    return f"lower --lr-hyper (now {protocol.lr_hyper:g}){augmentation}"
+
+
+def _exploded_precisions(learner: Learner) -> list[str]:
+    """Which prior precisions are no positive finite numbers, by parameter tensor."""
+    objective = learner.objective
+    shapes = {name: weight.shape for name, weight in trainable_parameters(objective.model).items()}
+    found = []
+    for name, values in objective.prior.of(shapes).items():
+        bad = values.reshape(-1)[~(torch.isfinite(values) & (values > 0)).reshape(-1)]
+        if bad.numel() and objective.prior_kind == "scalar":
+            return [f"the prior precision is {float(bad[0])}"]
+        if bad.numel():
+            found.append(f"the prior precision of {name!r} is {float(bad[0])}")
+    return found
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
+
+
+def _block_size(learner: Learner) -> int:
+    partition = learner.objective.partition
+    return max(block.num_pairs for block in partition.blocks) if partition else 0
+
+
+def _less_for_weights(learner: Learner) -> str:
+    views = f" or --samples (now {learner.protocol.samples})" if learner.protocol.learns_invariance else ""
+    return f"a batch takes too much; lower --batch-size (now {learner.protocol.batch_size}){views}"
+
+
+def _less_for_blocks(learner: Learner) -> str:
+    """A smaller estimator is named, never taken: its bound is another one."""
+    protocol = learner.protocol
+    spec = parse_estimator(protocol.estimator)
+    inputs = spec.inputs or protocol.num_data
+    smaller = replace(spec, inputs=inputs // 2) if inputs > 1 else replace(spec, outputs="1")
+    ungrouped = ", or another grouping than greedy, which needs the kernel of all data" * (spec.grouping == "greedy")
+    return (
+        f"{spec} takes blocks of {min(inputs, protocol.num_data)} inputs; try a smaller estimator (--estimator {smaller}) "
+        f"or fewer inputs at a time ({_chunk(learner)}){ungrouped}"
+    )
+
+
+def _less_for_scores(learner: Learner) -> str:
+    return f"the test data take too much at a time; lower {_chunk(learner)}"
+
+
+def _chunk(learner: Learner) -> str:
+    return f"--chunk, now {learner.objective.chunk or 'auto'}"
+
+
+_LESS = {"weights": _less_for_weights, "hyper": _less_for_blocks, "eval": _less_for_scores}
