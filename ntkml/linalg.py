@@ -6,6 +6,8 @@ is float64 even where R is float32, because a float32 Gram matrix loses the smal
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,14 +84,34 @@ def log_det_identity_plus(matrix: Tensor, where: str, precision: Tensor | float 
     """
     shifted = matrix / precision
     shifted.diagonal().add_(1.0)
-    factor, info = torch.linalg.cholesky_ex(shifted)
-    diagonal = factor.diagonal()
-    if int(info) > 0 or not bool(torch.isfinite(diagonal).all()):
-        raise NotPositiveDefiniteError(
-            f"I + K of {where} is not positive definite in {matrix.dtype}: the rows hold NaN or infinite values, or the "
-            "prior precision is too small for them; check the data and weights, or raise the prior precision"
-        )
-    return 2.0 * diagonal.log().sum()
+    log_det: Tensor = _LogDet.apply(shifted, where)
+    return log_det
+
+
+class _LogDet(torch.autograd.Function):
+    """log|A| of a positive definite A with the gradient A^-1 from the same factorisation.
+
+    Autograd's own route through the factor multiplies and solves with it several times more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, where: str) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        diagonal = factor.diagonal()
+        if int(info) > 0 or not bool(torch.isfinite(diagonal).all()):
+            raise NotPositiveDefiniteError(
+                f"I + K of {where} is not positive definite in {matrix.dtype}: the rows hold NaN or infinite values, or "
+                "the prior precision is too small for them; check the data and weights, or raise the prior precision"
+            )
+        ctx.save_for_backward(matrix, factor)
+        return 2.0 * diagonal.log().sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        matrix, factor = ctx.saved_tensors
+        # A second derivative has to find its way back to the matrix, which the saved factor does not know.
+        inverse = torch.linalg.inv(matrix) if torch.is_grad_enabled() else torch.cholesky_inverse(factor)
+        return gradient * inverse, None
 
 
 def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:
