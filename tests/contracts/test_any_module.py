@@ -261,6 +261,14 @@ def test_captured_networks_say_nothing(name, caplog):
     assert not caplog.records
 
 
+def test_use_outside_a_layer_is_seen_where_gradients_vanish():
+    """A head that starts at zero hides every gradient behind it; the plan must hold for the weights to come."""
+    case = case_of("weight beside its layer")
+    torch.nn.init.zeros_(case.model.head.weight)
+    plan = check_model(case.model, case.x)
+    assert {module_of(parameter) for parameter in plan.exact} == {"layer"}
+
+
 def test_exact_rows_leave_the_settings_of_attention_alone():
     before = torch.backends.mha.get_fastpath_enabled()
     case_of("transformer").estimate("ntk-3-1")
