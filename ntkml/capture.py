@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.exact_rows import ExactForward, RowPlan, plain_attention
-from ntkml.layers import LAYER_TYPES
+from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse, unsupported, use_of
 
@@ -109,7 +109,7 @@ def capture(
         ValueError: a parameter has no rows, or the outputs are not (n * S, C).
     """
     plan = plan or RowPlan()
-    captured, problems = survey(model, inputs, plan, num_views, differentiable)
+    captured, problems = survey(model, inputs, plan, num_views, differentiable, checked=True)
     for name, problem in problems.items():
         raise ValueError(f"layer {name!r} cannot be captured: {problem}; take the plan of check_model on such inputs")
     covered = {*plan.exact, *(qualified(use.name, key) for use in captured.layers for key in use.keys)}
@@ -120,10 +120,18 @@ def capture(
 
 
 def survey(
-    model: nn.Module, inputs: Tensor, plan: RowPlan, num_views: int = 1, differentiable: bool = False
+    model: nn.Module,
+    inputs: Tensor,
+    plan: RowPlan,
+    num_views: int = 1,
+    differentiable: bool = False,
+    checked: bool = False,
 ) -> tuple[Capture, dict[str, str]]:
-    """The capture of all layers that can be captured, and by layer what is wrong with the others."""
-    recorder = _Recorder(len(inputs), num_views, differentiable)
+    """The capture of all layers that can be captured, and by layer what is wrong with the others.
+
+    ``checked``: the plan was made by a survey, so that layers need not be held against what they should compute again.
+    """
+    recorder = _Recorder(len(inputs), num_views, differentiable, checked)
     with (
         _hooks(model, plan, recorder),
         torch.enable_grad(),
@@ -150,9 +158,10 @@ def _checked(outputs: Any, inputs: Tensor) -> Tensor:
 class _Recorder:
     """What the hooks of one forward pass saw."""
 
-    def __init__(self, num_inputs: int, num_views: int, graph: bool):
+    def __init__(self, num_inputs: int, num_views: int, graph: bool, checked: bool):
         self.problems: dict[str, str] = {}
         self._num_inputs, self._num_views, self._graph = num_inputs, num_views, graph
+        self._checked = checked
         self._seen: dict[str, LayerUse] = {}
         self._versions: dict[str, tuple[Tensor, int]] = {}
 
@@ -168,7 +177,11 @@ class _Recorder:
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
-        self._seen[name], replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
+        use, replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
+        if not (self._checked or replaced is None or _close(replaced, output)):
+            self.problems[name] = "a hook or a subclass changes what it computes"
+            return None
+        self._seen[name] = use
         if replaced is None:
             self._versions[name] = given[0], given[0]._version
         return replaced
@@ -192,6 +205,12 @@ class _Recorder:
                 )
 
 
+def _close(replaced: Tensor, output: Tensor) -> bool:
+    """Equal but for rounding."""
+    tolerance = 1e-4 * output.detach().abs().max().clamp_min(1.0)
+    return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
+
+
 @contextmanager
 def _hooks(model: nn.Module, plan: RowPlan, recorder: _Recorder) -> Iterator[None]:
     handles = [
@@ -213,7 +232,7 @@ def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tup
     for name, module in model.named_modules():
         keys = tuple(key for key, parameter in module.named_parameters(recurse=False) if is_weight(parameter))
         full = [qualified(name, key) for key in keys]
-        if not keys or not isinstance(module, LAYER_TYPES) or unsupported(module) is not None:
+        if not keys or not computes_as_known(module) or unsupported(module) is not None:
             continue
         if all(key in weights and key not in plan.exact for key in full):
             yield name, keys, module

@@ -38,6 +38,8 @@ def gram(rows: Tensor) -> Tensor:
     for i in range(0, num_rows, _TILE_ROWS):
         part = slice(i, i + _TILE_ROWS)
         total[:i, part] = total[part, :i].T
+        tile = total[part, part]
+        tile.copy_(tile.tril() + tile.tril(-1).T)  # a product need not round its two halves alike
     return total
 
 

@@ -174,6 +174,34 @@ class Recurrent(nn.Module):
         return self.head(self.cell(x)[0][:, -1])
 
 
+class ChannelsLast(nn.LayerNorm):
+    """Normalises the channels of an image, as in ConvNeXt: a subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Renamed(nn.Linear):
+    """A subclass that computes what its class does."""
+
+
+class Positive(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.square(), self.bias)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x, weight - weight.mean(), bias)
+
+
+def hooked() -> nn.Module:
+    """A hook that was there before doubles what a layer gives."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, CLASSES))
+    model[1].register_forward_hook(lambda module, given, output: 2 * output)
+    return model
+
+
 def weight_normed() -> nn.Module:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, CLASSES))
@@ -234,6 +262,13 @@ NETWORKS = {
     "branch on a value": Kind(Looking, (4,), exact=("",), vectorised=False),
     "recurrent": Kind(Recurrent, (3, 2), exact=("cell",), vectorised=False),
     "weight norm": Kind(weight_normed, (4,), exact=("0.parametrizations.weight",)),
+    "subclass": Kind(lambda: nn.Sequential(Renamed(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),
+    "subclass of LayerNorm": Kind(lambda: behind_conv(ChannelsLast(4), nn.Tanh()), (2, 4, 4), exact=("1",)),
+    "subclass of Linear": Kind(lambda: nn.Sequential(Positive(4, 5), nn.Linear(5, CLASSES)), (4,), exact=("0",)),
+    "subclass of Conv2d": Kind(
+        lambda: nn.Sequential(Standardised(1, 2, 2), nn.Flatten(), nn.Linear(8, CLASSES)), (1, 3, 3), exact=("0",)
+    ),
+    "hook": Kind(hooked, (4,), exact=("1",)),
     "one-dimensional convolution": Kind(
         lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, CLASSES)), (2, 4), exact=("0",)
     ),

@@ -14,3 +14,13 @@ from ntkml.layers import elementwise
 
 #: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.exact_rows`).
 LAYER_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.Embedding, *elementwise.TYPES)
+
+
+def computes_as_known(module: nn.Module) -> bool:
+    """Whether a module is of one of these types and computes what that type does; a subclass may not."""
+    own = type(module)
+    return any(
+        issubclass(own, kind)
+        and all(getattr(own, name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward"))
+        for kind in LAYER_TYPES
+    )
