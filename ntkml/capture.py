@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ntkml.exact_rows import ExactForward, RowPlan, plain_attention
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse, unsupported, use_of
+from ntkml.layers.uses import LayerUse, average_views, unsupported, use_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Capture:
     layers: tuple[LayerUse, ...]
     differentiable: bool = False
     exact: ExactForward | None = None
+    num_views: int = 1
 
     def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor, ...]]:
         """Gradients of <v_n, f(x_n)> towards every layer's edges. cotangents: (n, C) -> per layer, (n * S, ...) each.
@@ -62,11 +63,6 @@ class Capture:
             )
         )
         return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
-
-
-def average_views(outputs: Tensor, num_views: int) -> Tensor:
-    """The network function f(x_n) = mean over views of the raw outputs. (n * S, C) -> (n, C)."""
-    return outputs.reshape(-1, num_views, *outputs.shape[1:]).mean(1)
 
 
 class Hyperparameter(nn.Parameter):
@@ -141,7 +137,7 @@ def survey(
         averaged = average_views(_checked(outputs, inputs), num_views)
     recorder.check_versions()
     exact = ExactForward(model, plan, inputs, num_views, differentiable) if plan.exact else None
-    return Capture(averaged, recorder.uses(), differentiable, exact), recorder.problems
+    return Capture(averaged, recorder.uses(), differentiable, exact, num_views), recorder.problems
 
 
 def _checked(outputs: Any, inputs: Tensor) -> Tensor:

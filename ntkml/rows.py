@@ -15,6 +15,7 @@ from torch import Tensor
 from ntkml.capture import Capture
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.uses import LayerUse
 from ntkml.linalg import gram
 
 #: Parameter tensors whose explicit rows are held together.
@@ -105,6 +106,7 @@ class ChunkedRows:
             add(chunk, inputs)
             self.num_inputs += inputs
             self.num_rows += inputs * columns
+            del chunk  # or it would be alive beside the next one
 
     def _load_group(self, names: tuple[str, ...]) -> None:
         self._rows = {}
@@ -153,14 +155,23 @@ def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
     return total
 
 
-def rows_by_layer(captured: Capture, factor: Tensor, keep_graph: bool) -> dict[str, LayerRows]:
-    """The rows of every layer, its k cotangents pulled back one at a time. factor: (n, C, k)."""
+def rows_by_layer(
+    captured: Capture, factor: Tensor, keep_graph: bool, over_views: bool = False
+) -> dict[str, LayerRows]:
+    """The rows of every layer, its k cotangents pulled back one at a time. factor: (n, C, k).
+
+    ``over_views``: reduced over the views at once, as KFAC asks for and nothing else may: S times less to keep.
+    """
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = [captured.pull_back(v, keep_graph or i < len(columns) - 1) for i, v in enumerate(columns)]
+    uses: Sequence[LayerUse] = captured.layers
+    if over_views:
+        uses = [use.over_views() for use in uses]
+        pulled = [[tuple(g.unflatten(0, (-1, captured.num_views)).sum(1) for g in own) for own in k] for k in pulled]
     layers: dict[str, LayerRows] = {}
-    for i, layer in enumerate(captured.layers):
+    for i, use in enumerate(uses):
         by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
-        layers[layer.name] = layer.rows([_stack(gradients) for gradients in by_edge])
+        layers[use.name] = use.rows([_stack(gradients) for gradients in by_edge])
     return layers if captured.exact is None else {**layers, **captured.exact.rows_by_layer(factor)}
 
 

@@ -10,7 +10,7 @@ one group of parameter tensors for the others, for which both passes are repeate
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
 from ntkml.rows import ChunkedRows, rows_by_layer
 from ntkml.structures import Structure, structure_named
+from ntkml.structures.adjoints import Pairing
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,20 @@ class TwoPass:
 
     def first(self, data: BlockData) -> FirstPass:
         """Rows of one block, without a graph, as its structure."""
-        kind = structure_named(self.structure)
-        seen = _Outputs()
+        seen: list[Tensor] = []
 
         def rows_of_chunks() -> Iterator[dict[str, LayerRows]]:
-            seen.parts.clear()
+            seen.clear()
             for part in chunks(len(data.inputs), self.chunk):
-                with torch.no_grad():
-                    views = data.views(part)
-                captured = capture(self.model, views, data.num_views, plan=self.plan)
-                seen.parts.append(captured.outputs.detach())
-                self.likelihood.check_targets(seen.parts[-1], data.targets[part])
-                yield rows_by_layer(captured, self._columns(seen.parts[-1], data, part), keep_graph=False)
+                outputs, layers = self._chunk_rows(data, part)
+                seen.append(outputs)
+                yield layers
+                del layers  # or it would be alive beside the next one
 
         entry_bytes = next(self.model.parameters()).element_size()
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
-        structure = kind(ChunkedRows(rows_of_chunks, self.shapes, kind.factored, groups))
-        return FirstPass(structure, torch.cat(seen.parts))
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.factored, groups))
+        return FirstPass(structure, torch.cat(seen))
 
     def second(
         self, data: BlockData, first: FirstPass, prior: PriorPrecision, targets: Sequence[nn.Parameter]
@@ -86,23 +84,40 @@ class TwoPass:
         for index, names in enumerate(adjoint.groups):
             pairing = adjoint.of(names)
             for part in chunks(len(data.inputs), self.chunk):
-                captured = capture(self.model, data.views(part), data.num_views, differentiable=True, plan=self.plan)
-                layers = rows_by_layer(captured, self._columns(captured.outputs, data, part), keep_graph=True)
-                value = -0.5 * pairing.pair(layers, part)
-                if index == 0:
-                    value = value + data.share * self._log_prob(captured, data.targets[part])
-                gradients = torch.autograd.grad(value, targets, allow_unused=True)
+                share = data.share if index == 0 else 0.0  # the likelihood is counted once
+                gradients = torch.autograd.grad(
+                    self._chunk_value(data, part, pairing, share), targets, allow_unused=True
+                )
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]
         return total
 
-    def _log_prob(self, captured: Capture, targets: Tensor) -> Tensor:
-        return self.likelihood.log_prob(captured.outputs, targets).double().sum()
+    @property
+    def _kind(self) -> type[Structure]:
+        return structure_named(self.structure)
 
-    def _columns(self, outputs: Tensor, data: BlockData, part: slice) -> Tensor:
-        """The block's columns of L for one chunk. Shape (n, C, k)."""
-        block = data.block
-        columns = block.columns if block.columns.ndim == 1 else block.columns[part]
-        return Block(block.inputs[part], columns).select(self.factor(outputs))
+    def _chunk_rows(self, data: BlockData, part: slice) -> tuple[Tensor, dict[str, LayerRows]]:
+        """Outputs (n, C) and rows of one chunk, without a graph."""
+        with torch.no_grad():
+            views = data.views(part)
+        captured = capture(self.model, views, data.num_views, plan=self.plan)
+        outputs = captured.outputs.detach()
+        self.likelihood.check_targets(outputs, data.targets[part])
+        return outputs, self._rows(captured, outputs, data, part, keep_graph=False)
+
+    def _chunk_value(self, data: BlockData, part: slice, pairing: Pairing, share: float) -> Tensor:
+        """share rho - 1/2 <V, R> of one chunk, with its graph."""
+        captured = capture(self.model, data.views(part), data.num_views, differentiable=True, plan=self.plan)
+        value = -0.5 * pairing.pair(self._rows(captured, captured.outputs, data, part, keep_graph=True), part)
+        log_prob = self.likelihood.log_prob(captured.outputs, data.targets[part]).double().sum()
+        return value + share * log_prob if share else value
+
+    def _rows(
+        self, captured: Capture, outputs: Tensor, data: BlockData, part: slice, keep_graph: bool
+    ) -> dict[str, LayerRows]:
+        """The rows of the block's columns of L for one chunk."""
+        columns = data.block.columns if data.block.columns.ndim == 1 else data.block.columns[part]
+        factor = Block(data.block.inputs[part], columns).select(self.factor(outputs))
+        return rows_by_layer(captured, factor, keep_graph, over_views=self._kind.factored)
 
 
 @dataclass(frozen=True)
@@ -111,13 +126,6 @@ class FirstPass:
 
     structure: Structure
     outputs: Tensor
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """Outputs of the chunks as they are captured."""
-
-    parts: list[Tensor] = field(default_factory=list)
 
 
 def chunks(num_inputs: int, size: int) -> list[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Protocol
@@ -32,6 +32,9 @@ class LayerUse(Protocol):
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         """The rows for k cotangents pulled back to every edge, (n * S, k, ...) each."""
 
+    def over_views(self) -> LayerUse:
+        """The use that KFAC reduces: inputs averaged over the views, for gradients that are summed over them."""
+
 
 @dataclass(frozen=True)
 class PositionsUse:
@@ -54,6 +57,10 @@ class PositionsUse:
         gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
         return Positions(self.patches, gradients, "weight" in self.keys, "bias" in self.keys)
 
+    def over_views(self) -> PositionsUse:
+        # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
+        return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1)
+
 
 @dataclass(frozen=True)
 class EmbeddingUse:
@@ -69,6 +76,10 @@ class EmbeddingUse:
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         return embedding_rows(self.name, self.module, self.inputs, pulled[0], self.num_views)
 
+    def over_views(self) -> EmbeddingUse:
+        """Indices have no mean; KFAC refuses the layer whatever stands here."""
+        return replace(self, inputs=self.inputs[:: self.num_views], num_views=1)
+
 
 @dataclass(frozen=True)
 class ElementwiseUse:
@@ -82,6 +93,14 @@ class ElementwiseUse:
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         summed = [g.reshape(-1, self.num_views, g.shape[1], g.shape[2:].numel()).sum(1) for g in pulled]  # (n, k, size)
         return ElementwiseRows(self.name, dict(zip(self.keys, summed, strict=True)))
+
+    def over_views(self) -> ElementwiseUse:
+        return replace(self, num_views=1)
+
+
+def average_views(values: Tensor, num_views: int) -> Tensor:
+    """Means over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
+    return values.unflatten(0, (-1, num_views)).mean(1)
 
 
 def use_of(
