@@ -11,7 +11,7 @@ import torch
 import ntkml
 from ntkml import learning_state, train_protocols, train_records
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import cosine, evaluate, learn, steps
+from ntkml.learning import cosine, evaluate, learn
 from ntkml.learning_state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
@@ -212,7 +212,10 @@ def test_scores_of_known_predictions():
     [
         ({"lr": 1e30}, r"training diverged in epoch \d.*: lower the learning rate \(--lr, now 1e\+30\)"),
         ({"lr_hyper": 1e4, "prior_kind": "scalar"}, r"epoch \d.*(diverged|not positive definite).*lower --lr-hyper"),
-        ({"estimator": "kfac-20-1", "prior_kind": "diagonal"}, "epoch 2, step 3, kfac-20-1 with a diagonal prior: kfac takes"),
+        (
+            {"estimator": "kfac-20-1", "prior_kind": "diagonal"},
+            "epoch 2, step 3, kfac-20-1 with a diagonal prior: kfac takes",
+        ),
         ({"optimizer": "lbfgs"}, "unknown optimizer 'lbfgs'; known: adam, sgd"),
         ({"prior_init": 0.0}, "a prior precision must be positive and finite; got 0"),
     ],
