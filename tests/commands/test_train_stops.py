@@ -132,7 +132,7 @@ def test_a_signal_while_the_data_are_read_has_the_same_exit_code(run, tmp_path, 
     signalled(monkeypatch, datasets, "load_dataset", 1, sent)
     code, _, error = run(*PRIOR)
     assert code == EXIT_CODES[sent]
-    assert error == ("Interrupted.\n" if sent == "SIGINT" else f"Stopped by {sent}.\n")
+    assert error.strip() == ("Interrupted." if sent == "SIGINT" else f"Stopped by {sent}.")
     assert not list(tmp_path.iterdir())
 
 
