@@ -1,0 +1,200 @@
+"""Training that is killed or asked to stop at any moment, and resumed: rows, weights and hyperparameters, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ntkml import train_records
+from ntkml.checkpoints import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TOY = "--num-data 80 --batch-size 20 --burn-in 2 --eval-every 8 --device cpu --checkpoint-every 4"
+#: Toys of a second or two: steps on one cached block, and steps with fresh blocks and views.
+TOYS = {
+    "prior": f"--hparam prior --estimator ntk-20-tree+kmeans --epochs 32 --hyper-steps 6 --update-every 2 {TOY}".split(),
+    "invariance": (
+        "--hparam invariance --estimator ntk-10-1 --samples 2 --epochs 16 --hyper-steps 2 --aug-steps 3 --update-every 1 "
+        f"{TOY}"
+    ).split(),
+}
+#: A step of the weights, a step of the hyperparameters (cached or not), and the three writes of a checkpoint.
+WEIGHT_STEP, HYPER_STEP = "ntkml.learning:_weight_step", "ntkml.learning:_hyper_step"
+WRITE = "ntkml.records:write_atomically"
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")
+
+
+class Server:
+    """See ``training_server.py``."""
+
+    def __init__(self):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("training_server.py"))],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, folder, arguments, **request):
+        """Run ``ntkml train`` in ``folder``. Returns exit code (negative: of a signal), seconds and what it printed."""
+        log = folder / "log.txt"
+        log.unlink(missing_ok=True)
+        request |= {"arguments": ["train", *arguments], "folder": str(folder), "log": str(log)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return answer["code"], answer["seconds"], log.read_text()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    started = Server()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """By toy: the seconds of an uninterrupted run and what it leaves."""
+    found = {}
+    for name, arguments in TOYS.items():
+        folder = tmp_path_factory.mktemp(name)
+        code, seconds, printed = server.run(folder, arguments)
+        assert code == 0, printed
+        found[name] = (seconds, outcome(folder))
+    return found
+
+
+def files(folder, name):
+    return list((folder / "results" / "train").glob(f"*/{name}"))
+
+
+def outcome(folder):
+    """Rows without what is measured, weights, and the learner's state in the last checkpoint."""
+    [rows], [weights] = files(folder, "rows.csv"), files(folder, "weights.pt")
+    frame = train_records.read_rows(rows).drop(columns=list(train_records.MEASURED))
+    state = read_checkpoint(rows.with_name("checkpoint.pt"), pytest.fail)["learner"]
+    assert not list((folder / "results").rglob(".*"))
+    return frame.to_csv(index=False), torch.load(weights, weights_only=True), state
+
+
+def assert_same(ours, theirs):
+    assert ours[0] == theirs[0]
+    for name, value in theirs[1].items():
+        assert torch.equal(ours[1][name], value), name
+    for name, value in theirs[2]["hyperparameters"].items():
+        assert torch.equal(ours[2]["hyperparameters"][name], value), name
+    for name, value in theirs[2]["generators"].items():
+        assert torch.equal(ours[2]["generators"][name], value), name
+
+
+def resumed(server, folder, arguments):
+    """What the run leaves when it is resumed."""
+    code, _, printed = server.run(folder, [*arguments, "--resume"])
+    assert code == 0, printed
+    assert "Traceback" not in printed
+    return outcome(folder)
+
+
+def last_resumed(folder):
+    [manifest] = files(folder, "manifest.json")
+    entry = json.loads(manifest.read_text())["resumed"][-1]
+    return entry["from_epoch"], entry["from_step"]
+
+
+def killed_at_random(server, whole, folder, number):
+    """Kill number ``number``: every other one with a checkpoint after every step, so that it falls into epochs."""
+    name = ("prior", "invariance")[number % 2]
+    arguments = TOYS[name] + ["--checkpoint-seconds", "0.05"] * (number % 4 < 2)
+    seconds, expected = whole[name]
+    after = random.Random(number).uniform(0.1, 0.95) * seconds
+    code, _, printed = server.run(folder, arguments, after=after, signal=[signal.SIGKILL])
+    assert code in (-signal.SIGKILL, 0), printed
+    assert_same(resumed(server, folder, arguments), expected)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_kill_at_a_random_time_costs_no_bits(server, whole, tmp_path, number):
+    killed_at_random(server, whole, tmp_path, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3, 20))
+def test_further_kills_at_random_times_cost_no_bits(server, whole, tmp_path, number):
+    killed_at_random(server, whole, tmp_path, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "at", "call", "place"),
+    [
+        ("prior", WEIGHT_STEP, 4 * 4 + 3, (4, 2)),  # the third batch of epoch 5
+        ("prior", HYPER_STEP, 6 + 4, (3, 4 + 3)),  # the fourth cached step of epoch 4
+        ("invariance", HYPER_STEP, 3 + 2, (2, 4 + 1)),  # the second step of epoch 3
+        ("invariance", "ntkml.objective:MarginalLikelihood._first_pass", 3 + 3, (2, 4 + 2)),  # inside the third
+        ("prior", "ntkml.objective:MarginalLikelihood.resample", 2, (3, 4)),  # while epoch 4 draws its partition
+    ],
+)
+def test_a_kill_in_the_middle_of_a_step_goes_back_to_the_step_before(server, whole, tmp_path, name, at, call, place):
+    arguments = [*TOYS[name], "--checkpoint-seconds", "0"]
+    code, _, printed = server.run(tmp_path, arguments, at=at, call=call, signal=[signal.SIGKILL])
+    assert code == -signal.SIGKILL, printed
+    assert_same(resumed(server, tmp_path, TOYS[name]), whole[name][1])
+    assert last_resumed(tmp_path) == place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", range(3 * 5 + 1, 3 * 5 + 4))
+def test_a_kill_among_the_writes_of_a_checkpoint_costs_no_bits(server, whole, tmp_path, call):
+    """After the write of the checkpoint, of the rows and of the manifest."""
+    arguments = [*TOYS["prior"], "--checkpoint-seconds", "0"]
+    code, _, printed = server.run(tmp_path, arguments, at=WRITE, call=call, signal=[signal.SIGKILL])
+    assert code == -signal.SIGKILL, printed
+    assert_same(resumed(server, tmp_path, TOYS["prior"]), whole["prior"][1])
+    assert last_resumed(tmp_path) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["ntkml.checkpoints:previous", "os:fsync", "tempfile:mkstemp"])
+def test_a_kill_inside_the_write_of_a_file_costs_no_bits(server, whole, tmp_path, at):
+    code, _, printed = server.run(tmp_path, TOYS["prior"], at=at, call=5, signal=[signal.SIGKILL])
+    assert code == -signal.SIGKILL, printed
+    assert_same(resumed(server, tmp_path, TOYS["prior"]), whole["prior"][1])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_over_and_over_ends_as_if_it_never_was(server, whole, tmp_path):
+    arguments = [*TOYS["prior"], "--checkpoint-seconds", "0.05", "--resume"]
+    times = random.Random(0)
+    for _ in range(4):
+        server.run(tmp_path, arguments, after=times.uniform(0.4, 1.2), signal=[signal.SIGKILL])
+    assert_same(resumed(server, tmp_path, TOYS["prior"]), whole["prior"][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sent", "code"), [("prior", "SIGTERM", 75), ("invariance", "SIGUSR1", 75), ("prior", "SIGINT", 130)]
+)
+def test_a_signal_at_a_random_time_stops_in_order(server, whole, tmp_path, name, sent, code):
+    seconds, expected = whole[name]
+    number = getattr(signal, sent)
+    left, _, printed = server.run(tmp_path, TOYS[name], after=0.6 * seconds, signal=[number])
+    assert left == code, printed
+    assert printed.splitlines()[-1].startswith(f"Stopped by {sent} after "), printed
+    assert_same(resumed(server, tmp_path, TOYS[name]), expected)
