@@ -82,7 +82,8 @@ def load_trajectory_figure(name: str) -> TrajectoryFigure:
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto_figure` knows: the protocols, and any run."""
-    return [*(name for name in protocol_names() if kind_of(name) == PARETO), ANY_PARETO]
+    figures = [name for name in protocol_names() if name.startswith("figure-") and kind_of(name) == PARETO]
+    return [*figures, ANY_PARETO]
 
 
 def load_pareto_figure(name: str) -> ParetoFigure:

@@ -171,7 +171,7 @@ def _num_batches(learner: Learner, x: Tensor) -> int:
 
 def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
     optimizer.step()
 
 

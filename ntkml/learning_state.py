@@ -1,7 +1,7 @@
 """What training changes, and how it is kept: a :class:`Learner`, where it stands, and its state as plain values.
 
-Between any two steps :func:`state_of` is all that :func:`restore` needs to go on bit by bit. Schedules and counters follow
-from the position. The plan of a phase (order of the batches; partition and cached block) is not kept: a resumed phase
+Between any two steps :func:`state_of` is all that :func:`restore` needs to go on bit by bit. The position gives schedules
+and counters. The plan of a phase (order of the batches; partition and cached block) is not kept: a resumed phase
 draws it again from the states that its random streams had when it began.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ntkml.capture import trainable_parameters
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.hyperparameters.affine import AffineInvariance
+from ntkml.layers.fixup import Bias, Scale
 from ntkml.objective import MarginalLikelihood
 from ntkml.randomness import generator_for
 from ntkml.specs import NO_ESTIMATOR
@@ -28,6 +29,9 @@ from ntkml.train_protocols import TrainProtocol
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
 STREAMS = ("batches", "views", "partition", "blocks")
+
+#: Learning rate of Fixup's scalars, as a share of the other weights' (Zhang et al. 2019; the paper's protocol).
+FIXUP_SHARE = 0.1
 
 #: What the seconds of an epoch are spent on.
 PARTS = ("weights", "hyper", "eval")
@@ -103,8 +107,8 @@ def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device,
         model, name, protocol.likelihood, protocol.prior_kind, protocol.prior_init, views, chunk
     )
     objective.to(device)
-    weights = trainable_parameters(model).values()
-    optimizers = {"weights": _WEIGHT_OPTIMIZERS[protocol.optimizer](weights, lr=protocol.lr)}
+    groups = _weight_groups(model, protocol.optimizer)
+    optimizers = {"weights": _WEIGHT_OPTIMIZERS[protocol.optimizer](groups, lr=protocol.lr)}
     if learned:
         noise = objective.log_observation_noise
         learned_with_it = [objective.log_prior_precision, *([] if noise is None else [noise])]
@@ -112,6 +116,21 @@ def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device,
     if views is not None:
         optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
     return Learner(protocol, objective, optimizers, {name: generator_for(protocol.seed, name) for name in STREAMS})
+
+
+def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
+    """All weights with their share of the learning rate: under SGD, Fixup's scalars take a tenth of it."""
+    scalars = {
+        f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        if isinstance(module, (Bias, Scale)) and optimizer == "sgd"
+        for key, _ in module.named_parameters(recurse=False)
+    }
+    weights = trainable_parameters(model)
+    groups = [{"params": [w for name, w in weights.items() if name not in scalars], "share": 1.0}]
+    if scalars:
+        groups.append({"params": [weights[name] for name in weights if name in scalars], "share": FIXUP_SHARE})
+    return [group for group in groups if group["params"]]
 
 
 def planned(learner: Learner, streams: Sequence[str], draw: Callable[[], _Plan]) -> _Plan:

@@ -30,6 +30,7 @@ def training_rows(
     settings = settings_of(estimator, hparam, seed, epochs=epochs, dataset=dataset, samples=samples)
     common = _common(estimator, hparam) | {
         "run_id": records.run_id(settings), "command": "train", "dataset": settings["dataset"], "seed": seed,
+        "likelihood": "categorical", "observation_noise": None,
         "train_loss": 0.5, "test_ece": None, "prior_precision_min": 0.1, "prior_precision_median": 1.0,
         "prior_precision_max": 10.0, "prior_precisions": None, "seconds_weights": 0.2, "seconds_hyper": 0.1,
         "seconds_eval": 0.1, "peak_bytes": None, "device": "cpu", "dtype": "float32",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
-    "pareto": "Seconds per estimate against what optimising each estimator reaches.",
+    "pareto": "Time per estimate against what each estimator reaches.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
 }
 
@@ -31,6 +31,7 @@ Examples:
   ntkml bound-grid --hparam rotation
   ntkml bound-grid --hparam prior --estimators ntk-N-C,ntk-100-C,kfac-N-C
   ntkml train --hparam invariance --estimator ntk-100-tree
+  ntkml pareto --hparam prior
   ntkml plot figure-2
   ntkml plot figure-3 --csv results/bound-grid/<run>/rows.csv
 """
