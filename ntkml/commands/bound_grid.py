@@ -45,7 +45,11 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 @_setting("--epochs", click.IntRange(min=1), "Training epochs of the weights.")
 @_setting("--prior-precision", PRECISION, "Prior precision of the training, and of a whole rotation grid.")
 @_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partition and noise.")
-@click.option("--weights", type=click.Path(path_type=Path), help="A run's weights.pt, instead of training.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
+)
 @click.option(
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )
@@ -92,7 +96,7 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     from ntkml.runs.bound_grid import run_bound_grid
     from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
     from ntkml.runs.folders import finished, replace_when_finished
-    from ntkml.runs.weights import read_weights
+    from ntkml.runs.learned import read_learned
 
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
     if options["num_data"] is None:
@@ -101,8 +105,10 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
         protocol = resolve_protocol(protocol, data)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    weights = read_weights(options["weights"]) if options["weights"] else None
-    grid = BoundGrid(protocol, data, weights, options["rows"] == "all", tuple(_changes(protocol, asked)))
+    given = read_learned(options["weights"]) if options["weights"] else None
+    if given and options["prior_precision"]:  # what is asked for goes before what was learned
+        given = replace(given, prior_precisions=())
+    grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)))
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
     records.ensure_writable_folder(options["figures"], "--figures")
     if not options["force"] and finished(folder):

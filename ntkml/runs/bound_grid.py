@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ntkml import records
 from ntkml.capture import trainable_parameters
 from ntkml.hyperparameters.affine import affine_views, rotation_eta
 from ntkml.likelihoods import Categorical
+from ntkml.priors import PriorPrecision
 from ntkml.provenance import now
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up
 from ntkml.runs.folders import exclusive
+from ntkml.runs.learned import around
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.tabulated import JacobianTable, tabulate
 
@@ -76,7 +79,7 @@ def _is_whole(part: Path, setup: Setup) -> bool:
 
 def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:
     """One cell per estimator: the rows do not depend on the prior, and one table serves all of them."""
-    points = [GridPoint(value, value, _log_prior(setup, value)) for value in setup.grid.protocol.grid.values()]
+    points = [_point(setup, value, _scalar(value)) for value in setup.grid.protocol.grid.values()]
     tables: list[JacobianTable] = []  # filled by the first cell that is missing
 
     def compute(spec: EstimatorSpec) -> Iterator[dict[str, Any]]:
@@ -90,14 +93,18 @@ def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:
 def _rotation_cells(setup: Setup) -> tuple[str, list[Cell]]:
     """One cell per grid value: its table is captured once and every estimator is cut from it.
 
-    The prior stays at the precision that the weights were trained with.
+    The prior stays at the precision that the weights were trained with, and so do the other half-widths.
     """
-    precision = setup.grid.protocol.training.prior_precision
+    given, prior = setup.grid.given, _scalar(setup.grid.protocol.training.prior_precision)
+    if given and given.prior_precisions:
+        kind = "scalar" if len(given.prior_precisions) == 1 else "layerwise"
+        prior = PriorPrecision(torch.tensor(given.prior_precisions, dtype=torch.float64), kind)
 
     def compute(radians: float) -> Iterator[dict[str, Any]]:
-        table = _table(setup, rotation_eta(radians))
+        eta = torch.tensor(around(given.eta, radians)) if given and given.eta else rotation_eta(radians)
+        table = _table(setup, eta)
         for spec in setup.partitions:
-            yield from _rows(setup, spec, table, [GridPoint(radians, precision, _log_prior(setup, precision))])
+            yield from _rows(setup, spec, table, [_point(setup, radians, prior)])
 
     values = setup.grid.protocol.grid.values()
     return "grid points", [(f"{index:04d}", _bind(compute, value)) for index, value in enumerate(values)]
@@ -144,10 +151,13 @@ def _rows(
     )
 
 
-def _log_prior(setup: Setup, precision: float) -> float:
-    """-1/2 w^T P0 w in nats."""
-    weights = trainable_parameters(setup.model).values()
-    return -0.5 * precision * sum(float(weight.detach().double().square().sum()) for weight in weights)
+def _point(setup: Setup, value: float, prior: PriorPrecision) -> GridPoint:
+    """A grid point with -1/2 w^T P0 w in nats."""
+    return GridPoint(value, prior, -0.5 * float(prior.quadratic_form(trainable_parameters(setup.model))))
+
+
+def _scalar(precision: float) -> PriorPrecision:
+    return PriorPrecision(torch.tensor([precision], dtype=torch.float64), "scalar")
 
 
 def _joined(setup: Setup, parts: Sequence[Path]) -> pandas.DataFrame:

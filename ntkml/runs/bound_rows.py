@@ -23,10 +23,10 @@ from ntkml.tabulated import JacobianTable, TabulatedRows
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One value of the swept hyperparameter with the prior precision and -1/2 w^T P0 w (nats) that hold there."""
+    """One value of the swept hyperparameter with the prior and -1/2 w^T P0 w (nats) that hold there."""
 
     value: float
-    prior_precision: float
+    prior: PriorPrecision
     log_prior: float
 
 
@@ -76,11 +76,9 @@ def estimator_rows(
 def _log_dets(structure: Structure, points: Sequence[GridPoint]) -> Tensor:
     """log|I + K / delta| at every point's precision. Shape (points,)."""
     if len(points) == 1:
-        return structure.log_det(
-            PriorPrecision(torch.tensor([points[0].prior_precision], dtype=torch.float64), "scalar")
-        ).reshape(1)
+        return structure.log_det(points[0].prior).reshape(1)
     eigenvalues = structure.spectrum()
-    return torch.stack([(eigenvalues / point.prior_precision).log1p().sum() for point in points])
+    return torch.stack([(eigenvalues / point.prior.values).log1p().sum() for point in points])
 
 
 def _rows_at(

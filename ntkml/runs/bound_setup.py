@@ -21,6 +21,7 @@ from ntkml.models import build_model
 from ntkml.partitions import Partition
 from ntkml.protocols import BoundGridProtocol
 from ntkml.randomness import generator_for
+from ntkml.runs.learned import Learned
 from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
 from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
 from ntkml.training import train_map
@@ -37,7 +38,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class BoundGrid:
-    """What is to be computed: a protocol, its data, and weights given instead of trained (or None).
+    """What is to be computed: a protocol, its data, and weights (or None: they are trained).
 
     ``block_rows``: whether every block gets a row beside the aggregates. ``notes``: sentences that every caption must
     show, beside the protocol's own.
@@ -45,7 +46,7 @@ class BoundGrid:
 
     protocol: BoundGridProtocol
     data: ImageDataset
-    weights: SavedWeights | None = None
+    given: Learned | None = None
     block_rows: bool = True
     notes: tuple[str, ...] = ()
 
@@ -55,8 +56,10 @@ class BoundGrid:
         settings = asdict(self.protocol)
         for words in ("name", "title", "notes"):
             del settings[words]
-        weights = self.weights.checksum if self.weights else "trained"
-        given = {"weights": weights, "data_checksum": self.data.checksum}
+        weights = self.given.weights.checksum if self.given else "trained"
+        given: dict[str, Any] = {"weights": weights, "data_checksum": self.data.checksum}
+        if self.given and self.protocol.hparam == "rotation":
+            given |= {"prior_precisions": self.given.prior_precisions, "eta": self.given.eta}
         return settings | given | {"block_rows": self.block_rows, "dtype": "float32"}
 
     @property
@@ -66,9 +69,9 @@ class BoundGrid:
     @property
     def captions(self) -> list[str]:
         """The protocol's notes say how weights are trained; given weights make them untrue."""
-        if self.weights is None:
+        if self.given is None:
             return [*self.protocol.notes, *self.notes]
-        return [f"Weights read from a file (sha256 {self.weights.checksum[:10]}).", *self.notes]
+        return [self.given.description, *self.notes]
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,10 @@ def _check_memory(num_pairs: int, num_params: int) -> None:
 def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved: Path, track: Track) -> None:
     """Given weights, those that an earlier start left, or weights trained now; they are saved in all cases."""
     protocol, settings = grid.protocol, grid.protocol.training
-    if grid.weights is not None or saved.exists():
-        fit_weights(model, grid.weights or _earlier_weights(saved), f"{protocol.model} on {train.name}")
+    if grid.given is not None or saved.exists():
+        fit_weights(
+            model, grid.given.weights if grid.given else _earlier_weights(saved), f"{protocol.model} on {train.name}"
+        )
     else:
         eta = rotation_eta(settings.rotation) if settings.rotation else None
         stream = generator_for(protocol.seed, "training")

@@ -7,6 +7,7 @@ import torch
 
 from ntkml import log_marginal_likelihood, records
 from ntkml.evidence import evaluate_partition, tree_for
+from ntkml.priors import PriorPrecision
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.tabulated import tabulate
 from tests.factories import STRUCTURES, assert_same, make_case
@@ -20,7 +21,10 @@ def rows_of(case, name, precisions=PRECISIONS, block_rows=True):
     spec, partition = case.partition(name)
     table = tabulate(case.model, lambda start, stop: case.x[start:stop], len(case.x))
     square = float(case.weights @ case.weights)
-    points = [GridPoint(value, value, -0.5 * value * square) for value in precisions]
+    points = [
+        GridPoint(value, PriorPrecision(torch.tensor([value]).double(), "scalar"), -0.5 * value * square)
+        for value in precisions
+    ]
     rows = estimator_rows(
         spec, partition, table, case.y, case.likelihood, tree_for(case.model), points, {"run_id": "x"}, block_rows
     )

@@ -1,0 +1,51 @@
+"""What a training run left for a bound grid: its weights, the hyperparameters that it learned, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ntkml import records, train_records
+from ntkml.hyperparameters.affine import ROTATION
+from ntkml.runs.weights import SavedWeights, read_weights
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Given weights. From ``ntkml train`` they come with the prior precision of every parameter tensor and half-widths.
+
+    ``prior_precisions`` and ``eta`` are empty where the run learned none (and for weights from anywhere else).
+    """
+
+    weights: SavedWeights
+    description: str
+    prior_precisions: tuple[float, ...] = ()
+    eta: tuple[float, ...] = ()
+
+
+def read_learned(path: Path) -> Learned:
+    """Weights from a ``weights.pt``, with what lies beside it where that is a finished run of ``ntkml train``.
+
+    Raises:
+        ValueError: no such file, not a file of finite weights, or a damaged run beside it.
+    """
+    weights = read_weights(path)
+    source = f"sha256 {weights.checksum[:10]}"
+    manifest_path = path.with_name("manifest.json")
+    manifest = records.read_manifest(manifest_path) if manifest_path.exists() else {}
+    if manifest.get("command") != "train" or not manifest.get("finished_at"):
+        return Learned(weights, f"Weights read from a file ({source}).")
+    settings = manifest["settings"]
+    last = train_records.read_rows(path.with_name("rows.csv")).iloc[-1]
+    eta = tuple(float(last[f"eta_{index}"]) for index in range(6)) if last.notna()["eta_0"] else ()
+    views = f", S\u00a0=\u00a0{settings['samples']}" if eta else ""
+    words = f"{settings['epochs']} epochs{views}, seed {settings['seed']}, {source}"
+    precisions = tuple(json.loads(last["prior_precisions"])) if last["prior_precisions"] else ()
+    described = f"Weights and hyperparameters learned by {settings['estimator']} on {settings['dataset']} ({words})."
+    return Learned(weights, described, precisions, eta)
+
+
+def around(eta: tuple[float, ...], radians: float) -> tuple[float, ...]:
+    """Learned half-widths with another rotation, as a rotation grid takes them."""
+    return (*eta[:ROTATION], radians, *eta[ROTATION + 1 :])
