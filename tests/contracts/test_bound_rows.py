@@ -22,7 +22,7 @@ def rows_of(case, name, precisions=PRECISIONS, block_rows=True):
     table = tabulate(case.model, lambda start, stop: case.x[start:stop], len(case.x))
     square = float(case.weights @ case.weights)
     points = [
-        GridPoint(value, PriorPrecision(torch.tensor([value]).double(), "scalar"), -0.5 * value * square)
+        GridPoint(value, PriorPrecision(torch.tensor([value], dtype=torch.float64), "scalar"), -0.5 * value * square)
         for value in precisions
     ]
     rows = estimator_rows(
