@@ -41,6 +41,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--num-data", type=_COUNT, help="Training images N.  [default: the protocol's]")
 @click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
 @click.option("--repeats", type=_COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
+@click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")
 @click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
 @click.option(
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
@@ -80,7 +81,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
     from ntkml import records
     from ntkml.commands.devices import device_named
     from ntkml.runs.folders import finished
-    from ntkml.runs.pareto import ParetoRun, resolve_cells, run_pareto
+    from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto
     from ntkml.runs.stopping import Stopped
 
     device = device_named(options["device"])
@@ -90,6 +91,9 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     run = ParetoRun(protocol, data, device, options["chunk"], options["exact"])
+    if options["finished"]:
+        run = only_finished(run, options["out"])
+        protocol = run.protocol
     folder = run.folder(options["out"])
     records.ensure_writable_folder(options["figures"], "--figures")
     if finished(folder):

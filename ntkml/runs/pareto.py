@@ -48,7 +48,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 class ParetoRun:
     """What is to be compared (see :func:`resolve_cells`), where, and whether the exact value is computed at the ends.
 
-    ``data``: every data set that a cell names.
+    ``data``: every data set that a cell names. ``notes``: sentences for the caption beside those of the cells.
     """
 
     protocol: ParetoProtocol
@@ -56,6 +56,7 @@ class ParetoRun:
     device: torch.device
     chunk: int | None = None
     exact: bool = True
+    notes: tuple[str, ...] = ()
 
     def cell(self, cell: Cell) -> TrainRun:
         return TrainRun(cell.protocol, self.data[cell.protocol.dataset], self.device, self.chunk, cell.notes)
@@ -88,6 +89,23 @@ def resolve_cells(protocol: ParetoProtocol, data: Mapping[str, ImageDataset]) ->
         replace(cell, protocol=resolve_protocol(cell.protocol, data[cell.protocol.dataset])) for cell in protocol.cells
     ]
     return replace(protocol, cells=tuple(dict.fromkeys(cells)))
+
+
+def only_finished(run: ParetoRun, results: Path) -> ParetoRun:
+    """The comparison without the cells whose training is missing or unfinished, which its notes then count.
+
+    Raises:
+        ValueError: no cell to compare is finished.
+    """
+    cells = run.protocol.cells
+    kept = tuple(cell for cell in cells if finished(run.cell(cell).folder(results)))
+    protocol = replace(run.protocol, cells=kept)
+    if not kept or not protocol.compared:
+        raise ValueError(f"no training cell of {run.protocol.name} is finished under {results}: leave out --finished")
+    without = [name for name in run.protocol.compared if name not in protocol.compared]
+    note = f"{len(kept)} of {len(cells)} training cells of protocol {run.protocol.name} were run"
+    note += f", none of {', '.join(without)}." if without else "."
+    return replace(run, protocol=protocol, notes=(*run.notes, note)) if len(kept) < len(cells) else run
 
 
 def run_pareto(
@@ -180,6 +198,13 @@ def _training_rows(run: ParetoRun, results: Path) -> pandas.DataFrame:
     return train_records.read_rows(*(run.cell(cell).folder(results) / "rows.csv" for cell in run.protocol.cells))
 
 
+def _notes(run: ParetoRun) -> Iterator[str]:
+    """The notes of the cells that are compared."""
+    for cells in run.protocol.compared.values():
+        for cell in cells:
+            yield from cell.notes
+
+
 def _frames(run: ParetoRun, training: pandas.DataFrame, cells: list[Cell]) -> list[pandas.DataFrame]:
     """The rows of each cell."""
     return [training[training["run_id"] == run.cell(cell).run_id] for cell in cells]
@@ -197,9 +222,7 @@ def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any]) -> dic
         "settings": run.settings,
         "environment": environment | {"load_average": os.getloadavg()[0]},
         "estimators": estimators,
-        "notes": list(
-            dict.fromkeys(note for cells in run.protocol.compared.values() for c in cells for note in c.notes)
-        ),
+        "notes": list(dict.fromkeys([*_notes(run), *run.notes])),
         "runs": manifests,
         "finished_at": now(),
     }
