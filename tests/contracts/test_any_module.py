@@ -28,6 +28,19 @@ WITH_EXACT_ROWS = [name for name, kind in NETWORKS.items() if kind.exact]
 WITHOUT_KFAC = [name for name, kind in NETWORKS.items() if kind.exact or kind.no_kfac]
 WITH_KFAC = [name for name in NETWORKS if name not in WITHOUT_KFAC]
 
+#: Networks of every kind of rows (captured, elementwise, exact, vectorised and not); the default run takes them in full.
+COVERING = ("Fixup", "BatchNorm", "transformer", "raw parameters", "module used twice", "branch on a value")
+
+
+def pairs(names, first, *others):
+    """Every network with every choice; the choices after the first are slow but for the covering networks."""
+    slow = pytest.mark.slow
+    further = [(name, one) for one in others for name in names]
+    return [
+        *((name, first) for name in names),
+        *(pytest.param(name, one, marks=() if name in COVERING else slow) for name, one in further),
+    ]
+
 
 def case_of(name, num_inputs=5):
     kind = NETWORKS[name]
@@ -39,8 +52,7 @@ def module_of(parameter):
     return parameter.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "outputs"), pairs(NETWORKS, "C", "1", "tree"))
 def test_every_structure_is_the_dense_value(name, outputs):
     case = case_of(name)
     prior = make_prior("layerwise", case)
@@ -50,8 +62,7 @@ def test_every_structure_is_the_dense_value(name, outputs):
         assert_same(case.estimate(f"{structure}-3-{outputs}", prior).log_det, expected)
 
 
-@pytest.mark.parametrize("num_views", [1, 3])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "num_views"), pairs(NETWORKS, 3, 1))
 def test_rows_are_those_of_jacrev_and_the_plan_is_as_expected(name, num_views):
     kind = NETWORKS[name]
     model, x = kind.build(), kind.inputs(4 * num_views)
@@ -67,8 +78,7 @@ def test_rows_are_those_of_jacrev_and_the_plan_is_as_expected(name, num_views):
     assert_same(rows.total_gram(), expected @ expected.T)
 
 
-@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
-@pytest.mark.parametrize("name", WITHOUT_KFAC)
+@pytest.mark.parametrize(("name", "outputs"), pairs(WITHOUT_KFAC, "C", "1", "tree"))
 def test_kfac_refuses_what_has_no_factors_by_name(name, outputs):
     case, kind = case_of(name), NETWORKS[name]
     without = [key for key in case.shapes if module_of(key) in (*kind.exact, *kind.no_kfac)]
@@ -81,8 +91,7 @@ def test_kfac_refuses_what_has_no_factors_by_name(name, outputs):
     assert case_of_model(case).estimate(f"kfac-3-{outputs}").log_det > 0
 
 
-@pytest.mark.parametrize("outputs", ["C", "1", "tree"])
-@pytest.mark.parametrize("name", WITH_KFAC)
+@pytest.mark.parametrize(("name", "outputs"), pairs(WITH_KFAC, "C", "1", "tree"))
 def test_kfac_takes_scales_and_biases_as_exact_blocks(name, outputs):
     """A sum over tensors: leaving scales and biases out leaves their terms of blockdiag out."""
     case = case_of(name)
@@ -171,14 +180,12 @@ def check_against_differences(name, estimator):
         assert gradient == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("estimator", ["ntk-3-C", "diag-4-tree"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "estimator"), pairs(NETWORKS, "ntk-3-C", "diag-4-tree"))
 def test_two_pass_gradients_are_those_of_finite_differences(name, estimator):
     check_against_differences(name, estimator)
 
 
-@pytest.mark.parametrize("estimator", ["kfac-3-C", "kfac-3-1"])
-@pytest.mark.parametrize("name", WITH_KFAC)
+@pytest.mark.parametrize(("name", "estimator"), pairs(WITH_KFAC, "kfac-3-C", "kfac-3-1"))
 def test_two_pass_gradients_of_kfac_are_those_of_finite_differences(name, estimator):
     check_against_differences(name, estimator)
 
@@ -228,8 +235,7 @@ def test_chunks_change_nothing(name, estimator):
         assert_same(part, results[0], 1e-12)
 
 
-@pytest.mark.parametrize("num_views", [1, 3])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "num_views"), pairs(NETWORKS, 3, 1))
 def test_tables_hold_the_same_rows(name, num_views):
     case = case_of(name, num_inputs=4)
     x = NETWORKS[name].inputs(4 * num_views)

@@ -1,0 +1,157 @@
+"""``ntkml pareto`` on the embedded digits: cells reused, stopped and continued, one line for every mistake."""
+
+import signal
+from functools import partial
+
+import pytest
+
+from ntkml import pareto_records, records, train_records
+from ntkml.runs import pareto as pareto_run
+from ntkml.runs import train as train_run
+
+SMALL = ("--num-data", 60, "--epochs", 10, "--device", "cpu")
+NAMES = ("ntk-20-C", "ntk-20-1", "diag-20-1")
+ARGUMENTS = ("--hparam", "prior", "--estimators", ",".join(NAMES), "--repeats", 3, *SMALL)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(in_empty_folder):
+    """``ntkml pareto ...``"""
+    return partial(in_empty_folder, "pareto")
+
+
+def cells(folder):
+    """When the rows of every finished training cell were written, by folder."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
+
+
+def rows_of(folder, only):
+    return pareto_records.read_rows(only(folder / "results" / "pareto", "rows.csv"))
+
+
+def test_a_run_leaves_rows_training_rows_and_a_picture_and_is_not_computed_twice(run, in_empty_folder, tmp_path, only):
+    assert in_empty_folder("train", "--hparam", "prior", "--estimator", NAMES[0], *SMALL)[0] == 0
+    [(before, written)] = cells(tmp_path).items()
+    code, out, _ = run(*ARGUMENTS)
+    assert code == 0
+    assert len(cells(tmp_path)) == 3
+    assert cells(tmp_path)[before] == written  # a run of ntkml train is a cell
+    frame = rows_of(tmp_path, only)
+    ours = frame.set_index("estimator").loc[list(NAMES)]
+    assert len(frame) == len(NAMES)
+    assert ours["certified"].tolist() == [True, False, False]
+    assert ours["num_pairs"].tolist() == [200, 20, 20]
+    assert (frame["seconds_low"] <= frame["seconds"]).all()
+    assert (frame["seconds"] <= frame["seconds_high"]).all()
+    for _, row in frame.iterrows():
+        own = train_records.read_rows(only(tmp_path / "results" / "train", f"{row['estimator']}-*/rows.csv"))
+        assert row["log_marginal_likelihood"] == pytest.approx(own["log_marginal_likelihood"].dropna().tail(5).mean())
+        assert row["test_accuracy"] == own["test_accuracy"].iloc[-1]
+    folder = only(tmp_path / "results" / "pareto", "rows.csv").parent
+    assert {path.name for path in folder.iterdir()} == {"rows.csv", "training.csv.gz", "manifest.json"}
+    assert len(train_records.read_rows(folder / "training.csv.gz")) == 30
+    notes = records.read_manifest(folder / "manifest.json")["notes"]
+    assert notes == ["Against protocol train-digits: num data 60 instead of 1000, epochs 10 instead of 100."]
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "figures" / f"pareto-{folder.name}.{suffix}").stat().st_size > 1000
+    for path in (folder / "rows.csv", folder / "training.csv.gz"):
+        assert str(path.relative_to(tmp_path)) in out
+    times = cells(tmp_path)
+    code, out, _ = run(*ARGUMENTS)
+    assert (code, "Finished already" in out, cells(tmp_path)) == (0, True, times)
+    code, out, _ = in_empty_folder("plot", "pareto", "--format", "png")
+    assert (code, f"Read {(folder / 'rows.csv').relative_to(tmp_path)}" in out) == (0, True)
+
+
+def test_the_exact_value_is_above_what_is_certified_at_the_same_state(run, tmp_path, monkeypatch, only):
+    bounds, exact = {}, pareto_run._exact
+
+    def watched(learner, data):
+        x, y = data.train_inputs, data.train_targets
+        bounds[learner.protocol.estimator] = float(learner.objective.estimate(x, y).total) / len(x)
+        return exact(learner, data)
+
+    monkeypatch.setattr(pareto_run, "_exact", watched)
+    assert run("--hparam", "prior", "--estimators", "ntk-20-C,ntk-20-tree,diag-N-C,ntk-N-C", *ARGUMENTS[4:])[0] == 0
+    frame = rows_of(tmp_path, only).set_index("estimator")
+    assert frame["certified"].all()
+    for name, bound in bounds.items():
+        value = frame.loc[name, "exact_log_marginal_likelihood"]
+        assert value == pytest.approx(bound, abs=1e-6) if name == "ntk-N-C" else value > bound
+
+
+def test_without_the_exact_value_its_column_is_empty(run, tmp_path, only):
+    assert run(*ARGUMENTS, "--no-exact")[0] == 0
+    assert rows_of(tmp_path, only)["exact_log_marginal_likelihood"].isna().all()
+
+
+def test_a_stop_between_cells_or_timings_is_continued(run, tmp_path, monkeypatch, only):
+    """Once when the first cell is finished, once when the first estimator has been timed."""
+
+    def signalled(owner, function):
+        original, calls = getattr(owner, function), []
+
+        def watched(*arguments, **named):
+            result = original(*arguments, **named)
+            calls.append(1)
+            if len(calls) == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return result
+
+        return owner, function, watched
+
+    for place, finished in (((pareto_run, "run_train"), 1), ((pareto_run, "_measured"), 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(*signalled(*place))
+            code, _, error = run(*ARGUMENTS)
+        assert code == 75
+        assert error.splitlines()[-1] == "Stopped by SIGTERM: the same command continues it"
+        assert len(cells(tmp_path)) == finished
+        times = cells(tmp_path)
+    assert len(list((tmp_path / "results").rglob("parts/*.json"))) == 1
+    assert run(*ARGUMENTS)[0] == 0
+    assert cells(tmp_path) == times
+    assert len(rows_of(tmp_path, only)) == 3
+
+
+def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, only):
+    code, _, error = run(*ARGUMENTS, "--finished")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "no training cell of pareto-digits is finished under results: leave out --finished" in error
+    assert in_empty_folder("train", "--hparam", "prior", "--estimator", NAMES[1], *SMALL)[0] == 0
+    assert run(*ARGUMENTS, "--finished")[0] == 0
+    assert rows_of(tmp_path, only)["estimator"].tolist() == [NAMES[1]]
+    notes = records.read_manifest(only(tmp_path / "results" / "pareto", "manifest.json"))["notes"]
+    assert notes[-1] == "1 of 3 training cells of protocol pareto-digits were run, none of ntk-20-C, diag-20-1."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'invariance', 'rotation'"),
+        (["--protocol", "figure-14"], 2, "unknown protocol 'figure-14'"),
+        (["--protocol", "figure-1"], 2, "figure-1 learns the invariance: write --hparam invariance"),
+        (["--estimators", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
+        (["--estimators", "ntk-100-1", "--num-data", "60"], 2, "ntk-100-1 needs 100 inputs but there are 60"),
+        (["--seeds", "0,0"], 2, "'0,0' is not a list of different seeds, such as 0,1,2"),
+        (["--seeds", "0,00"], 2, "'0,00' is not a list of different seeds"),
+        (["--seeds", "1,²"], 2, "'1,²' is not a list of different seeds"),
+        (["--seeds", "-1"], 2, "'-1' is not a list of different seeds"),
+        (["--epochs", "4"], 2, "in 4 epochs no hyperparameter is updated: take --epochs 10 or more"),
+        (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
+        (["--samples", "4"], 2, "belongs to --hparam invariance"),
+        (["--chunk", "²"], 2, "'²' is not auto or a positive number of inputs"),
+        (["--repeats", "0"], 2, "0 is not in the range x>=1"),
+        (["--protocol", "figure-13", "--data-root", "nowhere"], 1, "--data-root"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code, words):
+    left, _, error = run("--hparam", "prior", *arguments, "--device", "cpu")
+    assert (left, words in error, error.count("\n")) == (code, True, 1), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_is_a_run_of_ntkml_train():
+    assert pareto_run.run_train is train_run.run_train
