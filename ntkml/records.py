@@ -123,13 +123,13 @@ def read_joined(
     """
     import pandas
 
-    paths = [Path(path) for path in paths]
-    if not paths:
+    files = [Path(path) for path in paths]
+    if not files:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(path, command, columns) for path in paths], ignore_index=True)
+    rows = pandas.concat([read_table(path, command, columns) for path in files], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        names = ", ".join(str(path) for path in paths)
+        names = ", ".join(str(path) for path in files)
         raise ValueError(f"{names}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
