@@ -15,7 +15,7 @@ import torch
 from ntkml.capture import trainable_parameters
 from ntkml.learning_state import Learner
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.memory import is_out_of_memory
+from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.scores import Scores
 from ntkml.specs import parse_estimator
 
@@ -83,6 +83,8 @@ def named_trouble(learner: Learner, phase: str) -> Iterator[None]:
     except (NotPositiveDefiniteError, torch.linalg.LinAlgError) as error:
         reason = f"{described}, blocks of up to {_block_size(learner)} index pairs: {error}"
         raise NotPositiveDefiniteError(f"{reason}; {_lower(learner)}, or start from a larger --prior-init") from None
+    except BlockMemoryError as error:
+        raise TrainingMemoryError(f"out of memory in {_place(learner)}: {_smaller(learner)}") from error
     except ValueError as error:
         raise ValueError(f"{described}: {error}") from None
     except (MemoryError, RuntimeError) as error:
@@ -131,16 +133,19 @@ def _less_for_weights(learner: Learner) -> str:
 
 
 def _less_for_blocks(learner: Learner) -> str:
+    greedy = parse_estimator(learner.protocol.estimator).grouping == "greedy"
+    ungrouped = ", or another grouping than greedy, which needs the kernel of all data" * greedy
+    return f"{_smaller(learner)} or fewer inputs at a time ({_chunk(learner)}){ungrouped}"
+
+
+def _smaller(learner: Learner) -> str:
     """A smaller estimator is named, never taken: its bound is another one."""
     protocol = learner.protocol
     spec = parse_estimator(protocol.estimator)
     inputs = spec.inputs or protocol.num_data
     smaller = replace(spec, inputs=inputs // 2) if inputs > 1 else replace(spec, outputs="1")
-    ungrouped = ", or another grouping than greedy, which needs the kernel of all data" * (spec.grouping == "greedy")
-    return (
-        f"{spec} takes blocks of {min(inputs, protocol.num_data)} inputs; try a smaller estimator (--estimator {smaller}) "
-        f"or fewer inputs at a time ({_chunk(learner)}){ungrouped}"
-    )
+    size = min(inputs, protocol.num_data)
+    return f"{spec} takes blocks of {size} inputs; try a smaller estimator (--estimator {smaller})"
 
 
 def _less_for_scores(learner: Learner) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.exact_rows import RowPlan
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
-from ntkml.memory import is_out_of_memory
+from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
@@ -65,7 +66,7 @@ class MarginalLikelihood(nn.Module):
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision.
         augmentation: random views that the network function averages over, or None.
-        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.memory.automatic_chunk`). It is halved
+        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.chunking.automatic_chunk`). It is halved
             where memory runs out.
 
     Raises:
@@ -175,7 +176,7 @@ class MarginalLikelihood(nn.Module):
         """What :meth:`backward` returns, without computing any gradient; by default of all blocks."""
         drawn = self._drawn(x, y, blocks, generator)
         with torch.no_grad():
-            terms = ((weight, *self._terms(data, self._first(data))) for data, weight in drawn)
+            terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
             return self._assemble(len(x), terms)
 
     def cached_backward(
@@ -241,6 +242,9 @@ class MarginalLikelihood(nn.Module):
     def _first(self, data: BlockData) -> FirstPass:
         return self._in_memory(data, lambda passes: passes.first(data))
 
+    def _value(self, data: BlockData, passes: TwoPass) -> tuple[Tensor, Tensor]:
+        return self._terms(data, passes.first(data))
+
     def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
         """Gradients of -weight (rho - 1/2 log-determinant) / N of one block; the rows of one are alive at a time."""
         targets = self._forward_hyperparameters
@@ -271,7 +275,7 @@ class MarginalLikelihood(nn.Module):
         """``compute`` in chunks; where memory runs out the chunk is halved, never the block.
 
         Raises:
-            ValueError: it runs out with one input at a time.
+            BlockMemoryError: it runs out with one input at a time.
         """
         while True:
             passes = self._passes(data)
@@ -280,13 +284,14 @@ class MarginalLikelihood(nn.Module):
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if passes.chunk == 1:
-                    raise ValueError(
+                held = min(passes.chunk, len(data.inputs))
+                if held == 1:
+                    raise BlockMemoryError(
                         f"out of memory: a block of {data.block.num_pairs} rows ({self.estimator}) does not fit, one input "
                         "at a time: choose an estimator with fewer inputs or outputs in a block, or kfac"
-                    ) from None
-            self.chunk = passes.chunk // 2  # outside of the handler, which would keep what failed alive
-            _LOG.warning("out of memory with chunks of %d inputs: continuing with %d", passes.chunk, self.chunk)
+                    ) from error
+            self.chunk = held // 2  # outside of the handler, which would keep what failed alive
+            _LOG.warning("out of memory with chunks of %d inputs: continuing with %d", held, self.chunk)
 
     def _passes(self, data: BlockData) -> TwoPass:
         self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan

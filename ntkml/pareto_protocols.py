@@ -18,10 +18,16 @@ from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, load
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run, with the sentences that every caption must show."""
+    """One training run, and the ``variant`` of the training protocol that it started from."""
 
     protocol: TrainProtocol
-    notes: tuple[str, ...]
+    asked: TrainProtocol
+    variant: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that every caption must show."""
+        return tuple(departures(self.protocol, self.asked, self.variant))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,32 +93,36 @@ def restricted(
     cells = list(protocol.cells)
     if estimators is not None:
         known = {cell.protocol.estimator for cell in cells}
-        first = cells[0]
+        like_first = [
+            cell for cell in cells if replace(cell.protocol, seed=cells[0].protocol.seed) == cells[0].protocol
+        ]
         cells = [cell for cell in cells if cell.protocol.estimator in estimators]
         added = [name for name in estimators if name not in known]
-        cells += [replace(first, protocol=replace(first.protocol, estimator=name)) for name in added]
+        cells += [_changed(cell, {"estimator": name}) for name in added for cell in like_first]
     if seeds is not None:
-        plain = {replace(cell.protocol, seed=0): cell for cell in cells}
-        cells = [replace(cell, protocol=replace(bare, seed=seed)) for bare, cell in plain.items() for seed in seeds]
-    if settings:
-        cells = [_changed(cell, settings) for cell in cells]
+        plain = dict.fromkeys(_changed(cell, {"seed": 0}) for cell in cells)
+        cells = [_changed(cell, {"seed": seed}) for cell in plain for seed in seeds]
+    cells = [_changed(cell, settings) for cell in cells]
     protocol = replace(protocol, cells=tuple(cells))
     if not cells or not protocol.compared:
         raise ValueError("nothing is left to compare: name at least one estimator and one seed")
+    for cell in cells:
+        if cell.protocol.estimator != NO_ESTIMATOR and not cell.protocol.num_updates(cell.protocol.epochs):
+            raise ValueError(
+                f"in {cell.protocol.epochs} epochs no hyperparameter is updated: take --epochs {cell.protocol.burn_in} or more"
+            )
     return protocol
 
 
 def _cells(base: TrainProtocol, table: dict[str, Any], row: dict[str, Any]) -> list[Cell]:
     changes = {**table.get("settings", {}), **{key: row[key] for key in row if key not in ("estimators", "seeds")}}
-    plain = replace(base, **changes)
-    notes = tuple(departures(plain, base, table.get("variant", "paper")))
+    variant = table.get("variant", "paper")
     return [
-        Cell(protocol=replace(plain, estimator=estimator, seed=seed), notes=notes)
+        Cell(protocol=replace(base, **changes, estimator=estimator, seed=seed), asked=base, variant=variant)
         for seed in row["seeds"]
         for estimator in row["estimators"]
     ]
 
 
 def _changed(cell: Cell, settings: dict[str, Any]) -> Cell:
-    protocol = replace(cell.protocol, **settings)
-    return replace(cell, protocol=protocol, notes=(*cell.notes, *departures(protocol, cell.protocol, "paper")))
+    return replace(cell, protocol=replace(cell.protocol, **settings))

@@ -163,16 +163,22 @@ def rows_by_layer(
     ``over_views``: reduced over the views at once, as KFAC asks for and nothing else may: S times less to keep.
     """
     columns: Sequence[Tensor] = factor.unbind(-1)
-    pulled = [captured.pull_back(v, keep_graph or i < len(columns) - 1) for i, v in enumerate(columns)]
-    uses: Sequence[LayerUse] = captured.layers
-    if over_views:
-        uses = [use.over_views() for use in uses]
-        pulled = [[tuple(g.unflatten(0, (-1, captured.num_views)).sum(1) for g in own) for own in k] for k in pulled]
+    pulled = []
+    for i, column in enumerate(columns):
+        own = captured.pull_back(column, keep_graph or i < len(columns) - 1)
+        pulled.append([_summed(gradients, captured.num_views) for gradients in own] if over_views else own)
+        del own  # or it would be alive beside the next one
+    uses: Sequence[LayerUse] = [use.over_views() for use in captured.layers] if over_views else captured.layers
     layers: dict[str, LayerRows] = {}
     for i, use in enumerate(uses):
         by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
         layers[use.name] = use.rows([_stack(gradients) for gradients in by_edge])
     return layers if captured.exact is None else {**layers, **captured.exact.rows_by_layer(factor)}
+
+
+def _summed(gradients: Sequence[Tensor], num_views: int) -> tuple[Tensor, ...]:
+    """Sums over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
+    return tuple(gradient.unflatten(0, (-1, num_views)).sum(1) for gradient in gradients)
 
 
 def _stack(gradients: Sequence[Tensor]) -> Tensor:

@@ -57,9 +57,10 @@ class SeedList(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        seeds = tuple(int(part) for part in parts if part.isdecimal())
+        if len(set(seeds)) < len(parts):
             self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2", param, ctx)
-        return tuple(int(part) for part in parts)
+        return seeds
 
 
 class TrainEstimator(click.ParamType):
@@ -85,7 +86,7 @@ class ChunkSize(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value is None or isinstance(value, int) or value == "auto":
             return None if value == "auto" else value
-        if not str(value).isdigit() or int(value) < 1:
+        if not str(value).isdecimal() or int(value) < 1:
             self.fail(f"{value!r} is not auto or a positive number of inputs", param, ctx)
         return int(value)
 

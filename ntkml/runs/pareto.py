@@ -100,7 +100,7 @@ def only_finished(run: ParetoRun, results: Path) -> ParetoRun:
     cells = run.protocol.cells
     kept = tuple(cell for cell in cells if finished(run.cell(cell).folder(results)))
     protocol = replace(run.protocol, cells=kept)
-    if not kept or not protocol.compared:
+    if not kept or protocol.dataset != run.protocol.dataset or not protocol.compared:
         raise ValueError(f"no training cell of {run.protocol.name} is finished under {results}: leave out --finished")
     without = [name for name in run.protocol.compared if name not in protocol.compared]
     note = f"{len(kept)} of {len(cells)} training cells of protocol {run.protocol.name} were run"

@@ -11,9 +11,9 @@ import torch
 
 from ntkml import checkpoints, datasets, learning, train_records
 from ntkml.commands.stops import EXIT_CODES, orderly_stops
-from ntkml.objective import MarginalLikelihood
 from ntkml.runs import train as train_run
 from ntkml.runs.train_journal import Journal
+from ntkml.two_pass import TwoPass
 
 SMALL = [
     "--num-data",
@@ -222,12 +222,12 @@ def test_no_memory_is_one_line_and_finished_epochs_stay(run, tmp_path, monkeypat
     def failing(*_):
         raise MemoryError
 
-    monkeypatch.setattr(MarginalLikelihood, "_first_pass", failing)
+    monkeypatch.setattr(TwoPass, "first", failing)
     code, _, error = run(*PRIOR, "--checkpoint-every", 1)
     assert code == 1
     assert error.splitlines()[-1] == (
         "Error: out of memory in epoch 2, step 4: ntk-20-tree takes blocks of 20 inputs; try a smaller estimator "
-        "(--estimator ntk-10-tree) or fewer inputs at a time (--chunk, now auto)"
+        "(--estimator ntk-10-tree)"
     )
     assert train_records.read_rows(only(tmp_path, "rows.csv"))["epoch"].tolist() == [1]
     assert only(tmp_path, "checkpoint.pt")

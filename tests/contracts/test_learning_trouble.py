@@ -14,11 +14,12 @@ from ntkml.learning import learn
 from ntkml.learning_state import new_learner
 from ntkml.learning_trouble import DivergenceError, TrainingMemoryError
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.memory import is_out_of_memory
+from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
 from ntkml.randomness import generator_for
 from ntkml.train_protocols import load_train
+from ntkml.two_pass import TwoPass
 
 COUNT = 60
 NO_MEMORY = (
@@ -139,7 +140,7 @@ def test_a_singular_kernel_names_block_structure_size_prior_and_what_to_change(s
 
 
 def test_a_failed_factorisation_of_torch_is_one_of_a_singular_kernel(monkeypatch):
-    fails(monkeypatch, MarginalLikelihood, "_second_pass", torch.linalg.LinAlgError("linalg.cholesky: not positive"))
+    fails(monkeypatch, TwoPass, "second", torch.linalg.LinAlgError("linalg.cholesky: not positive"))
     learner, data = problem("invariance")
     with pytest.raises(
         NotPositiveDefiniteError, match=r"epoch 2, step 3, ntk-20-tree .*linalg.cholesky.*--lr-aug \(now"
@@ -150,31 +151,45 @@ def test_a_failed_factorisation_of_torch_is_one_of_a_singular_kernel(monkeypatch
 @pytest.mark.parametrize("error", NO_MEMORY, ids=["python", "cuda", "cpu"])
 def test_no_memory_for_a_block_names_estimator_size_and_a_smaller_one(error, monkeypatch):
     """The estimator that is asked for is never replaced."""
-    fails(monkeypatch, MarginalLikelihood, "_first_pass", error)
+    fails(monkeypatch, TwoPass, "first", error)
     words = (
         "out of memory in epoch 2, step 3: ntk-20-tree takes blocks of 20 inputs; try a smaller estimator "
-        r"\(--estimator ntk-10-tree\) or fewer inputs at a time \(--chunk, now auto\)$"
+        r"\(--estimator ntk-10-tree\)$"
     )
     with pytest.raises(TrainingMemoryError, match=words) as caught:
         list(learn(*problem()))
-    assert caught.value.__cause__ is error
+    assert isinstance(caught.value.__cause__, BlockMemoryError)
+    assert caught.value.__cause__.__cause__ is error
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
     ("estimator", "chunk", "words"),
     [
-        ("kfac-N-C", 7, r"kfac-N-C takes blocks of 60 inputs; .*--estimator kfac-30-C\).*\(--chunk, now 7\)$"),
-        ("ntk-1-C", None, r"blocks of 1 inputs; .*--estimator ntk-1-1\)"),
-        (
-            "ntk-20-1+greedy",
-            None,
-            r"ntk-10-1\+greedy\).*, or another grouping than greedy, which needs the kernel of all",
-        ),
+        ("kfac-N-C", 7, r"kfac-N-C takes blocks of 60 inputs; .*--estimator kfac-30-C\)$"),
+        ("ntk-1-C", None, r"blocks of 1 inputs; .*--estimator ntk-1-1\)$"),
+        ("ntk-20-1+greedy", None, r"ntk-10-1\+greedy\)$"),
     ],
 )
 def test_the_smaller_estimator_is_of_the_same_family(estimator, chunk, words, monkeypatch):
-    fails(monkeypatch, MarginalLikelihood, "_first_pass", MemoryError())
+    fails(monkeypatch, TwoPass, "first", MemoryError())
+    with pytest.raises(TrainingMemoryError, match=words):
+        list(learn(*problem(estimator=estimator, chunk=chunk)))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "chunk", "words"),
+    [
+        ("ntk-20-1", 7, r"--estimator ntk-10-1\) or fewer inputs at a time \(--chunk, now 7\)$"),
+        (
+            "ntk-20-1+greedy",
+            None,
+            r"\(--chunk, now auto\), or another grouping than greedy, which needs the kernel of all",
+        ),
+    ],
+)
+def test_no_memory_for_a_partition_can_also_be_met_by_a_smaller_chunk(estimator, chunk, words, monkeypatch):
+    fails(monkeypatch, MarginalLikelihood, "resample", MemoryError())
     with pytest.raises(TrainingMemoryError, match=words):
         list(learn(*problem(estimator=estimator, chunk=chunk)))
 
@@ -193,6 +208,6 @@ def test_no_memory_for_a_batch_or_the_test_data_says_what_to_lower(monkeypatch):
 
 
 def test_errors_that_are_none_of_these_stay_what_they_are(monkeypatch):
-    fails(monkeypatch, MarginalLikelihood, "_first_pass", RuntimeError("a mistake of ours"))
+    fails(monkeypatch, TwoPass, "first", RuntimeError("a mistake of ours"))
     with pytest.raises(RuntimeError, match=r"^a mistake of ours$"):
         list(learn(*problem()))

@@ -38,6 +38,39 @@ def test_the_log_determinant_is_that_of_slogdet_and_differentiable():
     assert torch.autograd.gradcheck(log_det, rows.requires_grad_())
 
 
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(5, 3), (3, 5), (1, 1)])
+def test_the_log_determinant_has_a_first_and_a_second_derivative(num_rows, num_columns):
+    """In the rows and in the precision, alone and together."""
+    rows = torch.randn(num_rows, num_columns, generator=generator(), dtype=torch.float64, requires_grad=True)
+    precision = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def log_det(rows, precision):
+        return linalg.log_det_identity_plus(rows @ rows.T, "a test", precision)
+
+    assert torch.autograd.gradcheck(log_det, (rows, precision))
+    assert torch.autograd.gradgradcheck(log_det, (rows, precision))
+
+
+def test_both_routes_of_the_gradient_are_the_inverse():
+    """From the factor that is there already, and, where a second derivative is asked for, from the matrix."""
+    rows = torch.randn(6, 4, generator=generator(), dtype=torch.float64)
+    kernel = (rows @ rows.T).requires_grad_()
+    expected = torch.linalg.inv(torch.eye(6, dtype=torch.float64) + kernel.detach() / 0.3) / 0.3
+    for create_graph in (False, True):
+        (gradient,) = torch.autograd.grad(
+            linalg.log_det_identity_plus(kernel, "a test", 0.3), kernel, create_graph=create_graph
+        )
+        assert_same(gradient, expected, 1e-12)
+        assert gradient.requires_grad == create_graph
+
+
+def test_grams_of_more_rows_than_a_tile_are_symmetric_to_the_last_bit():
+    rows = torch.randn(linalg._TILE_ROWS + 37, 11, generator=generator())
+    total = linalg.gram(rows)
+    assert torch.equal(total, total.T)
+    assert_same(total, rows.double() @ rows.double().T, 1e-13)
+
+
 def test_a_matrix_that_is_not_positive_definite_is_refused():
     with pytest.raises(NotPositiveDefiniteError, match=r"I \+ K of a test is not positive definite in torch.float64"):
         linalg.log_det_identity_plus(-2.0 * torch.eye(2, dtype=torch.float64), "a test")

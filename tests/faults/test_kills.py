@@ -147,7 +147,7 @@ def test_further_kills_at_random_times_cost_no_bits(server, whole, tmp_path, num
         ("prior", WEIGHT_STEP, 4 * 4 + 3, (4, 2)),  # the third batch of epoch 5
         ("prior", HYPER_STEP, 6 + 4, (3, 4 + 3)),  # the fourth cached step of epoch 4
         ("invariance", HYPER_STEP, 3 + 2, (2, 4 + 1)),  # the second step of epoch 3
-        ("invariance", "ntkml.objective:MarginalLikelihood._first_pass", 3 + 3, (2, 4 + 2)),  # inside the third
+        ("invariance", "ntkml.two_pass:TwoPass.first", 3 + 3, (2, 4 + 2)),  # inside the third
         ("prior", "ntkml.objective:MarginalLikelihood.resample", 2, (3, 4)),  # while epoch 4 draws its partition
     ],
 )

@@ -6,61 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.capture import Hyperparameter, capture, trainable_parameters
+from ntkml.capture import capture, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import PRIOR_SIZES, MarginalLikelihood
 from ntkml.rows import merge_factors, rows_by_layer
+from tests.objectives import COUNT, VIEWS, Brightness, problem
 
 NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")
 FACTORED = ("kfac-4-C", "kfac-4-1")
-COUNT, CLASSES, VIEWS = 9, 4, 3
-
-
-class Slope(nn.Module):
-    """tanh(a x) with a learned slope: a hyperparameter inside the network."""
-
-    def __init__(self):
-        super().__init__()
-        self.slope = Hyperparameter(torch.tensor(0.7, dtype=torch.float64))
-
-    def forward(self, x):
-        return torch.tanh(self.slope * x)
-
-
-class Brightness(nn.Module):
-    """Random gains and offsets of an image: a smooth augmentation, so that finite differences mean something."""
-
-    num_views = VIEWS
-
-    def __init__(self):
-        super().__init__()
-        self.eta = nn.Parameter(torch.tensor([0.3, 0.2], dtype=torch.float64))
-
-    def draw(self, num_inputs, generator=None):
-        return 2 * torch.rand(num_inputs, VIEWS, 2, generator=generator, dtype=torch.float64) - 1
-
-    def forward(self, x, noise):
-        gain, offset = (self.eta * noise).unbind(-1)
-        views = x.unsqueeze(1) * gain.exp()[..., None, None, None] + offset[..., None, None, None]
-        return views.flatten(0, 1)
-
-
-def problem(augmentation, name, prior="layerwise", chunk=None, likelihood="categorical"):
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 3, 3),
-        Slope(),
-        nn.AvgPool2d(2),
-        nn.Conv2d(3, 4, 2),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(16, CLASSES),
-    ).double()
-    x = torch.rand(COUNT, 1, 8, 8, dtype=torch.float64)
-    y = torch.randint(0, CLASSES, (COUNT,)) if likelihood == "categorical" else torch.randn(COUNT, CLASSES).double()
-    objective = MarginalLikelihood(network, name, likelihood, prior, 0.7, augmentation, chunk)
-    objective.resample(x, y, torch.Generator().manual_seed(5))
-    return objective, x, y
 
 
 def loss(objective, x, y):

@@ -1,0 +1,162 @@
+"""How many inputs are captured at a time, and what happens where memory runs out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from ntkml import chunking, two_pass
+from ntkml.chunking import automatic_chunk
+from ntkml.memory import BlockMemoryError
+from ntkml.objective import PRIOR_SIZES
+from ntkml.structures import ntk
+from tests.factories import assert_same, generator, seeded
+from tests.objectives import COUNT, Brightness, assert_equal, everything, parts_of, problem
+
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def small_machine(monkeypatch, error, largest, when=lambda differentiable: True):
+    """Captures of more than ``largest`` network inputs find no memory."""
+    capture = two_pass.capture
+
+    def limited(model, inputs, num_views=1, differentiable=False, plan=None):
+        if len(inputs) > largest * num_views and when(differentiable):
+            raise error
+        return capture(model, inputs, num_views, differentiable, plan)
+
+    monkeypatch.setattr(two_pass, "capture", limited)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("name", ["ntk-9-1", "blockdiag-8-C", "kfac-8-C"])
+def test_without_memory_the_chunk_is_halved_and_the_gradient_stays(name, error, monkeypatch, caplog):
+    expected = everything(*problem(Brightness(), name, chunk=2))
+    small_machine(monkeypatch, error, largest=3)
+    objective, x, y = problem(Brightness(), name, chunk=4)
+    assert_equal(everything(objective, x, y), expected)
+    assert objective.chunk == 2
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "out of memory with chunks of 4 inputs: continuing with 2"
+    ]
+    assert {record.name for record in caplog.records} == {"ntkml"}
+
+
+@pytest.mark.parametrize("name", ["ntk-8-C", "kfac-8-1"])
+def test_the_second_pass_may_find_no_memory_and_no_gradient_counts_twice(name, monkeypatch, caplog):
+    """In its last chunk, after the gradients of the others were there."""
+    expected = everything(*problem(Brightness(), name, chunk=1))
+    seen = []
+    small_machine(
+        monkeypatch, OUT_OF_MEMORY[1], 1, when=lambda second: second and seen.append(1) is None and len(seen) > 3
+    )
+    objective, x, y = problem(Brightness(), name, chunk=2)
+    assert_equal(everything(objective, x, y), expected)
+    assert len(caplog.records) == 1
+    assert objective.chunk == 1
+
+
+def test_the_first_halving_starts_from_what_the_block_holds(monkeypatch, caplog):
+    """An automatic chunk is often much larger than a block."""
+    small_machine(monkeypatch, MemoryError(), largest=2)
+    objective, x, y = problem(None, "ntk-4-C", chunk=512)
+    objective.backward(x, y, None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with chunks of 4 inputs: continuing with 2"
+    ]
+
+
+@pytest.mark.parametrize("prior", PRIOR_SIZES)
+def test_values_of_several_groups_are_computed_in_smaller_chunks_too(prior, monkeypatch):
+    """Without a gradient: the captures of the later groups come while the log-determinant is computed."""
+    monkeypatch.setattr(chunking, "ROWS_BYTES", 1)
+    objective, x, y = problem(Brightness(), "ntk-N-1", prior, chunk=9)
+    expected = parts_of(objective.estimate(x, y, None, generator(1)))
+    seen = []
+    small_machine(monkeypatch, MemoryError(), 4, when=lambda _: seen.append(1) is None and len(seen) > 1)
+    assert_same(parts_of(objective.estimate(x, y, None, generator(1))), expected, 1e-12)
+    assert objective.chunk == 4
+
+
+@pytest.mark.parametrize("call", ["backward", "estimate"])
+@pytest.mark.parametrize(("name", "chunk"), [("ntk-4-1", None), ("kfac-N-C", 3), ("diag-1-C", 5)])
+def test_a_block_that_does_not_fit_one_input_at_a_time_is_refused_by_name(call, name, chunk, monkeypatch):
+    small_machine(monkeypatch, OUT_OF_MEMORY[0], largest=0)
+    objective, x, y = problem(None, name, chunk=chunk)
+    words = (
+        rf"out of memory: a block of \d+ rows \({name}\) does not fit, one input at a time: choose an estimator with"
+    )
+    with pytest.raises(BlockMemoryError, match=words) as refusal:
+        getattr(objective, call)(x, y)
+    assert isinstance(refusal.value, ValueError)
+    assert all(parameter.grad is None for parameter in objective.in_network)
+
+
+def test_other_errors_pass_and_change_no_chunk(monkeypatch, caplog):
+    small_machine(monkeypatch, RuntimeError("a mistake of ours"), largest=0)
+    objective, x, y = problem(Brightness(), "ntk-4-1", chunk=4)
+    with pytest.raises(RuntimeError, match=r"^a mistake of ours$"):
+        objective.backward(x, y)
+    assert objective.chunk == 4
+    assert not caplog.records
+
+
+def test_a_kernel_that_does_not_fit_is_no_matter_of_chunks(monkeypatch):
+    """Halving ends: it is never tried for ever."""
+
+    def failing(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(ntk, "log_det_identity_plus", failing)
+    with pytest.raises(BlockMemoryError, match=r"ntk-8-C"):
+        problem(None, "ntk-8-C")[0].backward(*problem(None, "ntk-8-C")[1:])
+
+
+def wide(width):
+    return seeded(nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)))
+
+
+def chunk_of(model, num_views=1, num_columns=1, budget=2**20):
+    example = torch.zeros(num_views, 4, dtype=torch.float64)
+    before = chunking.CHUNK_BYTES["cpu"]
+    chunking.CHUNK_BYTES["cpu"] = budget
+    try:
+        return automatic_chunk(model, None, example, num_columns)
+    finally:
+        chunking.CHUNK_BYTES["cpu"] = before
+
+
+def test_the_automatic_chunk_shrinks_with_views_columns_and_width_and_is_always_the_same():
+    chunks = [chunk_of(wide(400), num_columns=k) for k in (1, 2, 5, 10)]
+    assert chunks == sorted(set(chunks), reverse=True)
+    chunks = [chunk_of(wide(400), num_views=s) for s in (1, 2, 5, 10)]
+    assert chunks == sorted(set(chunks), reverse=True)
+    chunks = [chunk_of(wide(width)) for width in (100, 400, 1600)]
+    assert chunks == sorted(set(chunks), reverse=True)
+    assert len({chunk_of(wide(400)) for _ in range(3)}) == 1
+
+
+def test_the_automatic_chunk_is_one_at_least_and_keeps_to_the_caches_of_a_cpu():
+    assert chunk_of(wide(400), num_views=3, num_columns=10, budget=1) == 1
+    assert chunk_of(wide(4), budget=2**40) == chunking.MAX_CPU_INPUTS
+    assert chunk_of(wide(4), num_views=10, budget=2**40) == chunking.MAX_CPU_INPUTS // 10
+
+
+def test_the_automatic_chunk_is_found_by_the_first_estimate_and_kept():
+    objective, x, y = problem(Brightness(), "ntk-4-1")
+    assert objective.chunk is None
+    objective.estimate(x, y)
+    assert objective.chunk == chunking.MAX_CPU_INPUTS // Brightness.num_views
+    assert objective.chunk > COUNT
+    state = objective.chunk
+    objective.backward(x, y, None)
+    assert objective.chunk == state

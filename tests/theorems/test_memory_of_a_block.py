@@ -1,0 +1,56 @@
+"""What one estimate and its gradient hold at once, in bytes of CPU tensors: no more for a larger block under kfac."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from ntkml.hyperparameters.affine import AffineInvariance
+from ntkml.objective import MarginalLikelihood
+from tests.factories import generator, seeded
+from tests.objectives import Slope
+
+SIDE, VIEWS, CHUNK, CLASSES = 12, 3, 8, 4
+#: Of one input in a block: its pixels, the noise of its views, its outputs and its target.
+DATA_BYTES = 8 * (SIDE**2 + 6 * VIEWS + CLASSES + 1)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network():
+    layers = [nn.Conv2d(1, 4, 3), Slope(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 2), nn.Tanh(), nn.Flatten()]
+    return seeded(nn.Sequential(*layers, nn.Linear(96, 100), nn.Tanh(), nn.Linear(100, CLASSES)))
+
+
+def peak_bytes(name, num_inputs, chunk=CHUNK):
+    """The most that was allocated and not yet freed during one ``backward``."""
+    objective = MarginalLikelihood(network(), name, augmentation=AffineInvariance(VIEWS), chunk=chunk)
+    x = torch.randn(num_inputs, 1, SIDE, SIDE, generator=generator(), dtype=torch.float64)
+    y = torch.randint(CLASSES, (num_inputs,), generator=generator(1))
+    objective.resample(x, y, generator(2))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        objective.backward(x, y, 1, generator(3))
+    events = sorted(
+        (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def test_kfac_holds_one_chunk_whatever_the_block():
+    small, large = peak_bytes("kfac-N-1", 20), peak_bytes("kfac-N-1", 200)
+    assert large - 180 * DATA_BYTES < 1.05 * small
+    assert peak_bytes("kfac-N-1", 20, chunk=20) > 1.5 * small  # a chunk is what is held
+
+
+def test_ntk_holds_the_rows_of_its_block():
+    """And their adjoint, in the making twice, but no graph."""
+    num_params = sum(weight.numel() for weight in network().parameters()) - 1  # without the slope
+    growth = peak_bytes("ntk-N-1", 60) - peak_bytes("ntk-N-1", 20)
+    assert 1.0 < growth / (40 * num_params * 8) < 3.5
