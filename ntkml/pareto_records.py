@@ -61,18 +61,7 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     Raises:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an estimator.
     """
-    import pandas
-
-    if not paths:
-        raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([records.read_table(Path(path), "pareto", COLUMNS) for path in paths], ignore_index=True)
-    twice = rows[rows.duplicated(KEY, keep="first")]
-    if len(twice):
-        names = ", ".join(str(path) for path in paths)
-        raise ValueError(
-            f"{names}: {twice.iloc[0].estimator} of run {twice.iloc[0].run_id} is there more than once; give each file once"
-        )
-    return rows
+    return records.read_joined(paths, "pareto", COLUMNS, KEY, lambda row: f"{row.estimator} of run {row.run_id}")
 
 
 def frontier(seconds: Sequence[float], values: Sequence[float]) -> list[bool]:

@@ -21,7 +21,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -104,18 +104,33 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
     Raises:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
     """
+    return read_joined(
+        paths,
+        command,
+        COLUMNS,
+        KEY,
+        lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
+    )
+
+
+def read_joined(
+    paths: Iterable[str | Path], command: str, columns: Columns, key: list[str], described: Callable[[Any], str]
+) -> pandas.DataFrame:
+    """Row files of one schema, joined; ``described`` words a row in the error on one that is there twice.
+
+    Raises:
+        ValueError: see :func:`read_rows`.
+    """
     import pandas
 
-    if not paths:
+    files = [Path(path) for path in paths]
+    if not files:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(Path(path), command, COLUMNS) for path in paths], ignore_index=True)
-    twice = rows[rows.duplicated(KEY, keep="first")]
+    rows = pandas.concat([read_table(path, command, columns) for path in files], ignore_index=True)
+    twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        cell = twice.iloc[0]
-        raise ValueError(
-            f"{', '.join(str(path) for path in paths)}: the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, "
-            f"seed {cell.seed}, is there more than once; give each file once"
-        )
+        names = ", ".join(str(path) for path in files)
+        raise ValueError(f"{names}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
 

@@ -23,7 +23,7 @@ class NTK:
     def __init__(self, rows: Rows):
         self._rows = rows
         self._unit: Tensor | None = None
-        self._grams: dict[str, Tensor] = {}
+        self._grams: Tensor | None = None  # (tensors, b, b)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         if prior.kind == "scalar":
@@ -45,27 +45,31 @@ class NTK:
         return f"a block of {self._rows.num_rows} rows (structure ntk, {prior})"
 
     def _kernel(self, prior: PriorPrecision) -> Tensor:
-        """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows.
-
-        Where no gradient is asked for, one value is all that is wanted, and nothing is kept.
-        """
-        precision = prior.of(self._rows.shapes)
+        """R P0^-1 R^T; the Gram of every tensor is kept, so that a further layerwise prior costs no rows."""
+        if prior.kind == "layerwise":
+            return self._layerwise_kernel(prior.values.double())
         total = torch.zeros(self._rows.num_rows, self._rows.num_rows, dtype=torch.float64, device=prior.values.device)
-        for name, values in precision.items():
-            if prior.kind == "layerwise":
-                total = total + self._gram(name) / values
-            else:
-                rows = self._rows.explicit(name).double()
-                total = total + (rows / values) @ rows.T
+        for name, values in prior.of(self._rows.shapes).items():
+            rows = self._rows.explicit(name).double()
+            total = total + (rows / values) @ rows.T
         return total
 
-    def _gram(self, name: str) -> Tensor:
-        if name in self._grams:
-            return self._grams[name]
-        matrix = self._rows.gram(name)
-        if torch.is_grad_enabled():
-            self._grams[name] = matrix
-        return matrix
+    def _layerwise_kernel(self, precisions: Tensor) -> Tensor:
+        """sum over tensors of R_l R_l^T / delta_l, as one product with the Grams side by side.
+
+        Where no gradient is asked for, one value is all that is wanted, and no Gram is kept.
+        """
+        num_rows, names = self._rows.num_rows, list(self._rows.shapes)
+        if self._grams is None and not torch.is_grad_enabled():
+            total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=precisions.device)
+            for name, precision in zip(names, precisions, strict=True):
+                total.add_(self._rows.gram(name) / precision)
+            return total
+        if self._grams is None:
+            self._grams = torch.empty(len(names), num_rows, num_rows, dtype=torch.float64, device=precisions.device)
+            for index, name in enumerate(names):
+                self._grams[index] = self._rows.gram(name)
+        return (precisions.reciprocal() @ self._grams.flatten(1)).reshape(num_rows, num_rows)
 
     @property
     def _narrow(self) -> bool:

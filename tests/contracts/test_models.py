@@ -7,14 +7,31 @@ import torch
 from torch import nn
 
 from ntkml import registry
+from ntkml.capture import capture
+from ntkml.layers.fixup import Bias, Scale
+from ntkml.model_contract import check_model
 from ntkml.models import build_model
+from ntkml.models.fixup_resnets import Block
+from ntkml.rows import CapturedRows
+from tests.factories import generator, seeded
 
 # (name, input shape, outputs, parameters as the documentation states them)
 STATED = [
     ("mininet", (1, 28, 28), 10, 14_538),
     ("mininet", (1, 8, 8), 10, 3_658),
     ("mininet", (3, 28, 28), 2, 14_538 + 2 * 8 * 25 - 8 * 33),
+    ("mlp", (1, 28, 28), 10, 89_610),
+    ("lenet", (1, 28, 28), 10, 61_706),
+    ("lenet", (3, 32, 32), 10, 61_706 + 2 * 6 * 25),
+    ("wrn16-4", (3, 32, 32), 10, 2_745_306),
+    ("wrn16-4", (3, 32, 32), 100, 2_768_436),
+    ("resnet18-16", (3, 32, 32), 10, 688_356),
+    ("resnet50", (3, 64, 64), 200, 2_279_666),
+    ("resnet50-bottleneck", (3, 64, 64), 200, 23_840_490),
 ]
+
+#: Networks with residual blocks, on images small enough to compare their rows with autograd's.
+RESIDUAL = ["wrn16-4", "resnet18-16", "resnet50"]
 
 
 def build(name, shape, num_classes, seed=3):
@@ -40,7 +57,8 @@ def test_initial_weights_come_from_the_generator_alone(name, shape, num_classes,
     assert torch.equal(torch.random.get_rng_state(), before)
     for a, b, c in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-        assert not torch.equal(a, c)
+        constant = bool((a == a.flatten()[0]).all())  # what Fixup sets to zero or one
+        assert constant or not torch.equal(a, c)
 
 
 def test_the_distribution_is_the_default_of_torch():
@@ -75,3 +93,52 @@ def test_no_channel_or_no_class_is_refused(shape, num_classes):
 def test_an_unknown_model_gets_the_nearest_known_one():
     with pytest.raises(ValueError, match="unknown model 'mininett'; did you mean 'mininet'"):
         build("mininett", (1, 8, 8), 10)
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_fixup_starts_as_its_shortcuts_with_an_undecided_head(name):
+    model = build(name, (3, 16, 16), 10)
+    assert not model(torch.rand(3, 3, 16, 16)).any()
+    blocks = [module for module in model if isinstance(module, Block)]
+    for block in blocks:
+        first, *_, last = [layer for layer in block.branch if isinstance(layer, nn.Conv2d)]
+        assert not last.weight.any()
+        fan_out = first.out_channels * first.kernel_size[0] ** 2
+        assert first.weight.std().item() == pytest.approx((2 / fan_out / len(blocks)) ** 0.5, rel=0.05)
+    scales = [module.weight.item() for module in model.modules() if isinstance(module, Scale)]
+    biases = [module.bias.item() for module in model.modules() if isinstance(module, Bias)]
+    assert scales == [1.0] * len(blocks)
+    assert biases == [0.0] * (4 * len(blocks) + 2)
+
+
+def test_a_bottleneck_has_the_deviation_of_three_convolutions():
+    model = build("resnet50-bottleneck", (3, 16, 16), 10)
+    blocks = [module for module in model if isinstance(module, Block)]
+    assert [len(block.branch) for block in blocks] == [11] * 16
+    second = blocks[5].branch[4]
+    assert second.stride == (1, 1)
+    assert second.weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5 * 16**-0.25, rel=0.05)
+    assert blocks[3].branch[4].stride == (2, 2)
+
+
+@pytest.mark.parametrize("name", [*RESIDUAL, "mlp", "lenet"])
+def test_every_parameter_is_captured_and_its_rows_are_those_of_autograd(name):
+    """The model contract, at weights where no part of a residual branch is zero."""
+    shape = (3, 32, 32) if name == "lenet" else (3, 8, 8)
+    model = seeded(build(name, shape, 3))
+    x = torch.randn(2, *shape, generator=generator(1), dtype=torch.float64)
+    assert not check_model(model, x).exact
+    factor = torch.randn(2, 3, 1, generator=generator(2), dtype=torch.float64)
+    rows = CapturedRows(capture(model, x), factor, {k: v.shape for k, v in model.named_parameters()})
+    for index in range(2):
+        truth = torch.autograd.grad(model(x)[index] @ factor[index, :, 0], list(model.parameters()))
+        for (key, _), gradient in zip(model.named_parameters(), truth, strict=True):
+            error = (rows.explicit(key)[index] - gradient.flatten()).abs().max()
+            assert error <= 1e-12 * gradient.abs().max().clamp_min(1.0), key
+
+
+def test_images_that_cannot_be_halved_as_often_are_refused():
+    with pytest.raises(ValueError, match="takes images of 8x8 pixels or more, got 4x32"):
+        build("resnet18-16", (3, 4, 32), 10)
+    with pytest.raises(ValueError, match="lenet takes images of 28x28 and 32x32 pixels, got 8x8"):
+        build("lenet", (1, 8, 8), 10)
