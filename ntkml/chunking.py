@@ -32,11 +32,12 @@ def automatic_chunk(model: nn.Module, plan: RowPlan | None, example: torch.Tenso
     """
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
-    numbers = sum(parameter.numel() for parameter in model.parameters()) // 100 + 1  # of anything not captured
+    exact = sum(model.get_parameter(name).numel() for name in (plan.exact if plan else ()))
+    numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         numbers += 3 * layer.patches.numel() if isinstance(layer, PositionsUse) else 0
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
-    size = CHUNK_BYTES[example.device.type] // (numbers * example.element_size())
+    size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
 
 

@@ -149,7 +149,9 @@ def _smaller(learner: Learner) -> str:
 
 
 def _less_for_scores(learner: Learner) -> str:
-    return f"the test data take too much at a time; lower {_chunk(learner)}"
+    protocol = learner.protocol
+    less = f"lower --samples (now {protocol.samples})" if protocol.learns_invariance else "choose a smaller --model"
+    return f"the test data take too much at a time; {less}"
 
 
 def _chunk(learner: Learner) -> str:

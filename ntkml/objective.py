@@ -130,7 +130,9 @@ class MarginalLikelihood(nn.Module):
         with torch.no_grad():
             views = self._views(x, self._draw(len(x), generator))
         parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
-        return average_views(torch.cat([self.model(part) for part in parts]), self._num_views)
+        # Views are ours; without them a network that works on its input in place must not reach the caller's data.
+        own = parts if self.augmentation is not None else [part.clone() for part in parts]
+        return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
 
     def weight_loss(self, x: Tensor, y: Tensor, num_data: int, generator: torch.Generator | None = None) -> Tensor:
         """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar."""
@@ -146,7 +148,7 @@ class MarginalLikelihood(nn.Module):
             self._plan = check_model(self.model, x)
             self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
-            self._num_outputs = self.model(x[:1]).shape[1]
+            self._num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
         self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._plan)
         return self.partition
@@ -268,7 +270,9 @@ class MarginalLikelihood(nn.Module):
 
     def _descend(self, rho: Tensor, log_det: Tensor, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
         """Add the gradient of -weight (rho - 1/2 log-determinant) / N in prior and noise."""
-        (-weight / num_data * (rho - 0.5 * log_det)).backward()
+        loss = -weight / num_data * (rho - 0.5 * log_det)
+        if loss.requires_grad:  # not where prior and noise are frozen
+            loss.backward()
         return weight, rho.detach(), log_det.detach()
 
     def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:

@@ -37,7 +37,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "samples": ("integer", False),  # augmentation views S
     "log_marginal_likelihood": ("number", False),  # mean of the last five own estimates of every run, over seeds
     "standard_error": ("number", True),  # of that, over seeds; empty with one
-    "exact_log_marginal_likelihood": ("number", True),  # ntk-N-C at the end of training, over the seeds that have it
+    "exact_log_marginal_likelihood": ("number", True),  # ntk-N-C at the end of training, of the first seed
     "test_log_likelihood": ("number", True),  # this and the next two: end of training, over seeds
     "test_accuracy": ("number", True),
     "eta_2": ("number", True),  # learned rotation, radians

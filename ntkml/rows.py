@@ -110,13 +110,15 @@ class ChunkedRows:
 
     def _load_group(self, names: tuple[str, ...]) -> None:
         self._rows = {}
-        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names)))
+        loaded: dict[str, list[Tensor]] = {}
+        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names), loaded))
+        self._rows = loaded  # whole, or not at all
 
-    def _add_rows(self, chunk: Mapping[str, LayerRows], names: set[str]) -> None:
+    def _add_rows(self, chunk: Mapping[str, LayerRows], names: set[str], loaded: dict[str, list[Tensor]]) -> None:
         for name, layer in chunk.items():
             if any(wanted.rpartition(".")[0] == name for wanted in names):
                 for key, rows in layer.rows().items():
-                    self._rows.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+                    loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
 
     def _add_factors(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""

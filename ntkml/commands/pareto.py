@@ -97,7 +97,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
     folder = run.folder(options["out"])
     records.ensure_writable_folder(options["figures"], "--figures")
     if finished(folder):
-        click.echo(f"Finished already: {folder}")
+        click.echo(f"Finished already: {folder} (remove it to time again)")
     else:
         counts = f"{len(protocol.cells)} training cells, {len(protocol.compared)} estimators"
         click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}")

@@ -71,7 +71,12 @@ class BoundGrid:
         """The protocol's notes say how weights are trained; given weights make them untrue."""
         if self.given is None:
             return [*self.protocol.notes, *self.notes]
-        return [self.given.description, *self.notes]
+        grid = f"{self.protocol.hparam.capitalize()} grid"
+        used = "at prior precision " + f"{self.protocol.training.prior_precision:g}"
+        if self.given.prior_precisions:
+            used = "at the prior precisions" + (" and other half-widths" if self.given.eta else "") + " of that run"
+        swept = [f"{grid}: {used}."] if self.protocol.hparam == "rotation" else []
+        return [f"{grid}: {self.given.description[0].lower()}{self.given.description[1:]}", *swept, *self.notes]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from pathlib import Path
 from ntkml import records, train_records
 from ntkml.hyperparameters.affine import ROTATION
 from ntkml.runs.weights import SavedWeights, read_weights
+from ntkml.specs import NO_ESTIMATOR
 
 
 @dataclass(frozen=True)
 class Learned:
     """Given weights. From ``ntkml train`` they come with the prior precision of every parameter tensor and half-widths.
 
-    ``prior_precisions`` and ``eta`` are empty where the run learned none (and for weights from anywhere else).
+    ``prior_precisions`` are those that the run ended with (MAP: that it kept), empty for a diagonal prior; ``eta`` is empty
+    where no invariance was learned. Both are empty for weights from anywhere else.
     """
 
     weights: SavedWeights
@@ -40,10 +42,14 @@ def read_learned(path: Path) -> Learned:
     last = train_records.read_rows(path.with_name("rows.csv")).iloc[-1]
     eta = tuple(float(last[f"eta_{index}"]) for index in range(6)) if last.notna()["eta_0"] else ()
     views = f", S\u00a0=\u00a0{settings['samples']}" if eta else ""
-    words = f"{settings['epochs']} epochs{views}, seed {settings['seed']}, {source}"
+    how = (
+        "by MAP"
+        if settings["estimator"] == NO_ESTIMATOR
+        else f"with hyperparameters learned by {settings['estimator']}"
+    )
+    words = f"epochs: {settings['epochs']}{views}, seed {settings['seed']}, {source}"
     precisions = tuple(json.loads(last["prior_precisions"])) if last["prior_precisions"] else ()
-    described = f"Weights and hyperparameters learned by {settings['estimator']} on {settings['dataset']} ({words})."
-    return Learned(weights, described, precisions, eta)
+    return Learned(weights, f"Weights trained {how} on {settings['dataset']} ({words}).", precisions, eta)
 
 
 def around(eta: tuple[float, ...], radians: float) -> tuple[float, ...]:

@@ -156,7 +156,7 @@ def _measured(run: ParetoRun, name: str, results: Path) -> dict[str, Any]:
     data, learner = finished_learner(cell, cell.folder(results))
     seconds = list(_timed(learner, data, run.protocol.repeats))
     num_pairs = index_pairs(parse_estimator(name), cell.protocol.num_data, data.num_classes)
-    exact = _exact(learner, data) if run.exact else None
+    exact = _exact(learner, data, run.chunk) if run.exact else None
     return {"seconds": seconds, "num_pairs": num_pairs, "exact_log_marginal_likelihood": exact}
 
 
@@ -182,11 +182,11 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _exact(learner: Learner, data: ImageDataset) -> float:
+def _exact(learner: Learner, data: ImageDataset, chunk: int | None) -> float:
     """log q / N of all data in one block, at the weights and hyperparameters of the learner, in nats per datum."""
     ours = learner.objective
     exact = MarginalLikelihood(
-        ours.model, EXACT, learner.protocol.likelihood, ours.prior_kind, 1.0, ours.augmentation, ours.chunk
+        ours.model, EXACT, learner.protocol.likelihood, ours.prior_kind, 1.0, ours.augmentation, chunk
     ).to(data.train_inputs.device)
     exact.load_state_dict(ours.state_dict())
     exact.tree = ours.tree

@@ -78,7 +78,8 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     """The protocol with its estimator resolved on the data.
 
     Raises:
-        ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior.
+        ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior, or a run too
+            short to learn anything.
     """
     available = len(data.train_inputs)
     if protocol.num_data > available:
@@ -89,6 +90,11 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes, softmax)
     if spec.structure == "kfac" and protocol.prior_kind == "diagonal":
         raise ValueError(f"{spec} takes a scalar or layerwise prior, not a diagonal one: use blockdiag, diag or ntk")
+    if not protocol.num_updates(protocol.epochs):
+        raise ValueError(
+            f"in {protocol.epochs} epochs no hyperparameter is updated: take more --epochs, an earlier --burn-in (now "
+            f"{protocol.burn_in}), or --estimator none"
+        )
     return replace(protocol, estimator=str(spec))
 
 

@@ -202,7 +202,7 @@ def test_no_memory_for_a_batch_or_the_test_data_says_what_to_lower(monkeypatch):
             list(learn(*problem("invariance")))
     fails(monkeypatch, learning, "evaluate", MemoryError())
     with pytest.raises(
-        TrainingMemoryError, match="epoch 3, .*the test data take too much at a time; lower --chunk, now 5"
+        TrainingMemoryError, match="epoch 3, .*the test data take too much at a time; choose a smaller --model"
     ):
         list(learn(*problem(chunk=5)))
 
