@@ -136,7 +136,8 @@ def test_given_weights_are_used_and_said(run, tmp_path, only):
     ours = pandas.read_csv(only(tmp_path / "results", "rows.csv"))["log_det"]
     assert (pandas.read_csv(only(tmp_path / "given", "rows.csv"))["log_det"] == ours).all()
     notes = json.loads(only(tmp_path / "given", "manifest.json").read_text())["notes"]
-    assert notes[0].startswith("Weights read from a file (sha256 ")
+    assert notes[0].startswith("Rotation grid: weights read from a file (sha256 ")
+    assert notes[1] == "Rotation grid: at prior precision 1."
     assert not any("trained by MAP" in n for n in notes)
 
 
@@ -161,7 +162,7 @@ def test_given_weights_are_used_and_said(run, tmp_path, only):
         (["--hparam", "prior", "--dataset", "mnits"], 1, "did you mean 'mnist'?"),
         (["--hparam", "prior", "--dataset", "mnist", "--data-root", "nowhere"], 1, "--data-root"),
         (["--hparam", "prior", "--weights", "none.pt"], 1, "none.pt: no such file of weights"),
-        (["--hparam", "prior", "--model", "resnet"], 2, "'resnet' is not 'mininet'"),
+        (["--hparam", "prior", "--model", "resnet"], 2, "'resnet' is not one of 'mininet'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code, words):

@@ -68,10 +68,10 @@ def test_a_run_leaves_rows_training_rows_and_a_picture_and_is_not_computed_twice
 def test_the_exact_value_is_above_what_is_certified_at_the_same_state(run, tmp_path, monkeypatch, only):
     bounds, exact = {}, pareto_run._exact
 
-    def watched(learner, data):
+    def watched(learner, data, chunk):
         x, y = data.train_inputs, data.train_targets
         bounds[learner.protocol.estimator] = float(learner.objective.estimate(x, y).total) / len(x)
-        return exact(learner, data)
+        return exact(learner, data, chunk)
 
     monkeypatch.setattr(pareto_run, "_exact", watched)
     assert run("--hparam", "prior", "--estimators", "ntk-20-C,ntk-20-tree,diag-N-C,ntk-N-C", *ARGUMENTS[4:])[0] == 0
