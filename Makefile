@@ -1,6 +1,6 @@
 # Targets: setup, check, test, figures. PYTHON is the interpreter of the environment to install into and to run.
 PYTHON ?= python
-FIGURES = figure-2 figure-3 figure-4 figure-5 figure-6 figure-12
+FIGURES = figure-1 figure-2 figure-3 figure-4 figure-5 figure-6 figure-8 figure-9 figure-10 figure-11 figure-12 figure-13
 
 .PHONY: setup check test figures
 
