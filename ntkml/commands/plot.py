@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.registry import FIGURES, resolve, unknown_name
+from ntkml.registry import FIGURES, unknown_name
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -28,7 +26,6 @@ What has to be run before:
   figures 1, 8, 9     ntkml pareto --hparam invariance
   figures 13, 10, 11  ntkml pareto --hparam prior
 """
-WITHOUT_ROWS = ("figure-2",)
 
 
 class FigureName(click.ParamType):
@@ -78,88 +75,13 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
     An older picture of the same name is replaced; rows never are.
     """
-    if name in WITHOUT_ROWS and csv:
+    from ntkml import records
+    from ntkml.figures import drawing, render
+
+    if name in drawing.WITHOUT_ROWS and csv:
         raise click.UsageError(f"{name} is a schematic and reads no rows; leave out --csv")
-    from ntkml import records
-    from ntkml.figures import render
-
-    figure, stem = (
-        (resolve(FIGURES, name, "figure")(), name) if name in WITHOUT_ROWS else _from_rows(name, csv, results)
-    )
-    for path in render.save(figure, records.ensure_writable_folder(out) / stem, formats):
+    drawn = drawing.draw(name, csv, results)
+    for line in [*(f"Read {path}" for path in drawn.files), *drawn.remarks]:
+        click.echo(line)
+    for path in render.save(drawn.figure, records.ensure_writable_folder(out) / drawn.stem, formats):
         click.echo(f"Wrote {path}")
-
-
-def _from_rows(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
-    """The figure and the stem of its file name."""
-    from ntkml import figure_protocols
-
-    if name in figure_protocols.trajectory_names():
-        return _trajectories(name, csv, results)
-    if name in figure_protocols.pareto_names():
-        return _pareto(name, csv, results)
-    return _bounds(name, csv, results)
-
-
-def _bounds(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
-    """A figure of bound grids."""
-    from ntkml import records
-    from ntkml.figures import captions, sources
-    from ntkml.protocols import HPARAMS, figure_names
-
-    paths = list(csv) or [run.rows for run in sources.runs_for(name, results)]
-    rows = records.read_rows(*paths)
-    _say_read(paths)
-    manifests, notes = sources.manifests_beside(paths)
-    notes = captions.manifest_notes(manifests) + notes
-    draw = resolve(FIGURES, name, "figure")
-    if name not in figure_names():
-        return draw(rows, notes), _run_stem(name, rows)
-    for hparam in HPARAMS:
-        if hparam not in set(rows["hparam"]):
-            click.echo(f"No {hparam} rows: that panel stays empty")
-    return draw(name, rows, notes), name
-
-
-def _trajectories(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
-    """A figure of training runs."""
-    import pandas
-
-    from ntkml.figure_protocols import load_trajectory_figure
-    from ntkml.figures import training_sources
-
-    figure = load_trajectory_figure(name)
-    paths = list(csv) or training_sources.training_files(figure, results)
-    runs, notes = training_sources.choose(figure, training_sources.training_runs(paths))
-    _say_read(dict.fromkeys(run.path for run in runs))
-    rows = pandas.concat([run.rows for run in runs], ignore_index=True)
-    return resolve(FIGURES, name, "figure")(name, rows, notes), name
-
-
-def _pareto(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
-    """A figure of one Pareto run."""
-    from ntkml import pareto_records
-    from ntkml.figure_protocols import ANY_PARETO
-    from ntkml.figures import sources
-
-    paths = list(csv) or [sources.pareto_run_for(name, results).rows]
-    rows = pareto_records.read_rows(*paths)
-    _say_read(paths)
-    manifests, notes = sources.manifests_beside(paths)
-    manifest = manifests[0] if manifests else {}
-    figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
-    return figure, _run_stem(name, rows) if name == ANY_PARETO else name
-
-
-def _say_read(paths: Iterable[Path]) -> None:
-    for path in paths:
-        click.echo(f"Read {path}")
-
-
-def _run_stem(name: str, rows: Any) -> str:
-    """A name that tells runs apart: hyperparameter, data set and, where there is one run only, its id."""
-    parts = [name]
-    for column in ("hparam", "dataset", "run_id"):
-        values = rows[column].unique()
-        parts += [str(values[0])] if len(values) == 1 else []
-    return re.sub(r"[^\w.+-]", "_", "-".join(parts))  # cells of a file must not choose a folder

@@ -30,10 +30,11 @@ def save(figure: Figure, stem: str | Path, formats: Iterable[str] = ("png", "pdf
         if name not in METADATA:
             raise ValueError(unknown_name("picture format", name, list(METADATA)))
     stem.parent.mkdir(parents=True, exist_ok=True)
-    return [write_atomically(stem.parent / f"{stem.name}.{name}", _render(figure, name)) for name in formats]
+    return [write_atomically(stem.parent / f"{stem.name}.{name}", encoded(figure, name)) for name in formats]
 
 
-def _render(figure: Figure, name: str) -> bytes:
+def encoded(figure: Figure, name: str) -> bytes:
+    """The bytes of a picture file of ``figure``; ``name``: its format, png or pdf."""
     data = io.BytesIO()
     with style.context():
         figure.savefig(data, format=name, metadata=METADATA[name])

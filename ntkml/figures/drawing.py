@@ -1,0 +1,88 @@
+"""Any figure by its name, from files that the user names or from the newest runs that fit it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ntkml import figure_protocols, pareto_records, records
+from ntkml.figures import captions, sources, training_sources
+from ntkml.protocols import HPARAMS, figure_names
+from ntkml.registry import FIGURES, resolve
+
+WITHOUT_ROWS = ("figure-2",)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure, the stem of its file name, the row files that it shows, and remarks for whoever asked for it."""
+
+    figure: Figure
+    stem: str
+    files: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def draw(name: str, csv: Sequence[Path], results: Path) -> Drawing:
+    """The figure ``name`` of the registry, from the rows in ``csv`` or else of the newest runs below ``results``.
+
+    Raises:
+        ValueError: no rows for it, or files that do not fit; the message says what to run.
+    """
+    if name in WITHOUT_ROWS:
+        return Drawing(resolve(FIGURES, name, "figure")(), name)
+    if name in figure_protocols.trajectory_names():
+        return _trajectories(name, csv, results)
+    if name in figure_protocols.pareto_names():
+        return _pareto(name, csv, results)
+    return _bounds(name, csv, results)
+
+
+def _bounds(name: str, csv: Sequence[Path], results: Path) -> Drawing:
+    """A figure of bound grids."""
+    paths = list(csv) or [run.rows for run in sources.runs_for(name, results)]
+    rows = records.read_rows(*paths)
+    manifests, notes = sources.manifests_beside(paths)
+    notes = captions.manifest_notes(manifests) + notes
+    function = resolve(FIGURES, name, "figure")
+    if name not in figure_names():
+        return Drawing(function(rows, notes), _run_stem(name, rows), tuple(paths))
+    absent = [hparam for hparam in HPARAMS if hparam not in set(rows["hparam"])]
+    remarks = [f"No {hparam} rows: that panel stays empty" for hparam in absent]
+    return Drawing(function(name, rows, notes), name, tuple(paths), tuple(remarks))
+
+
+def _trajectories(name: str, csv: Sequence[Path], results: Path) -> Drawing:
+    """A figure of training runs."""
+    import pandas
+
+    figure = figure_protocols.load_trajectory_figure(name)
+    paths = list(csv) or training_sources.training_files(figure, results)
+    runs, notes = training_sources.choose(figure, training_sources.training_runs(paths))
+    rows = pandas.concat([run.rows for run in runs], ignore_index=True)
+    files = tuple(dict.fromkeys(run.path for run in runs))
+    return Drawing(resolve(FIGURES, name, "figure")(name, rows, notes), name, files)
+
+
+def _pareto(name: str, csv: Sequence[Path], results: Path) -> Drawing:
+    """A figure of one Pareto run."""
+    paths = list(csv) or [sources.pareto_run_for(name, results).rows]
+    rows = pareto_records.read_rows(*paths)
+    manifests, notes = sources.manifests_beside(paths)
+    manifest = manifests[0] if manifests else {}
+    figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
+    return Drawing(figure, _run_stem(name, rows) if name == figure_protocols.ANY_PARETO else name, tuple(paths))
+
+
+def _run_stem(name: str, rows: Any) -> str:
+    """A name that tells runs apart: hyperparameter, data set and, where there is one run only, its id."""
+    parts = [name]
+    for column in ("hparam", "dataset", "run_id"):
+        values = rows[column].unique()
+        parts += [str(values[0])] if len(values) == 1 else []
+    return re.sub(r"[^\w.+-]", "_", "-".join(parts))  # cells of a file must not choose a folder
