@@ -63,6 +63,7 @@ COMMANDS = {
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
     "plot": "ntkml.commands.plot:plot",
+    "report": "ntkml.commands.report:report",
 }
 
 

@@ -24,6 +24,7 @@ SUMMARIES = {
     "train": "Learn weights and hyperparameters together.",
     "pareto": "Time per estimate against what each estimator reaches.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
+    "report": "All figures, tables and runs on one HTML page.",
 }
 
 EPILOG = """\b
@@ -34,6 +35,7 @@ Examples:
   ntkml pareto --hparam prior
   ntkml plot figure-2
   ntkml plot figure-3 --csv results/bound-grid/<run>/rows.csv
+  ntkml report --results results/reference
 """
 
 

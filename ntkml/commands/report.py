@@ -1,0 +1,38 @@
+"""``ntkml report``: everything in a results folder as one HTML page; torch is never imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_EPILOG = """\b
+Examples:
+  ntkml report
+  ntkml report --results results/reference --out report.html
+"""
+
+
+@click.command(epilog=_EPILOG, context_settings={"show_default": True})
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), help="Where finished runs are looked for."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The page to write.")
+def report(results: Path, out: Path) -> None:
+    """Write one self-contained HTML page: every figure that the runs allow, tables to sort, and the manifest of each run.
+
+    It opens from disk without a network. An older report of the same name is replaced; another file is not.
+    """
+    from ntkml import records
+    from ntkml.report.contents import gather
+    from ntkml.report.page import render_page
+
+    if out.is_dir():
+        raise click.BadParameter(f"{out} is a folder: name a file, such as {out / 'report.html'}", param_hint="--out")
+    if out.exists() and b"<title>ntkml report" not in out.read_bytes()[:1000]:
+        raise click.BadParameter(f"{out} exists and is no report of ntkml: name another file", param_hint="--out")
+    records.ensure_writable_folder(out.parent)
+    contents = gather(results)
+    records.write_atomically(out, render_page(contents).encode())
+    click.echo(f"{len(contents.pictures)} figures, {len(contents.tables)} tables, {len(contents.runs)} runs")
+    click.echo(f"Wrote {out}")

@@ -1,0 +1,1 @@
+"""One page that shows everything a results folder holds: figures, tables, runs and where each number comes from."""

@@ -1,0 +1,128 @@
+"""Tables of a report: what the rows of each command say, in a few columns. Log columns are nats per datum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+
+from ntkml.figures.curves import EXACT
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and a number to sort by where it is one."""
+
+    text: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a heading and a sentence on how to read it."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+_TRAINING = {
+    "data set": "dataset",
+    "model": "model",
+    "learned": "hparam",
+    "estimator": "estimator",
+    "proven bound": "certified",
+    "seed": "seed",
+    "N": "num_data",
+    "epochs": "epoch",
+    "log q / N": "log_marginal_likelihood",
+    "test log lik.": "test_log_likelihood",
+    "test accuracy": "test_accuracy",
+    "test ECE": "test_ece",
+    "rotation (rad)": "eta_2",
+    "prior median": "prior_precision_median",
+}
+_PARETO = {
+    "data set": "dataset",
+    "learned": "hparam",
+    "estimator": "estimator",
+    "proven bound": "certified",
+    "seeds": "seeds",
+    "seconds": "seconds",
+    "log q / N": "log_marginal_likelihood",
+    "exact": "exact_log_marginal_likelihood",
+    "test log lik.": "test_log_likelihood",
+    "test accuracy": "test_accuracy",
+    "rotation (rad)": "eta_2",
+    "on frontier": "on_frontier",
+}
+
+
+def training_table(rows: pandas.DataFrame) -> Table:
+    """The last epoch of every run; its log q / N is the last one recorded."""
+    last = rows.groupby("run_id", sort=False).last(skipna=True).reset_index()
+    last = last.sort_values(["dataset", "hparam", "estimator", "seed"], kind="stable")
+    caption = (
+        "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks."
+    )
+    return table("Training runs", caption, last, _TRAINING)
+
+
+def pareto_table(rows: pandas.DataFrame) -> Table:
+    """Tightness and cost of every estimator of a Pareto run."""
+    caption = (
+        "Seconds of one estimate with its gradient (median); log q / N: mean of the last five own estimates; "
+        "exact: the log marginal likelihood where training ended."
+    )
+    return table("Tightness against time", caption, rows.sort_values("seconds", kind="stable"), _PARETO)
+
+
+def bound_table(rows: pandas.DataFrame) -> Table:
+    """Where every estimator's curve has its maximum, and its slack at the maximum of the exact curve."""
+    aggregate = rows[rows["block"].isna()]
+    lines = []
+    for (dataset, hparam), group in aggregate.groupby(["dataset", "hparam"], sort=False):
+        mean = group.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
+        exact = mean.get(EXACT)
+        for name in dict.fromkeys(group["estimator"]):
+            curve = mean[name].dropna()
+            best = curve.idxmax()
+            slack = None
+            if exact is not None and exact.idxmax() in curve.index:
+                slack = exact.max() - curve[exact.idxmax()]
+            flags = group.loc[group["estimator"] == name, "certified"]
+            lines.append((dataset, hparam, name, bool(flags.all()), best, curve.max(), slack))
+    columns = ["data set", "over", "estimator", "proven bound", "best at", "log q / N there", "slack at exact best"]
+    frame = pandas.DataFrame(lines, columns=columns)
+    caption = (
+        "slack: exact minus estimate at the grid point where the exact value is largest. Weights are the same for all."
+    )
+    return table("Bounds over a grid", caption, frame, {name: name for name in columns})
+
+
+def table(title: str, caption: str, frame: pandas.DataFrame, columns: Mapping[str, str]) -> Table:
+    """``frame`` under new headings (heading -> column); a heading of which nothing is known is left out."""
+    kept = {heading: column for heading, column in columns.items() if column in frame and frame[column].notna().any()}
+    rows = tuple(tuple(cell(value) for value in line) for line in _lines(frame, list(kept.values())))
+    return Table(title, caption, tuple(kept), rows)
+
+
+def cell(value: Any) -> Cell:
+    """Text of one value: four significant digits, blank where it is missing, yes and no for flags."""
+    if value is None or pandas.isna(value):
+        return Cell("")
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no", float(value))
+    if isinstance(value, int):
+        return Cell(str(value), float(value))
+    if isinstance(value, float):
+        return Cell(f"{value:.4g}", value)
+    return Cell(str(value))
+
+
+def _lines(frame: pandas.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    plain = frame[list(columns)].astype(object)  # Python's own numbers and flags
+    return list(plain.itertuples(index=False, name=None))

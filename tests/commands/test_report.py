@@ -1,0 +1,136 @@
+"""``ntkml report``: one page that opens from disk, says where everything comes from and replaces nothing but itself."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pandas
+import pytest
+
+from ntkml import commands
+from ntkml.protocols import load_bound_grid
+from ntkml.report.summaries import bound_table, cell
+from tests.synthetic import rows_of, write_run
+from tests.synthetic_training import write_training_run
+
+FIGURE_3 = load_bound_grid("figure-3", "prior").estimators
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    """``ntkml report ...`` in a folder of its own; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as leaving:
+            commands.main(["report", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_run(tmp_path / "results", FIGURE_3, "prior", points=5)
+    write_training_run(tmp_path / "results", "ntk-100-1", "prior")
+    return tmp_path / "results"
+
+
+def test_the_page_shows_figures_tables_and_runs_and_needs_no_network(report, results):
+    code, out, error = report()
+    assert (code, error) == (0, "")
+    assert out.endswith("Wrote report.html\n")
+    page = (results.parent / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == int(out.partition(" figures")[0])
+    assert not re.search(r'(src|href)="(?!data:|#)', page), "something is loaded from elsewhere"
+    for name in (
+        "Bounds over a grid",
+        "Training runs",
+        "bound-grid/prior-mnist-12e4567890/rows.csv",
+        "Synthetic rows.",
+    ):
+        assert name in page
+    assert "<dt>figure-1</dt><dd>no finished pareto run under results" in page
+
+
+def test_what_files_say_cannot_become_markup(report, tmp_path):
+    write_run(tmp_path / "results", FIGURE_3, "prior", points=5, dataset="<script>alert(1)</script>")
+    assert report()[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert html.escape("<script>alert(1)</script>") in page
+
+
+def test_a_report_is_replaced_and_another_file_is_not(report, results):
+    other = results.parent / "thesis.html"
+    other.write_text("<title>my thesis</title>")
+    code, _, error = report("--out", other)
+    assert code == 2
+    assert "is no report of ntkml: name another file" in error
+    assert other.read_text() == "<title>my thesis</title>"
+    other.write_text("<title>ntkml report: old</title>")
+    assert report("--out", other)[0] == 0
+    assert "old</title>" not in other.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--results", "nowhere"), "no folder nowhere: name one that holds runs with --results"),
+        (("--results", "."), "no finished run under ."),
+        (("--out", "."), "is a folder: name a file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(report, arguments, message):
+    code, _, error = report(*arguments)
+    assert code != 0
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_slack_is_measured_at_the_best_point_of_the_exact_curve():
+    rows = pandas.DataFrame(rows_of(["ntk-N-C", "ntk-100-C"], "prior", points=9))
+    table = bound_table(rows)
+    wide = rows[rows.block.isna()].pivot(index="hparam_value", columns="estimator", values="log_marginal_likelihood")
+    best = wide["ntk-N-C"].idxmax()
+    by_name = {row[2].text: row for row in table.rows}
+    assert by_name["ntk-N-C"][-1].number == 0
+    assert by_name["ntk-100-C"][-1].number == pytest.approx(wide.loc[best, "ntk-N-C"] - wide.loc[best, "ntk-100-C"])
+    assert by_name["ntk-100-C"][4].number == wide["ntk-100-C"].idxmax()
+
+
+def test_a_missing_value_is_blank():
+    assert cell(None).text == cell(float("nan")).text == ""
+    assert cell(True).text == "yes"
+    assert cell(0.123456).text == "0.1235"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page is not opened in a browser")
+def test_a_browser_sorts_and_filters(report, results):
+    assert report()[0] == 0
+    page = (results.parent / "report.html").read_text()
+    probe = """<script>
+    const table = document.querySelector("table.sortable");
+    const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent === "best at");
+    const values = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[column].dataset.value));
+    const button = table.tHead.rows[0].cells[column].querySelector("button");
+    button.click(); const rising = values(); button.click(); const falling = values();
+    const input = document.querySelector("input.filter"); input.value = "kfac-n-c"; input.dispatchEvent(new Event("input"));
+    const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden).length;
+    const before = document.documentElement.dataset.theme; document.getElementById("theme").click();
+    document.title = JSON.stringify({ rising, falling, shown, themed: document.documentElement.dataset.theme !== before });
+    </script></body>"""
+    probed = results.parent / "probed.html"
+    probed.write_text(page.replace("</body>", probe))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={results.parent / 'profile'}"]
+    done = subprocess.run([*command, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120)
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout).group(1)))
+    assert seen["rising"] == sorted(seen["rising"]) == seen["falling"][::-1]
+    assert len(seen["rising"]) == len(FIGURE_3)
+    assert seen["shown"] == 1
+    assert seen["themed"]
