@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from ntkml.capture import capture
 from ntkml.exact_rows import RowPlan
 from ntkml.layers.uses import PositionsUse
+from ntkml.memory import BlockMemoryError, is_out_of_memory
 
 #: Graph of one chunk, in bytes, that an automatic chunk aims at: a CPU's chunks should also stay near its caches.
 CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
@@ -19,6 +22,9 @@ MAX_CPU_INPUTS = 512
 
 #: Explicit rows of one block, in bytes, that are held at a time; beyond it the parameter tensors take turns.
 ROWS_BYTES = 4 * 2**30
+
+_LOG = logging.getLogger("ntkml")
+Result = TypeVar("Result")
 
 
 def automatic_chunk(model: nn.Module, plan: RowPlan | None, example: torch.Tensor, num_columns: int) -> int:
@@ -56,3 +62,28 @@ def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int
         groups[-1] += names
         held += needed
     return [tuple(group) for group in groups]
+
+
+def in_memory(compute: Callable[[int], Result], chunk: int, num_inputs: int, described: str) -> tuple[Result, int]:
+    """``compute(chunk)`` of one block, and the chunk that it took: where memory runs out it is halved, never the block.
+
+    Args:
+        num_inputs: of the block; ``described``: the block in the words of the error.
+
+    Raises:
+        BlockMemoryError: memory runs out with one input at a time.
+    """
+    while True:
+        try:
+            return compute(chunk), chunk
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            held = min(chunk, num_inputs)
+            if held == 1:
+                raise BlockMemoryError(
+                    f"out of memory: a block of {described} does not fit, one input at a time: choose an estimator with "
+                    "fewer inputs or outputs in a block, or kfac"
+                ) from error
+        chunk = held // 2  # outside of the handler, which would keep what failed alive
+        _LOG.warning("out of memory with chunks of %d inputs: continuing with %d", held, chunk)

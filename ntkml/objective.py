@@ -7,52 +7,29 @@ in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Hyperparameter, average_views, trainable_parameters
-from ntkml.chunking import automatic_chunk
+from ntkml.bayesian_model import Augmentation, BayesianModel
+from ntkml.capture import trainable_parameters
+from ntkml.chunking import automatic_chunk, in_memory
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.exact_rows import RowPlan
-from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
-from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
-from ntkml.priors import PriorPrecision, as_prior
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
-#: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
-FORWARD_INPUTS = 500
-
-_LOG = logging.getLogger("ntkml")
 Result = TypeVar("Result")
 
-PRIOR_SIZES = ("scalar", "layerwise", "diagonal")
 
-
-class Augmentation(Protocol):
-    """Random views of an input; its parameters are hyperparameters. An nn.Module, such as AffineInvariance."""
-
-    num_views: int
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What is learned."""
-
-    def draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor:
-        """Noise of ``num_inputs`` inputs, first dimension n."""
-
-    def __call__(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Views (n * S, ...) of inputs (n, ...), differentiable in the parameters."""
-
-
-class MarginalLikelihood(nn.Module):
+class MarginalLikelihood(BayesianModel):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
     Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a Gaussian
@@ -73,8 +50,6 @@ class MarginalLikelihood(nn.Module):
         ValueError: an unknown name, or a precision that is not positive.
     """
 
-    augmentation: Augmentation | None
-
     def __init__(
         self,
         model: nn.Module,
@@ -85,61 +60,15 @@ class MarginalLikelihood(nn.Module):
         augmentation: Augmentation | None = None,
         chunk: int | None = None,
     ):
-        super().__init__()
-        if prior not in PRIOR_SIZES:
-            raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
+        super().__init__(model, likelihood, prior, prior_precision, augmentation)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be a positive number of inputs, got {chunk}")
-        self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
-        parameters = trainable_parameters(model)
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        sizes = (1, len(parameters), sum(parameter.numel() for parameter in parameters.values()))
-        initial = torch.full((sizes[PRIOR_SIZES.index(prior)],), float(prior_precision), dtype=torch.float64)
-        as_prior(PriorPrecision(initial, prior), self._shapes)
         self.estimator = parse_estimator(estimator)
-        self.prior_kind = prior
-        self.log_prior_precision = nn.Parameter(initial.log())
-        self._likelihood = as_likelihood(likelihood)
-        gaussian = isinstance(self._likelihood, Gaussian)
-        self.log_observation_noise = nn.Parameter(torch.zeros((), dtype=torch.float64)) if gaussian else None
-        self.augmentation = augmentation
-        self.in_network = nn.ParameterList(p for p in model.parameters() if isinstance(p, Hyperparameter))
         self.chunk = chunk
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
         self._plan: RowPlan | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        return self._model[0]
-
-    @property
-    def prior(self) -> PriorPrecision:
-        """The current prior precision, differentiable in ``log_prior_precision``."""
-        return PriorPrecision(self.log_prior_precision.exp(), self.prior_kind)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """The likelihood with its current observation noise."""
-        noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.exp())
-
-    def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
-        with torch.no_grad():
-            views = self._views(x, self._draw(len(x), generator))
-        parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
-        # Views are ours; without them a network that works on its input in place must not reach the caller's data.
-        own = parts if self.augmentation is not None else [part.clone() for part in parts]
-        return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
-
-    def weight_loss(self, x: Tensor, y: Tensor, num_data: int, generator: torch.Generator | None = None) -> Tensor:
-        """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar."""
-        weights = trainable_parameters(self.model)
-        precision = self.prior.of(self._shapes)
-        square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
-        return 0.5 * square.sum() / num_data - self.likelihood.log_prob(self.outputs(x, generator), y).mean()
 
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
@@ -276,26 +205,13 @@ class MarginalLikelihood(nn.Module):
         return weight, rho.detach(), log_det.detach()
 
     def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:
-        """``compute`` in chunks; where memory runs out the chunk is halved, never the block.
-
-        Raises:
-            BlockMemoryError: it runs out with one input at a time.
-        """
-        while True:
-            passes = self._passes(data)
-            try:
-                return compute(passes)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                held = min(passes.chunk, len(data.inputs))
-                if held == 1:
-                    raise BlockMemoryError(
-                        f"out of memory: a block of {data.block.num_pairs} rows ({self.estimator}) does not fit, one input "
-                        "at a time: choose an estimator with fewer inputs or outputs in a block, or kfac"
-                    ) from error
-            self.chunk = held // 2  # outside of the handler, which would keep what failed alive
-            _LOG.warning("out of memory with chunks of %d inputs: continuing with %d", held, self.chunk)
+        """``compute`` in chunks that fit into memory; the chunk that did is kept."""
+        passes = self._passes(data)
+        described = f"{data.block.num_pairs} rows ({self.estimator})"
+        result, self.chunk = in_memory(
+            lambda chunk: compute(replace(passes, chunk=chunk)), passes.chunk, len(data.inputs), described
+        )
+        return result
 
     def _passes(self, data: BlockData) -> TwoPass:
         self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan
@@ -312,30 +228,3 @@ class MarginalLikelihood(nn.Module):
             factor=lambda outputs: self._likelihood.factor(outputs, self.estimator.outputs, self.tree),
             chunk=self.chunk,
         )
-
-    @property
-    def _scaled_prior(self) -> PriorPrecision:
-        """Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision."""
-        return self.prior.scaled(self.likelihood.noise_variance)
-
-    @property
-    def _forward_hyperparameters(self) -> list[nn.Parameter]:
-        """What enters the forward pass: the second pass is for these."""
-        augmentation = [] if self.augmentation is None else list(self.augmentation.parameters())
-        return [parameter for parameter in (*augmentation, *self.in_network) if parameter.requires_grad]
-
-    @property
-    def _likelihood_fixed(self) -> Likelihood:
-        """The likelihood with its noise as a number: its own gradient is taken with the value."""
-        noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.detach().exp())
-
-    @property
-    def _num_views(self) -> int:
-        return 1 if self.augmentation is None else self.augmentation.num_views
-
-    def _draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor | None:
-        return None if self.augmentation is None else self.augmentation.draw(num_inputs, generator)
-
-    def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        return x if self.augmentation is None or noise is None else self.augmentation(x, noise)

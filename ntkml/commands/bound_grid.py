@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import protocols
+from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import PRECISION, EstimatorList
 from ntkml.registry import MODELS
 
@@ -61,14 +62,15 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
     """Every estimator over a grid of prior precisions or rotations, beside the exact log marginal likelihood.
 
-    Trains the weights once, saves them, writes tidy rows and a manifest under results/ and a picture under figures/. A run
-    that was stopped continues where it was.
+    Trains the weights once, saves them, writes tidy rows and a manifest under results/ and a picture under figures/.
+    SIGTERM, SIGUSR1 and Ctrl-C end a run at once; the same command continues it with the part that was in progress.
     """
     try:
         settings = protocols.load_bound_grid(protocol, hparam, protocol_variant)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
-    _run(_overridden(settings, options), settings, options)
+    with orderly_stops("" if options["force"] else "the same command continues it"):
+        _run(_overridden(settings, options), settings, options)
 
 
 def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGridProtocol:

@@ -58,8 +58,11 @@ class Stops:
 
 
 @contextmanager
-def orderly_stops() -> Iterator[Stops]:
-    """Listen to the signals of :data:`EXIT_CODES` inside the block, in the main thread (no other one can)."""
+def orderly_stops(then: str = "") -> Iterator[Stops]:
+    """Listen to the signals of :data:`EXIT_CODES` inside the block, in the main thread (no other one can).
+
+    ``then``: what can be done after leaving at once, said behind the signal's name.
+    """
     stops = Stops()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -72,7 +75,7 @@ def orderly_stops() -> Iterator[Stops]:
             signal.signal(number, stops.handle)
         yield stops
     except Left as leaving:
-        click.echo(f"Stopped by {leaving.name}.", err=True)
+        click.echo(f"Stopped by {leaving.name}" + (f": {then}" if then else "."), err=True)
         raise
     finally:
         for number, handler in before.items():

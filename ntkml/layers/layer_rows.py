@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,11 +33,12 @@ class LayerRows(Protocol):
         """What KFAC keeps."""
 
 
-class PlainRows:
+class PlainRows(ABC):
     """What follows from explicit rows alone; a layer without a cheaper route inherits it."""
 
+    @abstractmethod
     def rows(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """See :class:`LayerRows`."""
 
     def gram(self, key: str) -> Tensor:
         return gram(self.rows()[key].flatten(0, 1))

@@ -1,6 +1,7 @@
 """``ntkml bound-grid`` on the embedded digits: rows, resuming, and one line for every mistake."""
 
 import json
+import signal
 from functools import partial
 
 import pandas
@@ -114,6 +115,37 @@ def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch, only):
     continued = pandas.read_csv(only(tmp_path / "again", "rows.csv"))[columns]
     pandas.testing.assert_frame_equal(continued, pandas.read_csv(only(tmp_path / "results", "rows.csv"))[columns])
     assert only(tmp_path / "results", "rows.csv").read_bytes() == finished
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_drops_the_part_in_progress_and_the_same_command_goes_on(run, tmp_path, monkeypatch, only, sent, code):
+    from ntkml.runs import bound_grid
+
+    whole, calls = bound_grid.estimator_rows, []
+
+    def signalled_in_the_second_cell(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # of two estimators in two cells
+            signal.raise_signal(getattr(signal, sent))
+        return whole(*arguments)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(bound_grid, "estimator_rows", signalled_in_the_second_cell)
+            left, _, error = run(*SMALL, "--estimators", "ntk-10-1")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left == code
+    said = "Interrupted." if sent == "SIGINT" else f"Stopped by {sent}: the same command continues it"
+    assert error.splitlines()[-1] == said
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [path.name for path in tmp_path.rglob("parts/*")] == ["0000.csv"]
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
+    assert len(records.read_rows(only(tmp_path, "rows.csv"))) == 2 * (
+        2 + 1 + 40
+    )  # aggregates, one block, 4 batches of 10 outputs
 
 
 def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path, only):

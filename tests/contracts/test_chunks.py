@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ntkml import chunking, two_pass
+from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.chunking import automatic_chunk
 from ntkml.memory import BlockMemoryError
-from ntkml.objective import PRIOR_SIZES
 from ntkml.structures import ntk
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import COUNT, Brightness, assert_equal, everything, parts_of, problem

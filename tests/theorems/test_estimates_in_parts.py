@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ntkml import chunking, two_pass
+from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.chunking import row_groups
-from ntkml.objective import PRIOR_SIZES, MarginalLikelihood
+from ntkml.objective import MarginalLikelihood
 from tests.factories import assert_same, generator, mlp
 from tests.objectives import PARTS, Brightness, assert_equal, everything, parts_of, problem
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.capture import capture, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
-from ntkml.objective import PRIOR_SIZES, MarginalLikelihood
+from ntkml.objective import MarginalLikelihood
 from ntkml.rows import merge_factors, rows_by_layer
 from tests.objectives import COUNT, VIEWS, Brightness, problem
 

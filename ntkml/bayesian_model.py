@@ -1,0 +1,121 @@
+"""A network as a probabilistic model: p(y | x, w) p(w), its hyperparameters, and the loss that its weights are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.capture import Hyperparameter, average_views, trainable_parameters
+from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.priors import PriorPrecision, as_prior
+
+#: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
+FORWARD_INPUTS = 500
+
+PRIOR_SIZES = ("scalar", "layerwise", "diagonal")
+
+
+class Augmentation(Protocol):
+    """Random views of an input; its parameters are hyperparameters. An nn.Module, such as AffineInvariance."""
+
+    num_views: int
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is learned."""
+
+    def draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor:
+        """Noise of ``num_inputs`` inputs, first dimension n."""
+
+    def __call__(self, inputs: Tensor, noise: Tensor) -> Tensor:
+        """Views (n * S, ...) of inputs (n, ...), differentiable in the parameters."""
+
+
+class BayesianModel(nn.Module):
+    """A network with its likelihood, prior and augmentation. ``parameters()`` are the hyperparameters.
+
+    The network's weights are not among them: ``state_dict()`` and ``zero_grad()`` leave them alone. See
+    :class:`ntkml.MarginalLikelihood` for the arguments.
+    """
+
+    augmentation: Augmentation | None
+
+    def __init__(
+        self, model: nn.Module, likelihood: str, prior: str, prior_precision: float, augmentation: Augmentation | None
+    ):
+        super().__init__()
+        if prior not in PRIOR_SIZES:
+            raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
+        self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
+        parameters = trainable_parameters(model)
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        sizes = (1, len(parameters), sum(parameter.numel() for parameter in parameters.values()))
+        initial = torch.full((sizes[PRIOR_SIZES.index(prior)],), float(prior_precision), dtype=torch.float64)
+        as_prior(PriorPrecision(initial, prior), self._shapes)
+        self.prior_kind = prior
+        self.log_prior_precision = nn.Parameter(initial.log())
+        self._likelihood = as_likelihood(likelihood)
+        gaussian = isinstance(self._likelihood, Gaussian)
+        self.log_observation_noise = nn.Parameter(torch.zeros((), dtype=torch.float64)) if gaussian else None
+        self.augmentation = augmentation
+        self.in_network = nn.ParameterList(p for p in model.parameters() if isinstance(p, Hyperparameter))
+
+    @property
+    def model(self) -> nn.Module:
+        return self._model[0]
+
+    @property
+    def prior(self) -> PriorPrecision:
+        """The current prior precision, differentiable in ``log_prior_precision``."""
+        return PriorPrecision(self.log_prior_precision.exp(), self.prior_kind)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood with its current observation noise."""
+        noise = self.log_observation_noise
+        return self._likelihood if noise is None else Gaussian(noise.exp())
+
+    def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
+        with torch.no_grad():
+            views = self._views(x, self._draw(len(x), generator))
+        parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
+        # Views are ours; without them a network that works on its input in place must not reach the caller's data.
+        own = parts if self.augmentation is not None else [part.clone() for part in parts]
+        return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
+
+    def weight_loss(self, x: Tensor, y: Tensor, num_data: int, generator: torch.Generator | None = None) -> Tensor:
+        """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar."""
+        weights = trainable_parameters(self.model)
+        precision = self.prior.of(self._shapes)
+        square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
+        return 0.5 * square.sum() / num_data - self.likelihood.log_prob(self.outputs(x, generator), y).mean()
+
+    @property
+    def _scaled_prior(self) -> PriorPrecision:
+        """Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision."""
+        return self.prior.scaled(self.likelihood.noise_variance)
+
+    @property
+    def _forward_hyperparameters(self) -> list[nn.Parameter]:
+        """What enters the forward pass: the second pass is for these."""
+        augmentation = [] if self.augmentation is None else list(self.augmentation.parameters())
+        return [parameter for parameter in (*augmentation, *self.in_network) if parameter.requires_grad]
+
+    @property
+    def _likelihood_fixed(self) -> Likelihood:
+        """The likelihood with its noise as a number: its own gradient is taken with the value."""
+        noise = self.log_observation_noise
+        return self._likelihood if noise is None else Gaussian(noise.detach().exp())
+
+    @property
+    def _num_views(self) -> int:
+        return 1 if self.augmentation is None else self.augmentation.num_views
+
+    def _draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor | None:
+        return None if self.augmentation is None else self.augmentation.draw(num_inputs, generator)
+
+    def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        return x if self.augmentation is None or noise is None else self.augmentation(x, noise)
