@@ -9,7 +9,7 @@ to stop goes on with the next step, one that was killed with the step after its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ntkml import records
 from ntkml.capture import trainable_parameters
 from ntkml.checkpoints import read_checkpoint
 from ntkml.datasets import ImageDataset, subset
+from ntkml.datasets.normalisation import check_channels, normalised
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import steps
 from ntkml.learning_state import Learner, new_learner, restore_values
@@ -32,7 +33,7 @@ from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
-from ntkml.train_protocols import TrainProtocol
+from ntkml.train_protocols import WORDS, TrainProtocol
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
 Track = Callable[[Iterable[dict[str, Any]], int, int], Iterable[dict[str, Any]]]
@@ -54,9 +55,12 @@ class TrainRun:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that changes a number in the rows by more than rounding; the run's id is its hash."""
-        settings = asdict(self.protocol)
-        for words in ("name", "title"):
-            del settings[words]
+        settings = {
+            field.name: getattr(self.protocol, field.name)
+            for field in fields(TrainProtocol)
+            if field.name not in WORDS
+            and (field.default is MISSING or getattr(self.protocol, field.name) != field.default)
+        }
         return settings | {"data_checksum": self.data.checksum, "dtype": "float32"}
 
     @property
@@ -78,12 +82,13 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     """The protocol with its estimator resolved on the data.
 
     Raises:
-        ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior, or a run too
-            short to learn anything.
+        ValueError: more data than there are, a normalisation for other colours, an estimator that cannot be built on them or does
+            not take the prior, or a run too short to learn anything.
     """
     available = len(data.train_inputs)
     if protocol.num_data > available:
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
+    check_channels(data, protocol.normalisation)
     if protocol.estimator == NO_ESTIMATOR:
         return protocol
     softmax = as_likelihood(protocol.likelihood).softmax
@@ -136,6 +141,7 @@ def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
     """The training subset with the test data, and the learner at its start, on the run's device."""
     protocol = run.protocol
     data = subset(run.data, protocol.num_data, generator_for(protocol.seed, "data"))
+    data = normalised(data, protocol.normalisation)
     model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(protocol.seed, "init"))
     learner = new_learner(protocol, model, run.device, run.chunk)
     parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
@@ -168,6 +174,7 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "run_id": run.run_id,
         "command": "train",
         "settings": run.settings,
+        "protocol": {"name": run.protocol.name, "variant": run.protocol.variant},
         "conditions": run.conditions,
         "environment": records.environment(),
         "resumed": [],
