@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkml import pareto_records, records, train_records
+from ntkml.cell_protocols import Cell
 from ntkml.datasets import ImageDataset
 from ntkml.learning_state import Learner
 from ntkml.objective import MarginalLikelihood
-from ntkml.pareto_protocols import Cell, ParetoProtocol
+from ntkml.pareto_protocols import ParetoProtocol
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.folders import exclusive, finished
