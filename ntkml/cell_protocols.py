@@ -19,11 +19,11 @@ from typing import Any
 
 from ntkml.protocols import merge_tables
 from ntkml.registry import unknown_name
-from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, load_train
+from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
 
 #: What a ``[[cells]]`` table says beside settings of its runs.
 _OF_THE_TABLE = ("row", "hparam", "base", "variant", "estimators", "seeds")
-_NOT_SETTINGS = ("name", "title", "hparam", "estimator", "seed")
+_NOT_SETTINGS = ("name", "title", "variant", "hparam", "estimator", "seed")
 #: What a run can change of its training protocol.
 SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in _NOT_SETTINGS)
 
@@ -65,7 +65,7 @@ def with_estimators(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
     kept = [cell for cell in cells if cell.protocol.estimator in names]
     like_first = [cell for cell in cells if cell.protocol.estimator == cells[0].protocol.estimator]
     added = [name for name in names if name not in known]
-    return kept + [replace(changed(cell, {"estimator": name}), row="") for name in added for cell in like_first]
+    return kept + [_with_estimator(cell, name) for name in added for cell in like_first]
 
 
 def with_seeds(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
@@ -79,8 +79,8 @@ def _cells(name: str, table: dict[str, Any], row: dict[str, Any], hparam: str | 
     if learned is None:
         raise ValueError(f"{name} does not say what is learned: write --hparam {' or --hparam '.join(TRAIN_HPARAMS)}")
     table = merge_tables(table, table.get(learned, {}))
-    variant = row.get("variant", table.get("variant", "paper"))
-    asked = load_train(row.get("base", table["base"]), learned, variant)
+    base, variant = row.get("base", table["base"]), row.get("variant", table.get("variant", "paper"))
+    asked = load_train(base, learned, variant)
     settings = {**table.get("settings", {}), **{key: row[key] for key in row if key not in _OF_THE_TABLE}}
     for key in settings:
         if key not in SETTINGS:
@@ -90,9 +90,18 @@ def _cells(name: str, table: dict[str, Any], row: dict[str, Any], hparam: str | 
         *([(key, value) for value in _listed(values)] for key, values in settings.items()),
         [("estimator", estimator) for estimator in _listed(row.get("estimators", asked.estimator))],
     ]
-    for chosen in itertools.product(*axes):
-        protocol = replace(asked, **dict(chosen))
-        yield Cell(protocol=protocol, asked=asked, variant=variant, row=row.get("row", ""))
+    for values in itertools.product(*axes):
+        chosen = dict(values)
+        asked = load_train(base, learned, variant, chosen["estimator"], chosen.get("dataset"))
+        yield Cell(protocol=replace(asked, **chosen), asked=asked, variant=variant, row=row.get("row", ""))
+
+
+def _with_estimator(cell: Cell, name: str) -> Cell:
+    """What ``cell`` changes of its protocol, with another estimator, for which a protocol may have other settings."""
+    asked = load_train(cell.asked.name, cell.asked.hparam, cell.variant, name, cell.protocol.dataset)
+    changes = {key: ours for key, ours, _ in differing(cell.protocol, cell.asked)}
+    protocol = replace(asked, **changes, estimator=name, seed=cell.protocol.seed)
+    return Cell(protocol=protocol, asked=asked, variant=cell.variant)
 
 
 def _listed(value: Any) -> list[Any]:

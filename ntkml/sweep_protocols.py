@@ -1,7 +1,7 @@
 """What ``ntkml sweep`` trains, read from ``experiments/*.toml`` of kind "sweep": the cells of a table or a comparison.
 
 The cells are those of :mod:`ntkml.cell_protocols`; they may learn different hyperparameters. A "pareto" protocol is a sweep
-of its training cells, and a training protocol a sweep of one cell.
+of its training cells, a training protocol one of the ``[[cells]]`` in its own file, or of one cell where it has none.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ntkml.cell_protocols import Cell, expanded
-from ntkml.protocols import TRAIN_PREFIX, kind_of, protocol_names, read_tables
+from ntkml.protocols import TRAIN, kind_of, protocol_names, read_tables
 
-SWEEP_KINDS = ("sweep", "pareto")
+SWEEP_KINDS = ("sweep", "pareto", TRAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ def sweep_names() -> list[str]:
 
 def swept_names() -> list[str]:
     """Names that :func:`load_sweep` knows: of sweeps, of Pareto comparisons and of training protocols."""
-    return [name for name in protocol_names() if name.startswith(TRAIN_PREFIX) or kind_of(name) in SWEEP_KINDS]
+    return [name for name in protocol_names() if kind_of(name) in SWEEP_KINDS]
 
 
 def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
@@ -41,8 +41,8 @@ def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
             say what is learned.
     """
     table = read_tables(name, swept_names())
-    if name.startswith(TRAIN_PREFIX):
-        table = {"title": table["title"], "base": name, "cells": [{}]}
+    if kind_of(name) == TRAIN:
+        table = {"title": table["title"], "base": name, "cells": table.get("cells", [{}])}
     cells = expanded(name, table, hparam)
     if hparam is not None:
         chosen = tuple(cell for cell in cells if cell.protocol.hparam == hparam)

@@ -20,9 +20,6 @@ from ntkml.specs import NO_ESTIMATOR, parse_estimator
 TRAIN_HPARAMS = ("prior", "invariance")
 OPTIMIZERS = ("adam", "sgd")
 
-#: Where the colours of images are moved to mean 0 and deviation 1, by the statistics of which data.
-NORMALISATIONS = ("none", "cifar", "imagenet")
-
 #: The protocol of data sets that no file claims.
 DEFAULT = "train-digits"
 
@@ -76,7 +73,6 @@ class TrainProtocol:
     eval_every: int
     aug_decay: float = 10.0
     flip: bool = False
-    normalisation: str = "none"
 
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""

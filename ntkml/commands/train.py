@@ -15,7 +15,7 @@ from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator, TrainProtocolName
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.train_protocols import NORMALISATIONS, OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
+from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
     from ntkml.runs.train import TrainRun
@@ -69,7 +69,6 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--lr", _RATE, "Learning rate of the weights.")
 @_setting("--lr-hyper", _RATE, "Learning rate of the log prior precisions.")
 @_setting("--lr-aug", _RATE, "Learning rate of the invariance.")
-@_setting("--normalisation", click.Choice(NORMALISATIONS), "Statistics by which the colours are normalised.")
 @click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
 @_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
 @_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")

@@ -31,8 +31,6 @@ class ImageDataset:
         num_classes: C, also where a subset holds fewer.
         checksum: sha256 (hex) of the raw, uncompressed contents of the files that were read; a variant and a subset
             keep the checksum of their source.
-        normalised: whether colours were moved and scaled since (:mod:`ntkml.datasets.normalisation`); values may then lie
-            anywhere.
 
     Raises:
         ValueError: shapes, counts, types or values are not as stated above (NaN included).
@@ -45,14 +43,13 @@ class ImageDataset:
     test_targets: Tensor
     num_classes: int
     checksum: str
-    normalised: bool = False
 
     def __post_init__(self) -> None:
         for part, inputs, targets in (
             ("training", self.train_inputs, self.train_targets),
             ("test", self.test_inputs, self.test_targets),
         ):
-            _check_part(f"{part} part of data set {self.name!r}", inputs, targets, self.num_classes, self.normalised)
+            _check_part(f"{part} part of data set {self.name!r}", inputs, targets, self.num_classes)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -105,7 +102,7 @@ def subset(dataset: ImageDataset, num_data: int, generator: torch.Generator) -> 
     return replace(dataset, train_inputs=dataset.train_inputs[chosen], train_targets=dataset.train_targets[chosen])
 
 
-def _check_part(part: str, inputs: Tensor, targets: Tensor, num_classes: int, normalised: bool) -> None:
+def _check_part(part: str, inputs: Tensor, targets: Tensor, num_classes: int) -> None:
     if inputs.dtype != torch.float32 or inputs.ndim != 4:
         raise ValueError(
             f"{part}: inputs must be float32 of shape (N, channels, height, width), "
@@ -120,7 +117,7 @@ def _check_part(part: str, inputs: Tensor, targets: Tensor, num_classes: int, no
     low, high = inputs.aminmax()  # one pass; NaN anywhere makes both NaN
     if torch.isnan(low):
         raise ValueError(f"{part}: the inputs hold NaN")
-    if not normalised and (low < 0 or high > 1):
+    if low < 0 or high > 1:
         raise ValueError(f"{part}: inputs must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
     if targets.min() < 0 or targets.max() >= num_classes:
         raise ValueError(

@@ -19,7 +19,6 @@ from ntkml import records
 from ntkml.capture import trainable_parameters
 from ntkml.checkpoints import read_checkpoint
 from ntkml.datasets import ImageDataset, subset
-from ntkml.datasets.normalisation import check_channels, normalised
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import steps
 from ntkml.learning_state import Learner, new_learner, restore_values
@@ -82,13 +81,12 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     """The protocol with its estimator resolved on the data.
 
     Raises:
-        ValueError: more data than there are, a normalisation for other colours, an estimator that cannot be built on them or does
-            not take the prior, or a run too short to learn anything.
+        ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior, or a run too
+            short to learn anything.
     """
     available = len(data.train_inputs)
     if protocol.num_data > available:
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
-    check_channels(data, protocol.normalisation)
     if protocol.estimator == NO_ESTIMATOR:
         return protocol
     softmax = as_likelihood(protocol.likelihood).softmax
@@ -141,7 +139,6 @@ def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
     """The training subset with the test data, and the learner at its start, on the run's device."""
     protocol = run.protocol
     data = subset(run.data, protocol.num_data, generator_for(protocol.seed, "data"))
-    data = normalised(data, protocol.normalisation)
     model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(protocol.seed, "init"))
     learner = new_learner(protocol, model, run.device, run.chunk)
     parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")

@@ -55,8 +55,8 @@ def test_rows_of_both_hyperparameters_stand_in_one_file_each_with_its_own_base_s
     cells = expanded("table-1", TABLE1)
     assert [cell.row for cell in cells] == ["NTK-500-1"] * 8 + ["inv. KFAC"] * 2
     prior, invariance = cells[0], cells[-1]
-    assert prior.asked == load_train("train-mnist", "prior", "code")
-    assert invariance.asked == load_train("train-mnist", "invariance", "code")
+    assert prior.asked == load_train("train-mnist", "prior", "code", "ntk-500-1")
+    assert invariance.asked == load_train("train-mnist", "invariance", "code", "kfac-N-C")
     assert prior.protocol == replace(
         prior.asked, epochs=30, prior_init=25.0, dataset="mnist", num_data=500, estimator="ntk-500-1"
     )
