@@ -25,6 +25,7 @@ Examples:
   ntkml train --hparam prior
   ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1
   ntkml train --hparam prior --estimator none --prior-init 25
+  ntkml train --dataset folder:photos@32 --model resnet18-16 --estimator ntk-100-tree
   ntkml train --hparam rotation --protocol train-mnist --data-root ~/data --resume
   ntkml train --dataset cifar100 --estimator ntk-500-1 --device cuda
   ntkml train --protocol table-1 --hparam invariance --estimator kfac-150-1 --seed 1 --device cuda
@@ -52,7 +53,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
 )
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
+@_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
 @_setting("--estimator", TrainEstimator(), "What hyperparameters are learned by, or none (MAP: they stay).")

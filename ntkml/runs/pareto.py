@@ -49,7 +49,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 class ParetoRun:
     """What is to be compared (see :func:`resolve_cells`), where, and whether the exact value is computed at the ends.
 
-    ``data``: every data set that a cell names. ``notes``: sentences for the caption beside those of the cells.
+    ``data``: every data set of a cell, by its own name. ``notes``: sentences for the caption beside those of the cells.
     """
 
     protocol: ParetoProtocol

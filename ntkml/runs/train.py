@@ -78,7 +78,7 @@ class TrainRun:
 
 
 def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtocol:
-    """The protocol with its estimator resolved on the data.
+    """The protocol with its estimator resolved on the data, and the data's own name (``photos`` for ``folder:~/photos``).
 
     Raises:
         ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior, or a run too
@@ -87,6 +87,7 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     available = len(data.train_inputs)
     if protocol.num_data > available:
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
+    protocol = replace(protocol, dataset=data.name)
     if protocol.estimator == NO_ESTIMATOR:
         return protocol
     softmax = as_likelihood(protocol.likelihood).softmax
@@ -176,10 +177,11 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "environment": records.environment(),
         "resumed": [],
         "data_checksum": run.data.checksum,
+        "normalisation": asdict(applied) if (applied := run.data.normalisation) else None,
         "estimators": estimators,
         "parameters": list(trainable_parameters(learner.objective.model)),
         "eta": dict(zip([f"eta_{index}" for index in range(6)], GENERATOR_NAMES, strict=True)),
-        "notes": list(run.notes),
+        "notes": [*run.notes, *run.data.notes],
     }
 
 
