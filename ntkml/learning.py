@@ -89,9 +89,16 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
             (position.epoch - 1) * count + position.step, protocol.epochs * count, protocol.lr, protocol.lr_min
         )
         with position.timed("weights"), named_trouble(learner, "weights"):
-            position.loss += _weight_step(learner, x[batch], y[batch], len(x), rate) * len(batch)
+            position.loss += _weight_step(learner, _seen(learner, x[batch]), y[batch], len(x), rate) * len(batch)
         position.advance(count)
         yield
+
+
+def _seen(learner: Learner, images: Tensor) -> Tensor:
+    """A batch as the weights see it: where the protocol flips, one coin mirrors all of it, as in the authors' code."""
+    if learner.protocol.flip and bool(torch.rand((), generator=learner.streams["views"]) < 0.5):
+        return images.flip(-1)
+    return images
 
 
 def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> float:
@@ -139,13 +146,15 @@ def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood],
     """One step of all hyperparameters, number ``step`` of its update. Returns its estimate of log q / N."""
     protocol = learner.protocol
     done, total = protocol.num_updates(learner.position.epoch - 1), protocol.num_updates(protocol.epochs)
-    rates = {"prior": (protocol.lr_hyper, protocol.hyper_steps), "augmentation": (protocol.lr_aug, protocol.aug_steps)}
+    schedules = {
+        "prior": (protocol.lr_hyper, protocol.hyper_decay, protocol.hyper_steps),
+        "augmentation": (protocol.lr_aug, protocol.aug_decay, protocol.aug_steps),
+    }
     learner.objective.zero_grad()
     estimate = float(backward().total) / num_data
-    for name, (rate, count) in rates.items():
+    for name, (rate, decay, count) in schedules.items():
         if name in learner.optimizers and step < count:
-            end = rate / protocol.hyper_decay
-            _step(learner.optimizers[name], cosine(done * count + step, total * count, rate, end))
+            _step(learner.optimizers[name], cosine(done * count + step, total * count, rate, rate / decay))
     check_update(learner, estimate)
     return estimate
 

@@ -22,11 +22,8 @@ from ntkml.registry import unknown_name
 HPARAMS = ("prior", "rotation")
 VARIANTS = ("paper", "code")
 
-#: Protocol files of ``ntkml train``; see :mod:`ntkml.train_protocols`.
-TRAIN_PREFIX = "train-"
-
-#: The kind of files that do not name one.
-BOUNDS = "bounds"
+#: The kind of files that do not name one, and that of ``ntkml train`` (:mod:`ntkml.train_protocols`).
+BOUNDS, TRAIN = "bounds", "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +137,7 @@ class FigureProtocol:
 
 def bound_grid_names() -> list[str]:
     """Names that ``load_bound_grid`` knows."""
-    return [name for name in protocol_names() if not name.startswith(TRAIN_PREFIX) and kind_of(name) == BOUNDS]
+    return [name for name in protocol_names() if kind_of(name) == BOUNDS]
 
 
 def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGridProtocol:

@@ -36,6 +36,7 @@ MODELS = {
     "mlp": "ntkml.models.small:mlp",
     "lenet": "ntkml.models.small:lenet",
     "wrn16-4": "ntkml.models.fixup_resnets:wrn16_4",
+    "resnet8-16": "ntkml.models.fixup_resnets:resnet8_16",
     "resnet18-16": "ntkml.models.fixup_resnets:resnet18_16",
     "resnet50": "ntkml.models.fixup_resnets:resnet50",
     "resnet50-bottleneck": "ntkml.models.fixup_resnets:resnet50_bottleneck",

@@ -37,7 +37,7 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 @click.option(
     "--protocol-variant", type=click.Choice(protocols.VARIANTS), default="paper", help="Where paper and code differ."
 )
-@_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
+@_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
 @_setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")

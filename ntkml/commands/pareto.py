@@ -90,7 +90,8 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         protocol = resolve_cells(protocol, data)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    run = ParetoRun(protocol, data, device, options["chunk"], options["exact"])
+    named = {dataset.name: dataset for dataset in data.values()}
+    run = ParetoRun(protocol, named, device, options["chunk"], options["exact"])
     if options["finished"]:
         run = only_finished(run, options["out"])
         protocol = run.protocol

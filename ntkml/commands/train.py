@@ -12,10 +12,10 @@ import click
 
 from ntkml import train_protocols
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator
+from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator, TrainProtocolName
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, TrainProtocol, departures
+from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
     from ntkml.runs.train import TrainRun
@@ -25,11 +25,14 @@ Examples:
   ntkml train --hparam prior
   ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1
   ntkml train --hparam prior --estimator none --prior-init 25
+  ntkml train --dataset folder:photos@32 --model resnet18-16 --estimator ntk-100-tree
   ntkml train --hparam rotation --protocol train-mnist --data-root ~/data --resume
+  ntkml train --dataset cifar100 --estimator ntk-500-1 --device cuda
+  ntkml train --protocol table-1 --hparam invariance --estimator kfac-150-1 --seed 1 --device cuda
 """
 _COUNT, _RATE = click.IntRange(min=1), PositiveNumber()
 _PRIORS = ("scalar", "layerwise", "diagonal")
-_HELD_OUT = ("name", "title", "hparam", "lr_min", "hyper_decay")  # settings that no option replaces
+_HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings that no option replaces
 
 
 def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
@@ -42,12 +45,15 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.option(
     "--hparam",
     type=click.Choice((*TRAIN_HPARAMS, "rotation")),
-    default="prior",
-    help="What is learned; invariance (or rotation) learns the prior precision too.",
+    help="What is learned; invariance (or rotation) learns the prior precision too.  [default: prior, or what the protocol has]",
 )
-@click.option("--protocol", default="train-digits", help="Settings to start from: train-digits or train-mnist.")
+@click.option(
+    "--protocol",
+    type=TrainProtocolName(),
+    help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
+)
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@_setting("--dataset", click.STRING, "Data set, with a variant such as mnist_r180.")
+@_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
 @_setting("--estimator", TrainEstimator(), "What hyperparameters are learned by, or none (MAP: they stay).")
@@ -64,6 +70,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--lr", _RATE, "Learning rate of the weights.")
 @_setting("--lr-hyper", _RATE, "Learning rate of the log prior precisions.")
 @_setting("--lr-aug", _RATE, "Learning rate of the invariance.")
+@click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
 @_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
 @_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")
 @_setting("--seed", click.INT, "Seed of data, weights, partitions and noise.")
@@ -82,18 +89,20 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")
-def train(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
+def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
 
     Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1 and
     Ctrl-C stop a run after the step in progress. It goes on with --resume, and its rows are those of a run that was not
     stopped; one that was killed goes on from its last checkpoint.
     """
-    hparam = "invariance" if hparam == "rotation" else hparam
     if options["force"] and options["resume"]:
         raise click.UsageError("--force starts again and --resume continues: give one of them")
     try:
-        asked = train_protocols.load_train(protocol, hparam, protocol_variant)
+        name = protocol or train_protocols.default_name(options["dataset"])
+        learned = "invariance" if hparam == "rotation" else hparam or train_protocols.default_hparam(name)
+        of_run = options["estimator"], options["dataset"]
+        asked = train_protocols.load_train(name, learned, protocol_variant, *of_run)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
     with orderly_stops() as stops:

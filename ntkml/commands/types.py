@@ -78,6 +78,20 @@ class TrainEstimator(click.ParamType):
         return [CompletionItem(name) for name in (NO_ESTIMATOR, *_completions()) if name.startswith(incomplete)]
 
 
+class TrainProtocolName(click.ParamType):
+    """A protocol of ``ntkml train``; whether it exists is found out where its file is read."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from ntkml.train_protocols import train_names
+
+        return [CompletionItem(name) for name in train_names() if name.startswith(incomplete)]
+
+
 class ChunkSize(click.ParamType):
     """A number of inputs, or ``auto``."""
 

@@ -1,7 +1,7 @@
 """Image classification data as plain tensors: ``load_dataset(name)`` and ``subset(dataset, num_data, generator)``.
 
-A data set is read once, whole, into float32 tensors in [0, 1]; there is no loader, no transform and no normalisation.
-Where files are looked for: the argument ``data_root``, else the environment variable ``NTKML_DATA``, else
+A data set is read once, whole, into float32 tensors: pixels in [0, 1], then normalised where its protocol says so
+(:mod:`ntkml.datasets.normalisation`); there is no loader and no transform. Where files are looked for: the argument ``data_root``, else the environment variable ``NTKML_DATA``, else
 ``~/.cache/ntkml``.
 """
 
@@ -15,25 +15,34 @@ import torch
 from torch import Tensor
 
 from ntkml import registry
-from ntkml.datasets import variants
+from ntkml.datasets import normalisation, variants
+from ntkml.datasets.normalisation import Normalisation
+
+#: How a name begins that says where images lie: ``folder:PATH`` (:mod:`ntkml.datasets.folder`).
+FOLDER_SCHEME = "folder:"
+
+#: What is applied to the pixels of each data set; the others stay in [0, 1], images of a folder take their own statistics.
+NORMALISATIONS: dict[str, Normalisation] = {}
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Training and test images with their classes, as they were read.
+    """Training and test images with their classes, as a network takes them.
 
     Attributes:
         name: the name it was loaded by, variant included (``mnist_r180``).
-        train_inputs: (N, channels, height, width) float32 in [0, 1].
+        train_inputs: (N, channels, height, width) float32; pixels in [0, 1], normalised by ``normalisation``.
         train_targets: (N,) int64 in [0, num_classes).
-        test_inputs: (N_test, channels, height, width) float32 in [0, 1].
+        test_inputs: (N_test, channels, height, width) float32, likewise.
         test_targets: (N_test,) int64 in [0, num_classes).
         num_classes: C, also where a subset holds fewer.
         checksum: sha256 (hex) of the raw, uncompressed contents of the files that were read; a variant and a subset
             keep the checksum of their source.
+        normalisation: what was applied to the pixels, or None.
+        notes: sentences on how the data came about that a manifest and captions must show.
 
     Raises:
-        ValueError: shapes, counts, types or values are not as stated above (NaN included).
+        ValueError: shapes, counts, types or values are not as stated above (NaN included), or the parts differ in shape.
     """
 
     name: str
@@ -43,13 +52,22 @@ class ImageDataset:
     test_targets: Tensor
     num_classes: int
     checksum: str
+    normalisation: Normalisation | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, inputs, targets in (
             ("training", self.train_inputs, self.train_targets),
             ("test", self.test_inputs, self.test_targets),
         ):
-            _check_part(f"{part} part of data set {self.name!r}", inputs, targets, self.num_classes)
+            described = f"{part} part of data set {self.name!r}"
+            _check_part(described, inputs, targets, self.num_classes)
+            _check_values(described, inputs, self.normalisation)
+        train, test = (tuple(inputs.shape[1:]) for inputs in (self.train_inputs, self.test_inputs))
+        if train != test:
+            raise ValueError(
+                f"data set {self.name!r}: training and test images must have one shape, got {train} and {test}"
+            )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -59,21 +77,35 @@ class ImageDataset:
 
 
 def load_dataset(name: str, data_root: str | Path | None = None, download: bool = False) -> ImageDataset:
-    """Read a data set by name: one of ``registry.DATASETS``, alone or with a variant suffix (``_r90``, ``_r180``).
+    """Read a data set by name: one of ``registry.DATASETS`` or ``folder:PATH``, alone or as a variant (``mnist_r180``).
 
     Args:
-        name: for example ``digits`` (inside the package, needs no files), ``mnist``, ``fashion-mnist_r180``.
+        name: for example ``digits`` (inside the package, needs no files), ``mnist``, ``fashion-mnist_r180``,
+            ``folder:photos@64``.
         data_root: folder in torchvision's layout; None means ``NTKML_DATA``, else ``~/.cache/ntkml``.
         download: fetch missing files into ``data_root`` first (never done unasked).
 
     Raises:
         ValueError: the name is unknown, or files are missing or damaged; the message says which and what to do.
     """
+    root = resolve_data_root(data_root)
     base, variant = variants.split_name(name)
-    if base not in registry.DATASETS:
-        raise ValueError(registry.unknown_name("data set", name, dataset_names()))
-    dataset = registry.resolve(registry.DATASETS, base, "data set")(resolve_data_root(data_root), download)
-    return replace(variants.apply(dataset, variant), name=name) if variant else dataset
+    applied: Normalisation | None
+    if base.startswith(FOLDER_SCHEME):
+        from ntkml.datasets import folder
+
+        if folder.exists(name, root):  # a folder may be called photos_r90
+            base, variant = name, None
+        raw = folder.load(base, root)
+        applied = normalisation.statistics(raw.train_inputs)
+    elif base in registry.DATASETS:
+        raw = registry.resolve(registry.DATASETS, base, "data set")(root, download)
+        applied = NORMALISATIONS.get(base)
+    else:
+        raise ValueError(registry.unknown_name("data set", name, [*dataset_names(), f"{FOLDER_SCHEME}PATH"]))
+    if variant:
+        raw = replace(variants.apply(raw, variant), name=variants.join_name(raw.name, variant))
+    return raw if applied is None else _normalised(raw, applied)
 
 
 def dataset_names() -> list[str]:
@@ -102,6 +134,12 @@ def subset(dataset: ImageDataset, num_data: int, generator: torch.Generator) -> 
     return replace(dataset, train_inputs=dataset.train_inputs[chosen], train_targets=dataset.train_targets[chosen])
 
 
+def _normalised(dataset: ImageDataset, applied: Normalisation) -> ImageDataset:
+    """``dataset`` with normalised inputs; its pixels, which nobody else holds, are changed in place."""
+    train, test = applied.apply_(dataset.train_inputs), applied.apply_(dataset.test_inputs)
+    return replace(dataset, train_inputs=train, test_inputs=test, normalisation=applied)
+
+
 def _check_part(part: str, inputs: Tensor, targets: Tensor, num_classes: int) -> None:
     if inputs.dtype != torch.float32 or inputs.ndim != 4:
         raise ValueError(
@@ -114,12 +152,22 @@ def _check_part(part: str, inputs: Tensor, targets: Tensor, num_classes: int) ->
         )
     if len(inputs) == 0:
         raise ValueError(f"{part}: it is empty")
-    low, high = inputs.aminmax()  # one pass; NaN anywhere makes both NaN
-    if torch.isnan(low):
-        raise ValueError(f"{part}: the inputs hold NaN")
-    if low < 0 or high > 1:
-        raise ValueError(f"{part}: inputs must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
     if targets.min() < 0 or targets.max() >= num_classes:
         raise ValueError(
             f"{part}: targets must lie in 0..{num_classes - 1}, got values from {targets.min()} to {targets.max()}"
         )
+
+
+def _check_values(part: str, inputs: Tensor, applied: Normalisation | None) -> None:
+    """Raise ValueError where what was normalised cannot have been pixels in [0, 1]; no copy of the inputs is made."""
+    low, high = inputs.amin(dim=(0, 2, 3)), inputs.amax(dim=(0, 2, 3))  # of every channel; NaN anywhere makes both NaN
+    slack = 0.0
+    if applied is not None:
+        if len(applied.mean) != len(low):
+            raise ValueError(f"{part}: it has {len(low)} channels, its normalisation {len(applied.mean)}")
+        mean, std = (values.flatten() for values in applied.as_tensors(inputs))
+        low, high, slack = low * std + mean, high * std + mean, 1e-5  # rounding of float32
+    if torch.isnan(low).any():
+        raise ValueError(f"{part}: the inputs hold NaN")
+    if low.min() < -slack or high.max() > 1 + slack:
+        raise ValueError(f"{part}: pixels must lie in [0, 1], got values from {low.min():.6g} to {high.max():.6g}")

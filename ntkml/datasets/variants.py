@@ -31,6 +31,11 @@ def split_name(name: str) -> tuple[str, str | None]:
     return (base, suffix) if separator and suffix in VARIANTS else (name, None)
 
 
+def join_name(base: str, variant: str) -> str:
+    """The inverse of :func:`split_name`."""
+    return f"{base}_{variant}"
+
+
 def apply(dataset: ImageDataset, variant: str) -> ImageDataset:
     """The data set with every training and test image rotated as ``variant`` says; its name is left to the caller."""
     limit = VARIANTS[variant]

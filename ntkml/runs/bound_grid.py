@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,6 +182,7 @@ def _manifest(setup: Setup, environment: dict[str, Any]) -> dict[str, Any]:
         "settings": setup.grid.settings,
         "environment": environment,
         "data_checksum": setup.train.checksum,
+        "normalisation": asdict(applied) if (applied := setup.train.normalisation) else None,
         "estimators": {
             str(spec): {"certified": is_certified(spec, setup.train.num_classes), "num_blocks": len(partition)}
             for spec, partition in setup.partitions.items()

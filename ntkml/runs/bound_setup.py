@@ -70,13 +70,14 @@ class BoundGrid:
     def captions(self) -> list[str]:
         """The protocol's notes say how weights are trained; given weights make them untrue."""
         if self.given is None:
-            return [*self.protocol.notes, *self.notes]
+            return [*self.protocol.notes, *self.notes, *self.data.notes]
         grid = f"{self.protocol.hparam.capitalize()} grid"
         used = "at prior precision " + f"{self.protocol.training.prior_precision:g}"
         if self.given.prior_precisions:
             used = "at the prior precisions" + (" and other half-widths" if self.given.eta else "") + " of that run"
         swept = [f"{grid}: {used}."] if self.protocol.hparam == "rotation" else []
-        return [f"{grid}: {self.given.description[0].lower()}{self.given.description[1:]}", *swept, *self.notes]
+        learned = f"{grid}: {self.given.description[0].lower()}{self.given.description[1:]}"
+        return [learned, *swept, *self.notes, *self.data.notes]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Setup:
 
 
 def resolve_protocol(protocol: BoundGridProtocol, data: ImageDataset) -> BoundGridProtocol:
-    """The protocol with every estimator resolved on the data, each once and EXACT first.
+    """The protocol with every estimator resolved on the data, each once and EXACT first, and the data's own name.
 
     Raises:
         ValueError: more data than there are, an estimator that cannot be built on them, or a precision of zero.
@@ -105,7 +106,7 @@ def resolve_protocol(protocol: BoundGridProtocol, data: ImageDataset) -> BoundGr
         raise ValueError(f"a prior precision must be positive; the grid starts at {protocol.grid.start:g}")
     names = (EXACT, *protocol.estimators)
     specs = [resolve_estimator(parse_estimator(name), protocol.num_data, data.num_classes) for name in names]
-    return replace(protocol, estimators=tuple(dict.fromkeys(str(spec) for spec in specs)))
+    return replace(protocol, dataset=data.name, estimators=tuple(dict.fromkeys(str(spec) for spec in specs)))
 
 
 def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:

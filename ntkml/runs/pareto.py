@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkml import pareto_records, records, train_records
+from ntkml.cell_protocols import Cell
 from ntkml.datasets import ImageDataset
 from ntkml.learning_state import Learner
 from ntkml.objective import MarginalLikelihood
-from ntkml.pareto_protocols import Cell, ParetoProtocol
+from ntkml.pareto_protocols import ParetoProtocol
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.folders import exclusive, finished
@@ -48,7 +49,7 @@ Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 class ParetoRun:
     """What is to be compared (see :func:`resolve_cells`), where, and whether the exact value is computed at the ends.
 
-    ``data``: every data set that a cell names. ``notes``: sentences for the caption beside those of the cells.
+    ``data``: every data set of a cell, by its own name. ``notes``: sentences for the caption beside those of the cells.
     """
 
     protocol: ParetoProtocol

@@ -9,7 +9,7 @@ to stop goes on with the next step, one that was killed with the step after its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
-from ntkml.train_protocols import TrainProtocol
+from ntkml.train_protocols import WORDS, TrainProtocol
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
 Track = Callable[[Iterable[dict[str, Any]], int, int], Iterable[dict[str, Any]]]
@@ -54,9 +54,12 @@ class TrainRun:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that changes a number in the rows by more than rounding; the run's id is its hash."""
-        settings = asdict(self.protocol)
-        for words in ("name", "title"):
-            del settings[words]
+        settings = {
+            field.name: getattr(self.protocol, field.name)
+            for field in fields(TrainProtocol)
+            if field.name not in WORDS
+            and (field.default is MISSING or getattr(self.protocol, field.name) != field.default)
+        }
         return settings | {"data_checksum": self.data.checksum, "dtype": "float32"}
 
     @property
@@ -75,7 +78,7 @@ class TrainRun:
 
 
 def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtocol:
-    """The protocol with its estimator resolved on the data.
+    """The protocol with its estimator resolved on the data, and the data's own name (``photos`` for ``folder:~/photos``).
 
     Raises:
         ValueError: more data than there are, an estimator that cannot be built on them or does not take the prior, or a run too
@@ -84,6 +87,7 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     available = len(data.train_inputs)
     if protocol.num_data > available:
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
+    protocol = replace(protocol, dataset=data.name)
     if protocol.estimator == NO_ESTIMATOR:
         return protocol
     softmax = as_likelihood(protocol.likelihood).softmax
@@ -168,14 +172,16 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "run_id": run.run_id,
         "command": "train",
         "settings": run.settings,
+        "protocol": {"name": run.protocol.name, "variant": run.protocol.variant},
         "conditions": run.conditions,
         "environment": records.environment(),
         "resumed": [],
         "data_checksum": run.data.checksum,
+        "normalisation": asdict(applied) if (applied := run.data.normalisation) else None,
         "estimators": estimators,
         "parameters": list(trainable_parameters(learner.objective.model)),
         "eta": dict(zip([f"eta_{index}" for index in range(6)], GENERATOR_NAMES, strict=True)),
-        "notes": list(run.notes),
+        "notes": [*run.notes, *run.data.notes],
     }
 
 

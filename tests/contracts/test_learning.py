@@ -9,17 +9,15 @@ import pytest
 import torch
 
 import ntkml
-from ntkml import learning_state, train_protocols, train_records
+from ntkml import learning, learning_state, train_protocols, train_records
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning import cosine, evaluate, learn
 from ntkml.learning_state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
-from ntkml.protocols import bound_grid_names
 from ntkml.randomness import generator_for
 from ntkml.scores import expected_calibration_error, score
-from ntkml.specs import parse_estimator, resolve_estimator
-from ntkml.train_protocols import TRAIN_HPARAMS, load_train, train_names
+from ntkml.train_protocols import TRAIN_HPARAMS, load_train
 from ntkml.two_pass import TwoPass
 
 COUNT = 60
@@ -237,45 +235,40 @@ def test_exploding_half_widths_are_named():
         list(learn(learner, data))
 
 
-def test_the_papers_protocol():
-    prior, invariance = (load_train("train-mnist", hparam) for hparam in TRAIN_HPARAMS)
-    for protocol in (prior, invariance):
-        assert (protocol.model, protocol.num_data, protocol.batch_size, protocol.epochs) == ("mininet", 1000, 250, 500)
-        assert (protocol.optimizer, protocol.lr, protocol.lr_min) == ("adam", 1e-3, 1e-9)
-        assert (protocol.lr_hyper, protocol.lr_aug, protocol.hyper_decay, protocol.burn_in) == (0.1, 0.05, 10.0, 10)
-        assert (protocol.prior_kind, protocol.prior_init, protocol.update_every) == ("layerwise", 1.0, 1)
-    assert (prior.dataset, prior.hyper_steps, prior.aug_steps, prior.samples) == ("mnist", 1, 0, 1)
-    assert (invariance.dataset, invariance.hyper_steps, invariance.aug_steps) == ("mnist_r180", 1, 1)
-    assert invariance.samples == 30
-    code = load_train("train-mnist", "prior", "code")
-    assert (code.update_every, code.hyper_steps, code.num_updates(500)) == (5, 10, 99)
-    code = load_train("train-mnist", "invariance", "code")
-    assert (code.update_every, code.hyper_steps, code.aug_steps, code.steps_per_update) == (1, 2, 2, 2)
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_coin_for_each_batch_mirrors_all_of_it(monkeypatch, flip):
+    learner, data = problem(estimator="ntk-20-tree", epochs=10, batch_size=20, flip=flip, burn_in=9)
+    images = {image.numpy().tobytes() for image in data.train_inputs}
+    mirrored = {image.numpy().tobytes() for image in data.train_inputs.flip(-1)}
+    seen = {"weights": [], "blocks": []}
+    weight_step, first_pass = learning._weight_step, TwoPass.first
+
+    def watched(learner, x, *others):
+        seen["weights"].append([image.numpy().tobytes() for image in x])
+        return weight_step(learner, x, *others)
+
+    def watched_block(self, data):
+        seen["blocks"].append([image.numpy().tobytes() for image in data.inputs])
+        return first_pass(self, data)
+
+    monkeypatch.setattr(learning, "_weight_step", watched)
+    monkeypatch.setattr(TwoPass, "first", watched_block)
+    list(learn(learner, data))
+    flipped = [set(batch) <= mirrored for batch in seen["weights"]]
+    assert [set(batch) <= images for batch in seen["weights"]] == [not one for one in flipped]
+    assert len(flipped) == 30
+    assert (5 < sum(flipped) < 25) if flip else not any(flipped)
+    # What is estimated is the marginal likelihood of the data as they are.
+    assert seen["blocks"]
+    assert all(set(block) <= images for block in seen["blocks"])
 
 
-def test_every_training_protocol_has_an_estimator_on_its_data():
-    assert set(train_names()) == {"train-digits", "train-mnist"}
-    assert not set(train_names()) & set(bound_grid_names())
-    for name in train_names():
-        for hparam in TRAIN_HPARAMS:
-            protocol = load_train(name, hparam)
-            spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, 10)
-            assert str(spec) == protocol.estimator
-            assert protocol.updates_at(protocol.epochs)  # the last row has an estimate
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("train-mnits", "prior"), "unknown protocol 'train-mnits'; did you mean 'train-mnist'"),
-        (("digits", "prior"), "unknown protocol 'digits'"),
-        (("train-mnist", "rotation"), "unknown hyperparameter 'rotation'; known: prior, invariance"),
-        (("train-mnist", "prior", "cod"), "unknown protocol variant 'cod'; did you mean 'code'"),
-    ],
-)
-def test_unknown_protocols_are_refused(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        load_train(*arguments)
+def test_each_hyperparameter_ends_at_its_own_share_of_its_learning_rate():
+    learner, data = problem("invariance", estimator="kfac-20-1", epochs=4, hyper_decay=1.0, aug_decay=20.0)
+    list(learn(learner, data))
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
+    assert rates["prior"] == pytest.approx(0.1)
+    assert rates["augmentation"] == pytest.approx(cosine(5, 6, 0.05, 0.0025))
 
 
 def test_the_generators_of_the_rows_are_those_of_the_invariance():

@@ -25,13 +25,14 @@ STATED = [
     ("lenet", (3, 32, 32), 10, 61_706 + 2 * 6 * 25),
     ("wrn16-4", (3, 32, 32), 10, 2_745_306),
     ("wrn16-4", (3, 32, 32), 100, 2_768_436),
+    ("resnet8-16", (3, 32, 32), 10, 74_827),
     ("resnet18-16", (3, 32, 32), 10, 688_356),
     ("resnet50", (3, 64, 64), 200, 2_279_666),
     ("resnet50-bottleneck", (3, 64, 64), 200, 23_840_490),
 ]
 
 #: Networks with residual blocks, on images small enough to compare their rows with autograd's.
-RESIDUAL = ["wrn16-4", "resnet18-16", "resnet50"]
+RESIDUAL = ["wrn16-4", "resnet8-16", "resnet18-16", "resnet50"]
 
 
 def build(name, shape, num_classes, seed=3):

@@ -1,0 +1,108 @@
+"""The cells of a comparison: training runs, expanded from the ``[[cells]]`` tables of ``experiments/*.toml``.
+
+A file names the training protocol that its cells start from (``base``, ``variant``), what is learned (``hparam``) and what
+all cells change (``[settings]``). What holds for one hyperparameter alone stands under ``[prior]`` or ``[invariance]``.
+
+Every ``[[cells]]`` table lists ``estimators`` and ``seeds``, and may change any setting; a list of values stands for each of
+them. It may name the row of a table that its cells fill (``row``), and another ``hparam``, ``base`` or ``variant`` than the
+file's, so that prior rows and invariance rows of one table stand in one file. Cells come in the order of the tables; within
+one, the seed changes slowest, then the settings that are lists, in the order in which they are written, and the estimator
+fastest: a sweep that is cut short has whole seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ntkml.protocols import merge_tables
+from ntkml.registry import unknown_name
+from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
+
+#: What a ``[[cells]]`` table says beside settings of its runs.
+_OF_THE_TABLE = ("row", "hparam", "base", "variant", "estimators", "seeds")
+_NOT_SETTINGS = ("name", "title", "variant", "hparam", "estimator", "seed")
+#: What a run can change of its training protocol.
+SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in _NOT_SETTINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run, the ``variant`` of the protocol ``asked`` that it started from, and the table row that it fills."""
+
+    protocol: TrainProtocol
+    asked: TrainProtocol
+    variant: str
+    row: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that every caption must show."""
+        return tuple(departures(self.protocol, self.asked, self.variant))
+
+
+def expanded(name: str, table: dict[str, Any], hparam: str | None = None) -> tuple[Cell, ...]:
+    """The cells of the protocol file ``name``, whose tables are ``table``.
+
+    ``hparam``: what is learned where neither the file nor a cells table says so.
+
+    Raises:
+        ValueError: unknown names, or nothing says what is learned.
+    """
+    return tuple(cell for row in table["cells"] for cell in _cells(name, table, row, hparam))
+
+
+def changed(cell: Cell, settings: dict[str, Any]) -> Cell:
+    """The cell with other settings, which its notes then say."""
+    return replace(cell, protocol=replace(cell.protocol, **settings))
+
+
+def with_estimators(cells: Sequence[Cell], names: Iterable[str]) -> list[Cell]:
+    """The cells of the estimators ``names``; one that no cell has takes the settings of the first estimator's cells."""
+    known = {cell.protocol.estimator for cell in cells}
+    kept = [cell for cell in cells if cell.protocol.estimator in names]
+    like_first = [cell for cell in cells if cell.protocol.estimator == cells[0].protocol.estimator]
+    added = [name for name in names if name not in known]
+    return kept + [_with_estimator(cell, name) for name in added for cell in like_first]
+
+
+def with_seeds(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
+    """Every cell with each of ``seeds``, the first seed's cells first, whatever seeds the cells had."""
+    plain = dict.fromkeys(changed(cell, {"seed": 0}) for cell in cells)
+    return [changed(cell, {"seed": seed}) for seed in seeds for cell in plain]
+
+
+def _cells(name: str, table: dict[str, Any], row: dict[str, Any], hparam: str | None) -> Iterator[Cell]:
+    learned = row.get("hparam", table.get("hparam", hparam))
+    if learned is None:
+        raise ValueError(f"{name} does not say what is learned: write --hparam {' or --hparam '.join(TRAIN_HPARAMS)}")
+    table = merge_tables(table, table.get(learned, {}))
+    base, variant = row.get("base", table["base"]), row.get("variant", table.get("variant", "paper"))
+    asked = load_train(base, learned, variant)
+    settings = {**table.get("settings", {}), **{key: row[key] for key in row if key not in _OF_THE_TABLE}}
+    for key in settings:
+        if key not in SETTINGS:
+            raise ValueError(f"protocol {name}: {unknown_name('setting', key, list(SETTINGS))}")
+    axes = [
+        [("seed", seed) for seed in _listed(row.get("seeds", asked.seed))],
+        *([(key, value) for value in _listed(values)] for key, values in settings.items()),
+        [("estimator", estimator) for estimator in _listed(row.get("estimators", asked.estimator))],
+    ]
+    for values in itertools.product(*axes):
+        chosen = dict(values)
+        asked = load_train(base, learned, variant, chosen["estimator"], chosen.get("dataset"))
+        yield Cell(protocol=replace(asked, **chosen), asked=asked, variant=variant, row=row.get("row", ""))
+
+
+def _with_estimator(cell: Cell, name: str) -> Cell:
+    """What ``cell`` changes of its protocol, with another estimator, for which a protocol may have other settings."""
+    asked = load_train(cell.asked.name, cell.asked.hparam, cell.variant, name, cell.protocol.dataset)
+    changes = {key: ours for key, ours, _ in differing(cell.protocol, cell.asked)}
+    protocol = replace(asked, **changes, estimator=name, seed=cell.protocol.seed)
+    return Cell(protocol=protocol, asked=asked, variant=cell.variant)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,55 @@
+"""What ``ntkml sweep`` trains, read from ``experiments/*.toml`` of kind "sweep": the cells of a table or a comparison.
+
+The cells are those of :mod:`ntkml.cell_protocols`; they may learn different hyperparameters. A "pareto" protocol is a sweep
+of its training cells, a training protocol one of the ``[[cells]]`` in its own file, or of one cell where it has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ntkml.cell_protocols import Cell, expanded
+from ntkml.protocols import TRAIN, kind_of, protocol_names, read_tables
+
+SWEEP_KINDS = ("sweep", "pareto", TRAIN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepProtocol:
+    """The training cells of a protocol, in the order of the file."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def sweep_names() -> list[str]:
+    """Names of kind "sweep"."""
+    return [name for name in protocol_names() if kind_of(name) == "sweep"]
+
+
+def swept_names() -> list[str]:
+    """Names that :func:`load_sweep` knows: of sweeps, of Pareto comparisons and of training protocols."""
+    return [name for name in protocol_names() if kind_of(name) in SWEEP_KINDS]
+
+
+def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
+    """The cells of the protocol ``name``, or those that learn ``hparam``.
+
+    Raises:
+        ValueError: unknown name or hyperparameter, no cell that learns it, or ``hparam`` is missing where the file does not
+            say what is learned.
+    """
+    table = read_tables(name, swept_names())
+    if kind_of(name) == TRAIN:
+        table = {"title": table["title"], "base": name, "cells": table.get("cells", [{}])}
+    cells = expanded(name, table, hparam)
+    if hparam is not None:
+        chosen = tuple(cell for cell in cells if cell.protocol.hparam == hparam)
+        if not chosen:
+            learned = " and ".join(dict.fromkeys(cell.protocol.hparam for cell in cells))
+            raise ValueError(
+                f"no cell of {name} learns the {hparam}: leave out --hparam, its cells learn the {learned}"
+            )
+        cells = chosen
+    return SweepProtocol(name=name, title=table["title"], cells=cells)
