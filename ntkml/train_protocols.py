@@ -53,6 +53,7 @@ class TrainProtocol:
     lr_aug: float
     hyper_decay: float
     eval_every: int
+    blocks_per_step: int = 1  # drawn from the partition for every hyperparameter step; processes share them
 
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""
@@ -92,7 +93,7 @@ def load_train(name: str, hparam: str, variant: str = "paper") -> TrainProtocol:
     table = merge_tables(table, table["code"] if variant == "code" else {})
     table = merge_tables(table, table[hparam])
     known = {field.name for field in fields(TrainProtocol)} - {"name", "hparam"}
-    return TrainProtocol(name=name, hparam=hparam, **{key: table[key] for key in known})
+    return TrainProtocol(name=name, hparam=hparam, **{key: table[key] for key in known if key in table})
 
 
 def departures(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> list[str]:
