@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ntkml.capture import Hyperparameter, average_views, trainable_parameters
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
 from ntkml.priors import PriorPrecision, as_prior
+from ntkml.processes import ALONE, Processes
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
 FORWARD_INPUTS = 500
@@ -79,19 +80,37 @@ class BayesianModel(nn.Module):
 
     def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
+        return self._outputs(x, self._draw(len(x), generator))
+
+    def weight_loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        num_data: int,
+        generator: torch.Generator | None = None,
+        processes: Processes = ALONE,
+    ) -> Tensor:
+        """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar.
+
+        Of several ``processes``, which all draw the same views, each gets its own part: the parts add up to the loss.
+        """
+        weights = trainable_parameters(self.model)
+        precision = self.prior.of(self._shapes)
+        square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
+        loss = 0.5 * square.sum() / num_data / processes.count
+        noise, part = self._draw(len(x), generator), processes.part
+        if not len(x[part]):  # fewer inputs than processes
+            return loss
+        outputs = self._outputs(x[part], None if noise is None else noise[part])
+        return loss - self.likelihood.log_prob(outputs, y[part]).sum() / len(x)
+
+    def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
         with torch.no_grad():
-            views = self._views(x, self._draw(len(x), generator))
+            views = self._views(x, noise)
         parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.
         own = parts if self.augmentation is not None else [part.clone() for part in parts]
         return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
-
-    def weight_loss(self, x: Tensor, y: Tensor, num_data: int, generator: torch.Generator | None = None) -> Tensor:
-        """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar."""
-        weights = trainable_parameters(self.model)
-        precision = self.prior.of(self._shapes)
-        square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
-        return 0.5 * square.sum() / num_data - self.likelihood.log_prob(self.outputs(x, generator), y).mean()
 
     @property
     def _scaled_prior(self) -> PriorPrecision:

@@ -16,20 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
-from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.exact_rows import RowPlan
-from ntkml.layers.uses import PositionsUse
-from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
+from ntkml.grouping import partition_for, tree_for
+from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.model_contract import check_model
-from ntkml.partitions import (
-    Block,
-    Partition,
-    class_batches,
-    greedy_batches,
-    kmeans_batches,
-    make_partition,
-    random_batches,
-)
+from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows import CapturedRows
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
@@ -148,77 +139,6 @@ def block_log_det(
     rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
-
-
-def partition_for(
-    spec: EstimatorSpec,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    likelihood: Likelihood,
-    generator: torch.Generator | None,
-    plan: RowPlan | None = None,
-) -> Partition:
-    """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
-    with torch.no_grad():
-        num_outputs = model(x[:1].clone()).shape[1]
-    groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
-    batches = input_batches(spec, model, x, y, likelihood, generator, plan)
-    return make_partition(batches, groups, spec.iid, generator)
-
-
-def input_batches(
-    spec: EstimatorSpec,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    likelihood: Likelihood,
-    generator: torch.Generator | None,
-    plan: RowPlan | None = None,
-) -> list[Tensor]:
-    """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
-    if spec.inputs is None:
-        return [torch.arange(len(x))]
-    if spec.grouping == "class":
-        return class_batches(y.cpu(), spec.inputs, generator)
-    if spec.grouping == "kmeans":
-        return kmeans_batches(last_layer_features(model, x, plan).cpu(), spec.inputs, generator)
-    if spec.grouping == "greedy":
-        return greedy_batches(input_kernel(model, x, likelihood, plan).cpu(), spec.inputs, generator)
-    return random_batches(len(x), spec.inputs, generator)
-
-
-def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan | None = None) -> Tensor:
-    """What enters the last captured linear or convolutional layer, flattened, or the outputs without one. Shape (N, d)."""
-    captured = capture(model, x, plan=check_model(model, x) if plan is None else plan)
-    inputs = [use.inputs for use in captured.layers if isinstance(use, PositionsUse)]
-    return inputs[-1].flatten(1) if inputs else captured.outputs.detach()
-
-
-def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowPlan | None = None) -> Tensor:
-    """An N x N summary of the kernel for +greedy: correlations of k(x_n, x_m) = sum over columns r of <R_nr, R_mr>.
-
-    Correlations, scaled back to the mean of the diagonal, measured tighter than k itself, whose few confident inputs with
-    large gradients would be grouped by size rather than by likeness.
-    """
-    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
-    captured = capture(model, x, plan=check_model(model, x) if plan is None else plan)
-    factor = likelihood.factor(captured.outputs.detach(), "C", tree_for(model))
-    grams = [
-        CapturedRows(captured, column.unsqueeze(-1), shapes, keep_graph=True).total_gram()
-        for column in factor.unbind(-1)
-    ]
-    kernel = torch.stack(grams).sum(0)
-    root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    return kernel.diagonal().mean() * kernel / torch.outer(root, root)
-
-
-def tree_for(model: nn.Module) -> NestedDichotomy | None:
-    """The tree over the classes that average linkage finds on the last linear layer's weight; None without such a layer."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    if not last or last[0].out_features < 2:
-        return None
-    return average_linkage(last[0].weight)
 
 
 def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:

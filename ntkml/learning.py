@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ntkml.capture import trainable_parameters
 from ntkml.datasets import ImageDataset
 from ntkml.evidence import LogMarginalLikelihood
 from ntkml.learning_state import Learner, Position, planned
@@ -55,7 +56,7 @@ def learn(learner: Learner, data: ImageDataset) -> Iterator[LearningRecord]:
 def steps(learner: Learner, data: ImageDataset) -> Iterator[LearningRecord | None]:
     """:func:`learn` from the learner's position on, one step at a time: None after a step, the record after an epoch.
 
-    A step is one of the weights, on one batch, or one of the hyperparameters, on one block; the evaluation comes with the
+    A step is one of the weights, on one batch, or one of the hyperparameters, on its blocks; the evaluation comes with the
     record. Whenever this yields, :func:`~ntkml.learning_state.state_of` is all that there is to keep.
     """
     protocol, position, x = learner.protocol, learner.position, data.train_inputs
@@ -103,12 +104,13 @@ def _seen(learner: Learner, images: Tensor) -> Tensor:
 
 def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> float:
     """One step of the weights on a batch. Returns its loss."""
-    optimizer = learner.optimizers["weights"]
-    loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"])
-    value = loss.item()
+    optimizer, processes = learner.optimizers["weights"], learner.processes
+    loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"], processes)
+    value = processes.total(loss).item()
     check_loss(learner, value, rate)
     optimizer.zero_grad()
-    loss.backward()
+    with processes.summed_gradients(trainable_parameters(learner.objective.model).values()):
+        loss.backward()
     _step(optimizer, rate)
     return value
 
@@ -132,14 +134,17 @@ def _update(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
 def _estimator(learner: Learner, x: Tensor, y: Tensor) -> Callable[[], LogMarginalLikelihood]:
     """Draw a partition. What every step of this epoch calls for an estimate with its gradients.
 
-    While only the prior is learned, the rows of one block serve all steps; otherwise they change with every step, and
-    each step draws its own block.
+    While only the prior is learned, the rows of one draw of blocks serve all steps; otherwise they change with every step,
+    and each step draws its own blocks.
     """
-    objective, stream = learner.objective, learner.streams["blocks"]
-    objective.resample(x, y, learner.streams["partition"])
+    objective, stream, processes = learner.objective, learner.streams["blocks"], learner.processes
+    partition = objective.resample(x, y, learner.streams["partition"])
+    processes.check_same((part for block in partition.blocks for part in (block.inputs, block.columns)), "partitions")
+    processes.check_same(objective.parameters(), "hyperparameters")
+    blocks = learner.protocol.blocks_per_step
     if learner.protocol.learns_invariance:
-        return partial(objective.backward, x, y, 1, stream)
-    return objective.cached_backward(x, y, 1, stream)
+        return partial(objective.backward, x, y, blocks, stream, processes)
+    return objective.cached_backward(x, y, blocks, stream, processes)
 
 
 def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood], step: int, num_data: int) -> float:
@@ -156,6 +161,8 @@ def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood],
         if name in learner.optimizers and step < count:
             _step(learner.optimizers[name], cosine(done * count + step, total * count, rate, rate / decay))
     check_update(learner, estimate)
+    if learner.objective.chunk is not None:  # halved where memory ran out: the checkpoint keeps one number for all
+        learner.objective.chunk = -learner.processes.largest(-learner.objective.chunk)
     return estimate
 
 

@@ -23,6 +23,7 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.objective import MarginalLikelihood
+from ntkml.processes import ALONE, Processes
 from ntkml.randomness import generator_for
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.train_protocols import TrainProtocol
@@ -79,16 +80,26 @@ class Position:
 
 @dataclass(frozen=True)
 class Learner:
-    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned."""
+    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned.
+
+    ``processes``: those that train together, each with a learner in the same state.
+    """
 
     protocol: TrainProtocol
     objective: MarginalLikelihood
     optimizers: Mapping[str, torch.optim.Optimizer]
     streams: Mapping[str, torch.Generator]
     position: Position = field(default_factory=Position)
+    processes: Processes = ALONE
 
 
-def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device, chunk: int | None = None) -> Learner:
+def new_learner(
+    protocol: TrainProtocol,
+    model: nn.Module,
+    device: torch.device,
+    chunk: int | None = None,
+    processes: Processes = ALONE,
+) -> Learner:
     """The learner at its start: initial weights, prior precisions ``prior_init``, half-widths zero.
 
     Raises:
@@ -115,7 +126,8 @@ def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device,
         optimizers["prior"] = torch.optim.Adam(learned_with_it, lr=protocol.lr_hyper)
     if views is not None:
         optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
-    return Learner(protocol, objective, optimizers, {name: generator_for(protocol.seed, name) for name in STREAMS})
+    streams = {name: generator_for(protocol.seed, name) for name in STREAMS}
+    return Learner(protocol, objective, optimizers, streams, processes=processes)
 
 
 def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:

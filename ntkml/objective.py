@@ -19,10 +19,12 @@ from ntkml.bayesian_model import Augmentation, BayesianModel
 from ntkml.capture import trainable_parameters
 from ntkml.chunking import automatic_chunk, in_memory
 from ntkml.dichotomies import NestedDichotomy
-from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
+from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.exact_rows import RowPlan
+from ntkml.grouping import partition_for, tree_for
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
+from ntkml.processes import ALONE, Processes
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
@@ -83,7 +85,12 @@ class MarginalLikelihood(BayesianModel):
         return self.partition
 
     def backward(
-        self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        blocks: int | None = 1,
+        generator: torch.Generator | None = None,
+        processes: Processes = ALONE,
     ) -> LogMarginalLikelihood:
         """Estimate log q(D|h) and add the gradient of -log q(D|h) / N to the ``.grad`` of every hyperparameter.
 
@@ -91,6 +98,7 @@ class MarginalLikelihood(BayesianModel):
             x, y: all N training data; only the inputs of the drawn blocks are touched.
             blocks: how many blocks to draw from the partition (unbiased); None sums all of them.
             generator: of the draw, the augmentation noise, and the partition where :meth:`resample` was not called.
+            processes: that share the drawn blocks, each with the same arguments; all get the whole estimate and gradient.
 
         Returns:
             The estimate, without a graph, in nats summed over the data.
@@ -98,20 +106,27 @@ class MarginalLikelihood(BayesianModel):
         Raises:
             ValueError: a factorisation failed, or not even one input of a block fits into memory.
         """
-        drawn = self._drawn(x, y, blocks, generator)
-        return self._assemble(len(x), (self._add_gradients(data, weight, len(x)) for data, weight in drawn))
+        drawn = self._drawn(x, y, blocks, generator, processes)
+        with processes.summed_gradients(self.parameters()):
+            terms = (self._add_gradients(data, weight, len(x)) for data, weight in drawn)
+            return self._assemble(len(x), terms, processes)
 
     def estimate(
         self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
         """What :meth:`backward` returns, without computing any gradient; by default of all blocks."""
-        drawn = self._drawn(x, y, blocks, generator)
+        drawn = self._drawn(x, y, blocks, generator, ALONE)
         with torch.no_grad():
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
-            return self._assemble(len(x), terms)
+            return self._assemble(len(x), terms, ALONE)
 
     def cached_backward(
-        self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        blocks: int | None = 1,
+        generator: torch.Generator | None = None,
+        processes: Processes = ALONE,
     ) -> Callable[[], LogMarginalLikelihood]:
         """Draw blocks once; every call of the result does what :meth:`backward` does on them, by linear algebra alone.
 
@@ -123,18 +138,20 @@ class MarginalLikelihood(BayesianModel):
         """
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
-        kept = [(data, self._first(data), weight) for data, weight in self._drawn(x, y, blocks, generator)]
+        drawn = self._drawn(x, y, blocks, generator, processes)
+        kept = [(data, self._first(data), weight) for data, weight in drawn]
 
         def backward() -> LogMarginalLikelihood:
             terms = ((self._terms(data, first), weight) for data, first, weight in kept)
-            return self._assemble(len(x), (self._descend(*own, weight, len(x)) for own, weight in terms))
+            with processes.summed_gradients(self.parameters()):
+                return self._assemble(len(x), (self._descend(*own, weight, len(x)) for own, weight in terms), processes)
 
         return backward
 
     def _drawn(
-        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None
+        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None, processes: Processes
     ) -> Iterator[tuple[BlockData, float]]:
-        """Blocks of the partition, their data and views, with the weights 1/q_m of their terms."""
+        """This process's blocks of those drawn, their data and views, with the weights 1/q_m of their terms."""
         if self.partition is None or self.partition.num_inputs != len(x):
             self.resample(x, y, generator)
         partition = self.partition
@@ -144,28 +161,35 @@ class MarginalLikelihood(BayesianModel):
         else:
             drawn = partition.draw(blocks, generator)
             chosen = [(partition.blocks[m], 1.0 / (float(partition.probabilities[m]) * blocks)) for m in drawn]
-        for block, weight in chosen:
+        for index, (block, weight) in enumerate(chosen):
+            noise = self._draw(len(block.inputs), generator)  # of every block, or the processes' streams would part
+            if not processes.takes(index) and self.chunk is not None:
+                continue
             share = block.columns.shape[-1] / partition.num_columns
-            yield self._data(block, x[block.inputs], y[block.inputs], share, generator), weight
+            data = self._data(block, x[block.inputs], y[block.inputs], share, noise)
+            if self.chunk is None:  # measured on the first block of all, for all processes
+                self.chunk = self._measured_chunk(data)
+            if processes.takes(index):
+                yield data, weight
 
-    def _data(
-        self, block: Block, inputs: Tensor, targets: Tensor, share: float, generator: torch.Generator | None
-    ) -> BlockData:
-        noise = self._draw(len(inputs), generator)
+    def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
 
         def views(part: slice) -> Tensor:
             return self._views(inputs[part], None if noise is None else noise[part])
 
         return BlockData(block, inputs, targets, views, self._num_views, share)
 
-    def _assemble(self, num_data: int, terms: Iterable[tuple[float, Tensor, Tensor]]) -> LogMarginalLikelihood:
+    def _assemble(
+        self, num_data: int, terms: Iterable[tuple[float, Tensor, Tensor]], processes: Processes
+    ) -> LogMarginalLikelihood:
         """The estimate from (weight, rho, log-determinant) of blocks; adds the gradient of the weights' prior."""
         log_prior = -0.5 * self.prior.quadratic_form(trainable_parameters(self.model))
         if log_prior.requires_grad:
-            (-log_prior / num_data).backward()
+            (-log_prior / num_data / processes.count).backward()
         rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for weight, block_rho, block_log_det in terms:
             rho, log_det = rho + weight * block_rho, log_det + weight * block_log_det
+        rho, log_det = processes.total(torch.stack([rho, log_det]))
         assert self.partition is not None
         certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
@@ -213,15 +237,20 @@ class MarginalLikelihood(BayesianModel):
         )
         return result
 
-    def _passes(self, data: BlockData) -> TwoPass:
+    def _measured_chunk(self, data: BlockData) -> int:
+        with torch.no_grad():
+            example = data.views(slice(0, 1))
+        return automatic_chunk(self.model, self._row_plan(data), example, data.block.columns.shape[-1])
+
+    def _row_plan(self, data: BlockData) -> RowPlan:
         self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan
-        if self.chunk is None:
-            with torch.no_grad():
-                example = data.views(slice(0, 1))
-            self.chunk = automatic_chunk(self.model, self._plan, example, data.block.columns.shape[-1])
+        return self._plan
+
+    def _passes(self, data: BlockData) -> TwoPass:
+        assert self.chunk is not None
         return TwoPass(
             model=self.model,
-            plan=self._plan,
+            plan=self._row_plan(data),
             shapes=self._shapes,
             structure=self.estimator.structure,
             likelihood=self._likelihood_fixed,

@@ -46,7 +46,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "seconds_high": ("number", False),  # third quartile
     "repeats": ("integer", False),
     "num_pairs": ("integer", False),  # index pairs of a block
-    "peak_bytes": ("integer", True),
+    "peak_bytes": ("integer", True),  # while it was timed, with interpreter, torch and data on a CPU; empty: not known
     "threads": ("integer", False),
     "device": ("text", False),
     "dtype": ("text", False),

@@ -73,6 +73,7 @@ class TrainProtocol:
     eval_every: int
     aug_decay: float = 10.0
     flip: bool = False
+    blocks_per_step: int = 1  # drawn from the partition for every hyperparameter step; processes share them
 
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""

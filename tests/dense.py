@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ntkml.evidence import tree_for
+from ntkml.grouping import tree_for
 from ntkml.likelihoods import Bernoulli, Categorical, Likelihood
 from ntkml.partitions import Block
 

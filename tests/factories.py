@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ntkml.dichotomies import NestedDichotomy
-from ntkml.evidence import log_marginal_likelihood, partition_for
+from ntkml.evidence import log_marginal_likelihood
+from ntkml.grouping import partition_for
 from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision

@@ -6,6 +6,7 @@ usage, 75 when stopped by SIGTERM or SIGUSR1, 130 when interrupted; after 75 and
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,8 @@ def cli(ctx: click.Context) -> None:
     """Lower bounds on the log marginal likelihood of neural networks, and their figures."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif ctx.invoked_subcommand != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise click.UsageError(f"{ctx.invoked_subcommand} runs in one process: start it without torchrun")
 
 
 def main(args: list[str] | None = None) -> None:

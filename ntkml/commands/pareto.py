@@ -53,6 +53,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
+@click.option("--force", is_flag=True, help="Time again what is finished; finished training cells are reused.")
 def pareto(hparam: str, protocol: str, **options: Any) -> None:
     """Seconds per estimate and gradient against the log marginal likelihood that optimising each estimator reaches.
 
@@ -80,7 +81,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
     """The heavy wing: torch is imported from here on."""
     from ntkml import records
     from ntkml.commands.devices import device_named
-    from ntkml.runs.folders import finished
+    from ntkml.runs.folders import finished, replace_when_finished
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto
     from ntkml.runs.stopping import Stopped
 
@@ -97,16 +98,25 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         protocol = run.protocol
     folder = run.folder(options["out"])
     records.ensure_writable_folder(options["figures"], "--figures")
-    if finished(folder):
-        click.echo(f"Finished already: {folder} (remove it to time again)")
+    if not options["force"] and finished(folder):
+        click.echo(f"Finished already: {folder} (--force times again)")
     else:
         counts = f"{len(protocol.cells)} training cells, {len(protocol.compared)} estimators"
         click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}")
+
+        def compute(into: Path) -> Path:
+            return run_pareto(run, options["out"], into, _track, _warn, stops.requested)
+
         try:
             with stops.after_the_step():
-                run_pareto(run, options["out"], folder, _track, _warn, stops.requested)
+                replace_when_finished(folder, compute) if options["force"] else compute(folder)
         except Stopped as stopped:
-            _warn(f"Stopped by {stopped.reason}: the same command continues it")
+            again = (
+                "the same command continues its training and times again"
+                if options["force"]
+                else "the same command continues it"
+            )
+            _warn(f"Stopped by {stopped.reason}: {again}")
             raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
     _draw(folder, options["figures"])
 

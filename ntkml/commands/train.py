@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ntkml.registry import LIKELIHOODS, MODELS
 from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
+    from ntkml.processes import Processes
     from ntkml.runs.train import TrainRun
 
 _EXAMPLES = """\b
@@ -29,6 +31,7 @@ Examples:
   ntkml train --hparam rotation --protocol train-mnist --data-root ~/data --resume
   ntkml train --dataset cifar100 --estimator ntk-500-1 --device cuda
   ntkml train --protocol table-1 --hparam invariance --estimator kfac-150-1 --seed 1 --device cuda
+  torchrun --nproc-per-node 4 -m ntkml train --hparam prior --blocks-per-step 4
 """
 _COUNT, _RATE = click.IntRange(min=1), PositiveNumber()
 _PRIORS = ("scalar", "layerwise", "diagonal")
@@ -66,6 +69,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--burn-in", click.IntRange(min=0), "Epoch of the first hyperparameter update.")
 @_setting("--update-every", _COUNT, "Epochs between updates.")
 @_setting("--hyper-steps", _COUNT, "Prior steps per update.")
+@_setting("--blocks-per-step", _COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
 @_setting("--aug-steps", _COUNT, "Invariance steps per update.")
 @_setting("--lr", _RATE, "Learning rate of the weights.")
 @_setting("--lr-hyper", _RATE, "Learning rate of the log prior precisions.")
@@ -95,6 +99,8 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
     Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1 and
     Ctrl-C stop a run after the step in progress. It goes on with --resume, and its rows are those of a run that was not
     stopped; one that was killed goes on from its last checkpoint.
+
+    torchrun starts one run in many processes, which share every batch and the blocks of every hyperparameter step.
     """
     if options["force"] and options["resume"]:
         raise click.UsageError("--force starts again and --resume continues: give one of them")
@@ -124,20 +130,29 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
     """The heavy wing: torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
-    from ntkml.runs.train import TrainRun, resolve_protocol
+    from ntkml.processes import launched_processes
+    from ntkml.runs.together import check_shares
+    from ntkml.runs.train import TrainRun, follow_train, resolve_protocol
 
     device = device_named(options["device"])
-    data = load_dataset(protocol.dataset, options["data_root"], options["download"])
-    if options["num_data"] is None:
-        protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
-    try:
-        protocol = resolve_protocol(protocol, data)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    notes = departures(protocol, asked, options["protocol_variant"])
-    run = TrainRun(protocol, data, device, options["chunk"], tuple(notes))
-    folder = run.folder(options["out"])
-    _compute(run, folder, options, stops)
+    with launched_processes(device) as processes, _following(processes):
+        with processes.first_goes_ahead() if options["download"] else nullcontext():
+            data = load_dataset(protocol.dataset, options["data_root"], options["download"])
+        if options["num_data"] is None:
+            protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
+        try:
+            protocol = resolve_protocol(protocol, data)
+            check_shares(protocol, processes)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        notes = departures(protocol, asked, options["protocol_variant"])
+        run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), processes)
+        with _stopping(stops, processes):
+            if not processes.first:
+                follow_train(run, stops.requested)
+                return
+            folder = run.folder(options["out"])
+            _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
         click.echo(f"{name + ':':<14} {folder / name}")
 
@@ -145,7 +160,6 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
     from ntkml.runs.folders import UNFINISHED, finished, replace_when_finished, replacement
-    from ntkml.runs.stopping import Stopped
     from ntkml.runs.train import run_train
     from ntkml.runs.train_journal import Pace, holds_checkpoint
 
@@ -164,12 +178,34 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     def compute(into: Path) -> Path:
         return run_train(run, into, _track, resume, pace, _warn, stops.requested)
 
+    replace_when_finished(folder, compute, resume) if replacing else compute(folder)
+
+
+@contextmanager
+def _stopping(stops: Stops, processes: Processes) -> Iterator[None]:
+    """Signals wait for the step in progress; the first process says that the run was left, and how to go on."""
+    from ntkml.runs.stopping import Stopped
+
     try:
         with stops.after_the_step():
-            replace_when_finished(folder, compute, resume) if replacing else compute(folder)
+            yield
     except Stopped as stopped:
-        _warn(f"{stopped}: --resume continues it")
+        if processes.first:
+            _warn(f"{stopped}: --resume continues it")
         raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
+
+
+@contextmanager
+def _following(processes: Processes) -> Iterator[None]:
+    """Errors of the processes behind the first one say whose they are."""
+    try:
+        yield
+    except (ValueError, OSError, click.ClickException) as error:
+        if processes.first:
+            raise
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _warn(f"Error in process {processes.rank} of {processes.count}: {' '.join(message.split())}")
+        raise click.exceptions.Exit(1) from None
 
 
 def _warn(line: str) -> None:

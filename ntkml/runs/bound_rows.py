@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Partition
 from ntkml.priors import PriorPrecision
+from ntkml.runs.peak_memory import peak_bytes
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.structures import Structure, structure_named
 from ntkml.tabulated import JacobianTable, TabulatedRows
@@ -128,11 +127,3 @@ def _describe(
         "exceeds_exact": None,
         "peak_bytes": peak_bytes(table.outputs.device),
     }
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the device's allocator on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

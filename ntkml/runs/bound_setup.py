@@ -13,7 +13,7 @@ from ntkml import records
 from ntkml.capture import trainable_parameters
 from ntkml.datasets import ImageDataset, subset
 from ntkml.dichotomies import NestedDichotomy
-from ntkml.evidence import partition_for, tree_for
+from ntkml.grouping import partition_for, tree_for
 from ntkml.hyperparameters.affine import draw_noise, rotation_eta
 from ntkml.likelihoods import Categorical
 from ntkml.model_contract import check_model

@@ -27,6 +27,7 @@ from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import pareto_rows
+from ntkml.runs.peak_memory import begin_peak, peak_bytes
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner, resolve_protocol, run_train
 from ntkml.runs.train_journal import Pace
@@ -152,13 +153,16 @@ def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], Non
 
 
 def _measured(run: ParetoRun, name: str, results: Path) -> dict[str, Any]:
-    """Seconds of one estimator, on the state of its first seed, and the exact value there."""
+    """Seconds and peak memory of one estimator, on the state of its first seed, and the exact value there."""
     cell = run.cell(run.protocol.compared[name][0])
     data, learner = finished_learner(cell, cell.folder(results))
+    known = begin_peak(run.device)
     seconds = list(_timed(learner, data, run.protocol.repeats))
+    peak = peak_bytes(run.device) if known else None
     num_pairs = index_pairs(parse_estimator(name), cell.protocol.num_data, data.num_classes)
     exact = _exact(learner, data, run.chunk) if run.exact else None
-    return {"seconds": seconds, "num_pairs": num_pairs, "exact_log_marginal_likelihood": exact}
+    cost = {"seconds": seconds, "peak_bytes": peak, "num_pairs": num_pairs}
+    return cost | {"exact_log_marginal_likelihood": exact}
 
 
 def _timed(learner: Learner, data: ImageDataset, repeats: int) -> Iterator[float]:

@@ -33,8 +33,8 @@ def pareto_rows(
         described = {key: first[key] for key in (*_DESCRIPTION, "grouping", "certified", "device", "dtype")}
         shared = {key: settings[key] for key in ("epochs", "samples", "threads")}
         row = {"run_id": run_id, "command": "pareto"} | described | shared | _reached(frames)
-        row |= _cost(measured[name]["seconds"], frames)
-        row |= {key: measured[name][key] for key in ("exact_log_marginal_likelihood", "num_pairs")}
+        row |= _cost(measured[name]["seconds"])
+        row |= {key: measured[name].get(key) for key in ("exact_log_marginal_likelihood", "num_pairs", "peak_bytes")}
         rows.append(row)
     chosen = frontier([row["seconds"] for row in rows], [row["log_marginal_likelihood"] for row in rows])
     return [row | {"on_frontier": on_it} for row, on_it in zip(rows, chosen, strict=True)]
@@ -53,14 +53,12 @@ def _reached(frames: Sequence[pandas.DataFrame]) -> dict[str, Any]:
     }
 
 
-def _cost(seconds: Sequence[float], frames: Sequence[pandas.DataFrame]) -> dict[str, Any]:
-    """Quartiles of the timings; peak memory is that of the training processes."""
+def _cost(seconds: Sequence[float]) -> dict[str, Any]:
+    """Quartiles of the timings."""
     low, median, high = numpy.quantile(seconds, [0.25, 0.5, 0.75])
-    peaks = [int(peak) for frame in frames for peak in frame["peak_bytes"].dropna()]
     return {
         "seconds_low": float(low),
         "seconds": float(median),
         "seconds_high": float(high),
         "repeats": len(seconds),
-        "peak_bytes": max(peaks) if peaks else None,
     }

@@ -25,10 +25,12 @@ from ntkml.learning_state import Learner, new_learner, restore_values
 from ntkml.likelihoods import as_likelihood, column_groups
 from ntkml.model_contract import check_model
 from ntkml.models import build_model
+from ntkml.processes import ALONE, Processes
 from ntkml.randomness import generator_for
-from ntkml.runs.bound_rows import peak_bytes
 from ntkml.runs.folders import UNFINISHED, exclusive
+from ntkml.runs.peak_memory import peak_bytes
 from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.together import agreed, begin, follow
 from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
@@ -43,6 +45,7 @@ class TrainRun:
     """What is to be computed: a protocol (see :func:`resolve_protocol`), its data, and where and how.
 
     ``chunk``: inputs per captured chunk, or None for the default. ``notes``: sentences that every caption must show.
+    ``processes``: those that compute it together.
     """
 
     protocol: TrainProtocol
@@ -50,6 +53,7 @@ class TrainRun:
     device: torch.device
     chunk: int | None = None
     notes: tuple[str, ...] = ()
+    processes: Processes = ALONE
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,7 +70,8 @@ class TrainRun:
     def conditions(self) -> dict[str, Any]:
         """What else decides the last bits of the rows."""
         threads = torch.get_num_threads()
-        return {"device": self.device.type, "threads": threads, "chunk": self.chunk, "torch": str(torch.__version__)}
+        here = {"device": self.device.type, "threads": threads, "processes": self.processes.count}
+        return here | {"chunk": self.chunk, "torch": str(torch.__version__)}
 
     @property
     def run_id(self) -> str:
@@ -99,7 +104,20 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
             f"in {protocol.epochs} epochs no hyperparameter is updated: take more --epochs, an earlier --burn-in (now "
             f"{protocol.burn_in}), or --estimator none"
         )
+    blocks = num_blocks(protocol, data)
+    if protocol.blocks_per_step > blocks:
+        raise ValueError(
+            f"--blocks-per-step {protocol.blocks_per_step}: {spec} has {blocks} block{'s' * (blocks > 1)} of "
+            f"{protocol.num_data} inputs"
+        )
     return replace(protocol, estimator=str(spec))
+
+
+def num_blocks(protocol: TrainProtocol, data: ImageDataset) -> int:
+    """Blocks of a partition of the training data."""
+    spec = parse_estimator(protocol.estimator)
+    num_batches = 1 if spec.inputs is None else -(-protocol.num_data // spec.inputs)
+    return num_batches * len(column_groups(spec.outputs, data.num_classes, as_likelihood(protocol.likelihood).softmax))
 
 
 def run_train(
@@ -113,7 +131,10 @@ def run_train(
 ) -> Path:
     """Run what is missing in ``folder`` and return the path of the finished ``rows.csv``.
 
+    Of many processes the first one calls this, the others :func:`follow_train`.
+
     Raises:
+        ProcessLostError: one of them is gone.
         Stopped: ``stop`` asked for it between two steps; the run can be resumed.
         ValueError: an unfinished run lies there and ``resume`` is false, or it was made under other conditions; damaged
             checkpoints; another process on the same run; see also :func:`ntkml.learning.learn`. Epochs that were finished
@@ -124,8 +145,11 @@ def run_train(
             raise ValueError(f"{folder} {UNFINISHED}")
         data, learner = _set_up(run)
         manifest = _manifest(run, learner)
-        journal = Journal(folder, learner, run.settings, run.conditions, manifest, pace, stop)
+        leave = agreed(run.processes, stop)
+        journal = Journal(folder, learner, run.settings, run.conditions, manifest, pace, leave)
         journal.take_up(warn)
+        begin(learner)
+        journal.leave_if_asked()
         try:
             for _ in track(_rows(run, journal, data), run.protocol.epochs, len(journal.rows)):
                 pass
@@ -136,12 +160,18 @@ def run_train(
         return journal.finish()
 
 
+def follow_train(run: TrainRun, stop: StopRequest) -> None:
+    """Compute with the process that calls :func:`run_train`; see :func:`ntkml.runs.together.follow`."""
+    data, learner = _set_up(run)
+    follow(learner, data, stop)
+
+
 def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
     """The training subset with the test data, and the learner at its start, on the run's device."""
     protocol = run.protocol
     data = subset(run.data, protocol.num_data, generator_for(protocol.seed, "data"))
     model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(protocol.seed, "init"))
-    learner = new_learner(protocol, model, run.device, run.chunk)
+    learner = new_learner(protocol, model, run.device, run.chunk, run.processes)
     parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
     data = replace(data, **{part: getattr(data, part).to(run.device) for part in parts})
     check_model(learner.objective.model, data.train_inputs)
@@ -164,10 +194,8 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
     protocol, estimators = run.protocol, {}
     if protocol.estimator != NO_ESTIMATOR:
         spec = parse_estimator(protocol.estimator)
-        num_batches = 1 if spec.inputs is None else -(-protocol.num_data // spec.inputs)
-        softmax, num_outputs = learner.objective.likelihood.softmax, run.data.num_classes
-        num_blocks = num_batches * len(column_groups(spec.outputs, num_outputs, softmax))
-        estimators = {str(spec): {"certified": is_certified(spec, num_outputs, softmax), "num_blocks": num_blocks}}
+        certified = is_certified(spec, run.data.num_classes, learner.objective.likelihood.softmax)
+        estimators = {str(spec): {"certified": certified, "num_blocks": num_blocks(protocol, run.data)}}
     return {
         "run_id": run.run_id,
         "command": "train",

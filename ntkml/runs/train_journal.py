@@ -22,7 +22,12 @@ from ntkml.runs.weights import save_weights
 from ntkml.train_records import COLUMNS
 
 #: What to do about a difference that would change the last bits of a resumed run.
-_REMEDIES = {"threads": "set OMP_NUM_THREADS", "device": "choose it with --device", "chunk": "choose it with --chunk"}
+_REMEDIES = {
+    "threads": "set OMP_NUM_THREADS",
+    "device": "choose it with --device",
+    "chunk": "choose it with --chunk",
+    "processes": "start as many with torchrun --nproc-per-node",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,6 @@ class Journal:
         """Go on from the newest whole checkpoint, if there is one.
 
         Raises:
-            Stopped: the run was asked to leave before its first step.
             ValueError: no checkpoint is whole, or it was made by another run or under other conditions.
         """
         for name in ("checkpoint.pt", "rows.csv", "manifest.json", "weights.pt"):
@@ -64,12 +68,10 @@ class Journal:
         state = read_checkpoint(self.checkpoint, warn)
         if state is not None:
             self._restore(state)
-        if reason := self.stop():
-            raise self._stopped(reason)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         _refuse_other_settings(self.checkpoint, state.get("settings", {}), self.settings)
-        _refuse_other_conditions(self.checkpoint, state.get("conditions", {}), self.conditions)
+        _refuse_other_conditions(self.checkpoint, {"processes": 1} | state.get("conditions", {}), self.conditions)
         self.rows = list(state["rows"])
         # Checkpoints without a position are older, and were taken between two epochs.
         between_epochs = {"position": asdict(Position(len(self.rows) + 1))}
@@ -93,6 +95,15 @@ class Journal:
         path = records.write_rows(self.folder / "rows.csv", self.rows, COLUMNS)
         records.write_manifest(self.folder / "manifest.json", self.manifest | {"tree": topology} | finished)
         return path
+
+    def leave_if_asked(self) -> None:
+        """Before the first step, with nothing new to keep.
+
+        Raises:
+            Stopped: the run was asked to leave.
+        """
+        if reason := self.stop():
+            raise self._stopped(reason)
 
     def between_steps(self) -> None:
         """Keep what is due, or leave when asked to.
@@ -143,7 +154,8 @@ def _refuse_other_conditions(path: Path, saved: Mapping[str, Any], asked: Mappin
 
 
 def _differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (saved.get(key), asked[key]) for key in asked if saved.get(key) != asked[key]}
+    keys = dict.fromkeys([*asked, *saved])
+    return {key: (saved.get(key), asked.get(key)) for key in keys if saved.get(key) != asked.get(key)}
 
 
 def _listed(different: Mapping[str, tuple[Any, Any]]) -> str:

@@ -61,6 +61,11 @@ def test_a_run_leaves_rows_training_rows_and_a_picture_and_is_not_computed_twice
     times = cells(tmp_path)
     code, out, _ = run(*ARGUMENTS)
     assert (code, "Finished already" in out, cells(tmp_path)) == (0, True, times)
+    before = (folder / "rows.csv").stat().st_mtime_ns
+    code, out, _ = run(*ARGUMENTS, "--force")
+    assert (code, "Finished already" in out, cells(tmp_path)) == (0, False, times)  # timed again, not trained again
+    assert (folder / "rows.csv").stat().st_mtime_ns > before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     code, out, _ = in_empty_folder("plot", "pareto", "--format", "png")
     assert (code, f"Read {(folder / 'rows.csv').relative_to(tmp_path)}" in out) == (0, True)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ntkml.capture import Hyperparameter, capture
-from ntkml.evidence import last_layer_features
+from ntkml.grouping import last_layer_features
 from ntkml.layers import elementwise
 from ntkml.model_contract import check_model
 from ntkml.objective import MarginalLikelihood

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ntkml import log_marginal_likelihood, records
-from ntkml.evidence import evaluate_partition, tree_for
+from ntkml.evidence import evaluate_partition
+from ntkml.grouping import tree_for
 from ntkml.priors import PriorPrecision
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.tabulated import tabulate

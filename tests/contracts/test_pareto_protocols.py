@@ -128,7 +128,7 @@ SETTINGS = {"epochs": 20, "samples": 1, "threads": 2}
 
 
 def measured(seconds, exact=None):
-    return {"seconds": seconds, "num_pairs": 100, "exact_log_marginal_likelihood": exact}
+    return {"seconds": seconds, "peak_bytes": 7, "num_pairs": 100, "exact_log_marginal_likelihood": exact}
 
 
 def test_rows_are_the_means_over_the_last_five_estimates_and_the_seeds():
@@ -147,7 +147,7 @@ def test_rows_are_the_means_over_the_last_five_estimates_and_the_seeds():
     assert row["test_accuracy"] == pytest.approx(0.6)
     assert (row["seconds_low"], row["seconds"], row["seconds_high"], row["repeats"]) == (2.0, 3.0, 4.0, 5)
     assert row["exact_log_marginal_likelihood"] == -0.5
-    assert (row["eta_2"], row["peak_bytes"], row["command"], row["epochs"]) == (None, None, "pareto", 20)
+    assert (row["eta_2"], row["peak_bytes"], row["command"], row["epochs"]) == (None, 7, "pareto", 20)
 
 
 def test_the_flags_are_those_of_the_frontier_and_one_seed_has_no_error():

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkml.evidence import input_kernel, last_layer_features
+from ntkml import grouping as grouping_module
+from ntkml.grouping import input_kernel, last_layer_features, partition_for, tree_for
 from ntkml.partitions import (
     class_batches,
     greedy_batches,
@@ -17,6 +18,7 @@ from ntkml.partitions import (
     make_partition,
     random_batches,
 )
+from ntkml.specs import parse_estimator
 from tests.factories import assert_same, few_examples, generator, make_case
 
 BATCHINGS = {
@@ -223,18 +225,45 @@ def test_greedy_batches_lose_less_than_random_ones():
     assert all(loss(greedy_batches(kernel, 5, generator(seed))) < min(random) for seed in range(3))
 
 
-def test_the_kernel_for_greedy_holds_correlations_of_the_rows():
+@pytest.mark.parametrize("chunk", [None, 3, 1])
+def test_the_kernel_for_greedy_holds_correlations_of_the_rows(chunk):
     """Inputs that are equal correlate fully; the diagonal is the mean of the kernel's own."""
     case = make_case("convnet")
     case.x[4] = case.x[1]
-    kernel = input_kernel(case.model, case.x, case.likelihood)
-    rows = torch.einsum("ncp,ncd,mdp->nm", case.jacobian, case.hessians, case.jacobian).diagonal()
+    kernel = input_kernel(case.model, case.x, case.likelihood, chunk=chunk)
+    rows = torch.einsum("ncp,ncd,ndp->n", case.jacobian, case.hessians, case.jacobian)
     assert_same(kernel.diagonal(), rows.mean().expand(7))
     assert_same(kernel, kernel.T)
     assert_same(kernel[1, 4], kernel[1, 1])
     assert (kernel.abs() <= kernel.diagonal().max() + 1e-9).all()
 
 
-def test_features_are_what_enters_the_last_layer():
+@pytest.mark.parametrize("chunk", [None, 3, 1])
+def test_features_are_what_enters_the_last_layer(chunk):
     case = make_case("convnet")
-    assert_same(last_layer_features(case.model, case.x), case.model[:-1](case.x))
+    assert_same(last_layer_features(case.model, case.x, chunk=chunk), case.model[:-1](case.x))
+
+
+def test_the_kernel_is_the_same_in_chunks():
+    case = make_case("convnet")
+    whole = input_kernel(case.model, case.x, case.likelihood, chunk=7)
+    roots = case.likelihood.factor(case.model(case.x).detach(), "C", tree_for(case.model))
+    rows = torch.einsum("ncr,ncp->nrp", roots, case.jacobian)
+    expected = torch.einsum("nrp,mrp->nm", rows, rows)
+    root = expected.diagonal().sqrt()
+    assert_same(whole, expected.diagonal().mean() * expected / torch.outer(root, root))
+    for chunk in (1, 2, 5):
+        assert_same(input_kernel(case.model, case.x, case.likelihood, chunk=chunk), whole)
+
+
+@pytest.mark.parametrize("grouping", ["kmeans", "greedy"])
+def test_no_more_inputs_are_captured_at_a_time_than_the_automatic_chunk(grouping, monkeypatch):
+    case, seen = make_case("convnet"), []
+    monkeypatch.setattr(grouping_module, "automatic_chunk", lambda *_: 3)
+    original = grouping_module.capture
+    monkeypatch.setattr(
+        grouping_module, "capture", lambda model, x, **named: seen.append(len(x)) or original(model, x, **named)
+    )
+    spec = parse_estimator(f"ntk-2-1+{grouping}")
+    partition_for(spec, case.model, case.x, case.y, case.likelihood, generator())
+    assert set(seen) == {3, 1}

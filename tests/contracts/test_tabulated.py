@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ntkml.capture import capture
-from ntkml.evidence import tree_for
+from ntkml.grouping import tree_for
 from ntkml.hyperparameters.affine import affine_views, draw_noise
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.partitions import Block

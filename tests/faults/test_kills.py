@@ -6,17 +6,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 
-from ntkml import train_records
-from ntkml.checkpoints import read_checkpoint
+from tests.faults.servers import assert_same, files, outcome
 
-ROOT = Path(__file__).parents[2]
 TOY = "--num-data 80 --batch-size 20 --burn-in 2 --eval-every 8 --device cpu --checkpoint-every 4"
 #: Toys of a second or two: steps on one cached block, and steps with fresh blocks and views.
 TOYS = {
@@ -33,42 +27,6 @@ WRITE = "ntkml.records:write_atomically"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")
 
 
-class Server:
-    """See ``training_server.py``."""
-
-    def __init__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("training_server.py"))],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, folder, arguments, **request):
-        """Run ``ntkml train`` in ``folder``. Returns exit code (negative: of a signal), seconds and what it printed."""
-        log = folder / "log.txt"
-        log.unlink(missing_ok=True)
-        request |= {"arguments": ["train", *arguments], "folder": str(folder), "log": str(log)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return answer["code"], answer["seconds"], log.read_text()
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def server():
-    started = Server()
-    yield started
-    started.close()
-
-
 @pytest.fixture(scope="module")
 def whole(server, tmp_path_factory):
     """By toy: the seconds of an uninterrupted run and what it leaves."""
@@ -79,29 +37,6 @@ def whole(server, tmp_path_factory):
         assert code == 0, printed
         found[name] = (seconds, outcome(folder))
     return found
-
-
-def files(folder, name):
-    return list((folder / "results" / "train").glob(f"*/{name}"))
-
-
-def outcome(folder):
-    """Rows without what is measured, weights, and the learner's state in the last checkpoint."""
-    [rows], [weights] = files(folder, "rows.csv"), files(folder, "weights.pt")
-    frame = train_records.read_rows(rows).drop(columns=list(train_records.MEASURED))
-    state = read_checkpoint(rows.with_name("checkpoint.pt"), pytest.fail)["learner"]
-    assert not list((folder / "results").rglob(".*"))
-    return frame.to_csv(index=False), torch.load(weights, weights_only=True), state
-
-
-def assert_same(ours, theirs):
-    assert ours[0] == theirs[0]
-    for name, value in theirs[1].items():
-        assert torch.equal(ours[1][name], value), name
-    for name, value in theirs[2]["hyperparameters"].items():
-        assert torch.equal(ours[2]["hyperparameters"][name], value), name
-    for name, value in theirs[2]["generators"].items():
-        assert torch.equal(ours[2]["generators"][name], value), name
 
 
 def resumed(server, folder, arguments):

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkml.evidence import evaluate_partition, partition_for
+from ntkml.evidence import evaluate_partition
+from ntkml.grouping import partition_for
 from tests.factories import LIKELIHOODS, STRUCTURES, assert_same, few_examples, generator, make_case, make_prior
 
 NAMES = ["3-C", "3-1", "2-2", "N-1", "3-tree", "3-1+iid", "2-tree+iid", "3-C+class", "2-1+kmeans", "3-tree+greedy"]

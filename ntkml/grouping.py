@@ -1,0 +1,122 @@
+"""Which inputs of a data set share a block: partitions, trees over the classes, and what a network says about its inputs.
+
+Features and kernels are computed in chunks of the automatic size: resampling needs no more memory than a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.capture import capture, trainable_parameters
+from ntkml.chunking import automatic_chunk, row_groups
+from ntkml.dichotomies import NestedDichotomy, average_linkage
+from ntkml.exact_rows import RowPlan
+from ntkml.layers.layer_rows import LayerRows
+from ntkml.layers.uses import PositionsUse
+from ntkml.likelihoods import Likelihood, column_groups
+from ntkml.model_contract import check_model
+from ntkml.partitions import (
+    Partition,
+    class_batches,
+    greedy_batches,
+    kmeans_batches,
+    make_partition,
+    random_batches,
+)
+from ntkml.rows import ChunkedRows, rows_by_layer
+from ntkml.specs import EstimatorSpec
+
+
+def partition_for(
+    spec: EstimatorSpec,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    likelihood: Likelihood,
+    generator: torch.Generator | None,
+    plan: RowPlan | None = None,
+) -> Partition:
+    """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
+    with torch.no_grad():
+        num_outputs = model(x[:1].clone()).shape[1]
+    groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
+    batches = input_batches(spec, model, x, y, likelihood, generator, plan)
+    return make_partition(batches, groups, spec.iid, generator)
+
+
+def input_batches(
+    spec: EstimatorSpec,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    likelihood: Likelihood,
+    generator: torch.Generator | None,
+    plan: RowPlan | None = None,
+) -> list[Tensor]:
+    """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
+    if spec.inputs is None:
+        return [torch.arange(len(x))]
+    if spec.grouping == "class":
+        return class_batches(y.cpu(), spec.inputs, generator)
+    if spec.grouping == "kmeans":
+        return kmeans_batches(last_layer_features(model, x, plan).cpu(), spec.inputs, generator)
+    if spec.grouping == "greedy":
+        return greedy_batches(input_kernel(model, x, likelihood, plan).cpu(), spec.inputs, generator)
+    return random_batches(len(x), spec.inputs, generator)
+
+
+def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan | None = None, chunk: int | None = None) -> Tensor:
+    """What enters the last captured linear or convolutional layer, flattened, or the outputs without one. Shape (N, d)."""
+    plan = check_model(model, x) if plan is None else plan
+    features = []
+    for part in x.split(chunk or automatic_chunk(model, plan, x[:1], 1)):
+        captured = capture(model, part, plan=plan)
+        inputs = [use.inputs for use in captured.layers if isinstance(use, PositionsUse)]
+        features.append((inputs[-1].flatten(1) if inputs else captured.outputs).detach())
+        del captured, inputs  # or they would be alive beside the next chunk
+    return torch.cat(features)
+
+
+def input_kernel(
+    model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowPlan | None = None, chunk: int | None = None
+) -> Tensor:
+    """An N x N summary of the kernel for +greedy: correlations of k(x_n, x_m) = sum over columns r of <R_nr, R_mr>.
+
+    Correlations, scaled back to the mean of the diagonal, measured tighter than k itself, whose few confident inputs with
+    large gradients would be grouped by size rather than by likeness. Columns and parameter tensors take turns.
+    """
+    plan = check_model(model, x) if plan is None else plan
+    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
+    parts, tree = x.split(chunk or automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
+
+    def rows_of(column: int) -> Callable[[], Iterator[dict[str, LayerRows]]]:
+        def chunks() -> Iterator[dict[str, LayerRows]]:
+            for part in parts:
+                captured = capture(model, part, plan=plan)
+                factor = likelihood.factor(captured.outputs.detach(), "C", tree)
+                rows = rows_by_layer(captured, factor[:, :, column : column + 1], keep_graph=False)
+                del captured
+                yield rows
+                del rows  # or it would be alive beside the next chunk
+
+        return chunks
+
+    with torch.no_grad():
+        num_columns = likelihood.factor(model(x[:1].clone()), "C", tree).shape[2]
+    kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+    for column in range(num_columns):
+        kernel += ChunkedRows(rows_of(column), shapes, False, groups).total_gram()
+    root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return kernel.diagonal().mean() * kernel / torch.outer(root, root)
+
+
+def tree_for(model: nn.Module) -> NestedDichotomy | None:
+    """The tree over the classes that average linkage finds on the last linear layer's weight; None without such a layer."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    if not last or last[0].out_features < 2:
+        return None
+    return average_linkage(last[0].weight)

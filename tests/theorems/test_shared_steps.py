@@ -1,0 +1,78 @@
+"""Steps that many processes share: their parts add up to what one process computes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ntkml.capture import trainable_parameters
+from ntkml.processes import ALONE, Processes
+from tests.factories import generator
+from tests.objectives import Brightness, parts_of, problem
+
+BLOCKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconnected(Processes):
+    """One of many processes, whose sums are its own part alone."""
+
+    def total(self, value):
+        return value.detach().clone()
+
+
+def hyper_parts(name, processes, augmentation, cached):
+    """Terms and gradients of one of the processes."""
+    objective, x, y = problem(augmentation, name, chunk=2)
+    if cached:
+        objective.in_network.requires_grad_(False)
+        estimate = objective.cached_backward(x, y, BLOCKS, generator(1), processes)()
+    else:
+        estimate = objective.backward(x, y, BLOCKS, generator(1), processes)
+    gradients = {key: p.grad for key, p in objective.named_parameters() if p.grad is not None}
+    return parts_of(estimate)[[1, 3]], gradients
+
+
+def assert_adds_up(parts, whole):
+    assert (sum(parts) - whole).abs().max() <= 1e-12 * whole.abs().max()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(("cached", "name"), [(False, "ntk-2-1"), (False, "kfac-4-tree"), (True, "ntk-2-tree+iid")])
+def test_hyper_gradients_of_all_processes_add_up_to_those_of_one(name, cached, count):
+    views = (lambda: None) if cached else Brightness
+    whole, gradients = hyper_parts(name, ALONE, views(), cached)
+    parts = [hyper_parts(name, Unconnected(rank, count), views(), cached) for rank in range(count)]
+    assert_adds_up([terms for terms, _ in parts], whole)
+    for key, gradient in gradients.items():
+        assert gradient.abs().max() > 0
+        assert_adds_up([own[key] for _, own in parts], gradient)
+        assert (parts[0][1][key] - gradient).abs().max() > 1e-6 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("count", [2, 4, 11])  # eleven share a batch of nine
+def test_weight_gradients_of_all_processes_add_up_to_those_of_one(count):
+    def part(processes):
+        objective, x, y = problem(Brightness(), "ntk-4-1")
+        stream = generator(1)
+        loss = objective.weight_loss(x, y, 100, stream, processes)
+        loss.backward()
+        gradients = [weight.grad for weight in trainable_parameters(objective.model).values()]
+        return loss.detach(), gradients, stream.get_state()
+
+    loss, gradients, state = part(ALONE)
+    parts = [part(Unconnected(rank, count)) for rank in range(count)]
+    assert_adds_up([own[0] for own in parts], loss)
+    for index, gradient in enumerate(gradients):
+        assert_adds_up([own[1][index] for own in parts], gradient)
+    assert all(torch.equal(own[2], state) for own in parts)  # all have drawn the same views
+
+
+def test_gradients_that_were_there_stay_and_are_not_summed():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    untouched = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.full((3,), 5.0)
+    with Unconnected(0, 2).summed_gradients([parameter, untouched]):
+        (2 * parameter).sum().backward()
+    assert parameter.grad.tolist() == [7.0] * 3
+    assert untouched.grad is None
