@@ -89,7 +89,7 @@ def test_a_factor_of_two_shows_the_middle_and_one_half_the_whole_in_it():
     images[..., 4:12, 6:18] = 1.0
     larger, smaller = scale(images, torch.tensor([2.0])), scale(images, torch.tensor([0.5]))
     assert larger[..., 1:-1, 1:-1].min() > 0.99
-    assert smaller.mean() == pytest.approx(images.mean() / 4, rel=0.05)
+    assert smaller.mean().item() == pytest.approx(images.mean().item() / 4, rel=0.05)
     assert smaller[..., 6:10, 9:15].min() > 0.99
 
 
