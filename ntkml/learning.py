@@ -109,11 +109,16 @@ def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: fl
     with torch.autocast(x.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
         loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"])
     learner.unread.append(UnreadLoss(loss.detach(), len(x), learner.position.step, rate))
-    if x.device.type == "cpu":
+    if _reads_at_once(x.device):
         settle(learner)
     optimizer.zero_grad()
     loss.backward()
     _step(optimizer, rate)
+
+
+def _reads_at_once(device: torch.device) -> bool:
+    """Whether the host computes the losses itself, so that reading one costs nothing."""
+    return device.type == "cpu"
 
 
 def settle(learner: Learner) -> None:
