@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Hyperparameter, average_views, trainable_parameters
+from ntkml.full_precision import full_precision
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.processes import ALONE, Processes
@@ -102,10 +103,11 @@ class BayesianModel(nn.Module):
         if not len(x[part]):  # fewer inputs than processes
             return loss
         outputs = self._outputs(x[part], None if noise is None else noise[part])
+        outputs = outputs.to(square)  # where autocast made them bfloat16
         return loss - self.likelihood.log_prob(outputs, y[part]).sum() / len(x)
 
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
             views = self._views(x, noise)
         parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.

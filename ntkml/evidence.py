@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.model_contract import check_model
@@ -47,6 +48,7 @@ class LogMarginalLikelihood:
         return self.log_likelihood + self.log_prior - 0.5 * self.log_det
 
 
+@full_precision()
 def log_marginal_likelihood(
     model: nn.Module,
     x: Tensor,
@@ -88,6 +90,7 @@ def log_marginal_likelihood(
     return evaluate_partition(model, x, y, spec, partition, prior, likelihood, drawn, plan)
 
 
+@full_precision()
 def evaluate_partition(
     model: nn.Module,
     x: Tensor,

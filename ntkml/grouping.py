@@ -14,6 +14,7 @@ from ntkml.capture import capture, trainable_parameters
 from ntkml.chunking import automatic_chunk, row_groups
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, column_groups
@@ -30,6 +31,7 @@ from ntkml.rows import ChunkedRows, rows_by_layer
 from ntkml.specs import EstimatorSpec
 
 
+@full_precision()
 def partition_for(
     spec: EstimatorSpec,
     model: nn.Module,

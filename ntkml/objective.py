@@ -21,6 +21,7 @@ from ntkml.chunking import automatic_chunk, in_memory
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.grouping import partition_for, tree_for
 from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
@@ -72,6 +73,7 @@ class MarginalLikelihood(BayesianModel):
         self.tree: NestedDichotomy | None = None
         self._plan: RowPlan | None = None
 
+    @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
         check_data(x, y)
@@ -84,6 +86,7 @@ class MarginalLikelihood(BayesianModel):
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._plan)
         return self.partition
 
+    @full_precision()
     def backward(
         self,
         x: Tensor,
@@ -111,6 +114,7 @@ class MarginalLikelihood(BayesianModel):
             terms = (self._add_gradients(data, weight, len(x)) for data, weight in drawn)
             return self._assemble(len(x), terms, processes)
 
+    @full_precision()
     def estimate(
         self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
@@ -120,6 +124,7 @@ class MarginalLikelihood(BayesianModel):
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
             return self._assemble(len(x), terms, ALONE)
 
+    @full_precision()
     def cached_backward(
         self,
         x: Tensor,
@@ -141,6 +146,7 @@ class MarginalLikelihood(BayesianModel):
         drawn = self._drawn(x, y, blocks, generator, processes)
         kept = [(data, self._first(data), weight) for data, weight in drawn]
 
+        @full_precision()
         def backward() -> LogMarginalLikelihood:
             terms = ((self._terms(data, first), weight) for data, first, weight in kept)
             with processes.summed_gradients(self.parameters()):
