@@ -63,6 +63,7 @@ COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
+    "table": "ntkml.commands.table:table",
     "plot": "ntkml.commands.plot:plot",
 }
 

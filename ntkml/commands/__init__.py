@@ -23,6 +23,7 @@ SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
     "pareto": "Time per estimate against what each estimator reaches.",
+    "table": "A table of the paper, our runs beside the published numbers.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
 }
 
