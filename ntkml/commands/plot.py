@@ -27,6 +27,7 @@ What has to be run before:
   figures 3-6, 12     ntkml bound-grid --hparam prior --protocol mnist-bounds   (and rotation)
   figures 1, 8, 9     ntkml pareto --hparam invariance
   figures 13, 10, 11  ntkml pareto --hparam prior
+  figures 7, 14-16    ntkml train --protocol figure-7-reduced, for several --num-data
 """
 WITHOUT_ROWS = ("figure-2",)
 
@@ -72,7 +73,7 @@ class FigureName(click.ParamType):
     help="May be repeated.",
 )
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
-    """Draw NAME: figure-1 to figure-6, figure-8 to figure-13, or bound-grid or pareto for any one run.
+    """Draw NAME: figure-1 to figure-16, or bound-grid or pareto for any one run.
 
     Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. Figures 8 to 11 show
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
@@ -96,6 +97,8 @@ def _from_rows(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, st
 
     if name in figure_protocols.trajectory_names():
         return _trajectories(name, csv, results)
+    if name in figure_protocols.subset_names():
+        return _subsets(name, csv, results)
     if name in figure_protocols.pareto_names():
         return _pareto(name, csv, results)
     return _bounds(name, csv, results)
@@ -134,6 +137,20 @@ def _trajectories(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any,
     _say_read(dict.fromkeys(run.path for run in runs))
     rows = pandas.concat([run.rows for run in runs], ignore_index=True)
     return resolve(FIGURES, name, "figure")(name, rows, notes), name
+
+
+def _subsets(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
+    """A figure of training runs on more and more data."""
+    from ntkml.figure_protocols import load_subset_figure
+    from ntkml.figures.subset_sources import subset_runs
+
+    if csv:
+        raise click.UsageError(
+            f"{name} shows many runs with their manifests: name their folder with --results, not --csv"
+        )
+    runs = subset_runs(load_subset_figure(name), results)
+    _say_read(runs.paths)
+    return resolve(FIGURES, name, "figure")(name, runs), name
 
 
 def _pareto(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
