@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, as_likelihood, column_groups
 from ntkml.model_contract import check_model
@@ -56,6 +57,7 @@ class LogMarginalLikelihood:
         return self.log_likelihood + self.log_prior - 0.5 * self.log_det
 
 
+@full_precision()
 def log_marginal_likelihood(
     model: nn.Module,
     x: Tensor,
@@ -97,6 +99,7 @@ def log_marginal_likelihood(
     return evaluate_partition(model, x, y, spec, partition, prior, likelihood, drawn, plan)
 
 
+@full_precision()
 def evaluate_partition(
     model: nn.Module,
     x: Tensor,
@@ -150,6 +153,7 @@ def block_log_det(
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
 
 
+@full_precision()
 def partition_for(
     spec: EstimatorSpec,
     model: nn.Module,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ntkml.datasets import ImageDataset
 from ntkml.evidence import LogMarginalLikelihood
-from ntkml.learning_state import Learner, Position, planned
+from ntkml.full_precision import full_precision
+from ntkml.learning_state import Learner, Position, UnreadLoss, planned
 from ntkml.learning_trouble import check_loss, check_scores, check_update, named_trouble
 from ntkml.randomness import generator_for
 from ntkml.scores import Scores, one_hot, score
@@ -26,6 +27,9 @@ from ntkml.two_pass import chunks
 
 #: Network inputs, views included, that are evaluated at a time.
 EVALUATION_INPUTS = 1024
+
+#: Steps of the weights on a GPU after which their losses are read; the host runs ahead of the device in between.
+UNREAD_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def steps(learner: Learner, data: ImageDataset) -> Iterator[LearningRecord | Non
     """:func:`learn` from the learner's position on, one step at a time: None after a step, the record after an epoch.
 
     A step is one of the weights, on one batch, or one of the hyperparameters, on one block; the evaluation comes with the
-    record. Whenever this yields, :func:`~ntkml.learning_state.state_of` is all that there is to keep.
+    record. Whenever this yields, what :func:`~ntkml.learning_state.state_of` returns after :func:`settle` is all that
+    there is to keep.
     """
     protocol, position, x = learner.protocol, learner.position, data.train_inputs
     y = data.train_targets
@@ -82,14 +87,17 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
         return
     with position.timed("weights"):
         shuffle = partial(torch.randperm, len(x), generator=learner.streams["batches"])
-        batches = planned(learner, ["batches"], shuffle).split(protocol.batch_size)
+        # On the data's device once, so that taking a batch does not copy its indices there and wait.
+        batches = planned(learner, ["batches"], shuffle).to(x.device).split(protocol.batch_size)
     while position.step < count:
         batch = batches[position.step]
         rate = cosine(
             (position.epoch - 1) * count + position.step, protocol.epochs * count, protocol.lr, protocol.lr_min
         )
         with position.timed("weights"), named_trouble(learner, "weights"):
-            position.loss += _weight_step(learner, _seen(learner, x[batch]), y[batch], len(x), rate) * len(batch)
+            _weight_step(learner, _seen(learner, x[batch]), y[batch], len(x), rate)
+            if position.step + 1 == count or len(learner.unread) >= UNREAD_STEPS:
+                settle(learner)
         position.advance(count)
         yield
 
@@ -101,16 +109,38 @@ def _seen(learner: Learner, images: Tensor) -> Tensor:
     return images
 
 
-def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> float:
-    """One step of the weights on a batch. Returns its loss."""
+@full_precision()
+def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> None:
+    """One step of the weights on a batch. On a CPU its loss is checked before the weights move, else when it is read."""
     optimizer = learner.optimizers["weights"]
-    loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"])
-    value = loss.item()
-    check_loss(learner, value, rate)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
+        loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"])
+    learner.unread.append(UnreadLoss(loss.detach(), len(x), learner.position.step, rate))
+    if _reads_at_once(x.device):
+        settle(learner)
     optimizer.zero_grad()
     loss.backward()
     _step(optimizer, rate)
-    return value
+
+
+def _reads_at_once(device: torch.device) -> bool:
+    """Whether the host computes the losses itself, so that reading one costs nothing."""
+    return device.type == "cpu"
+
+
+def settle(learner: Learner) -> None:
+    """Read the losses that are still on the device into the position. To be called before the state is kept.
+
+    Raises:
+        DivergenceError: one of them is NaN or infinite.
+    """
+    if not learner.unread:
+        return
+    unread = list(learner.unread)
+    learner.unread.clear()
+    for loss, value in zip(unread, torch.stack([loss.value for loss in unread]).tolist(), strict=True):
+        check_loss(learner, value, loss.step, loss.rate)
+        learner.position.loss += value * loss.num_data
 
 
 def _update(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
@@ -185,6 +215,7 @@ def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 @torch.no_grad()
+@full_precision()
 def evaluate(learner: Learner, data: ImageDataset) -> Scores:
     """Scores on the test data, logits averaged over S views. The views are the same at every epoch of a run."""
     objective, x = learner.objective, data.test_inputs

@@ -33,6 +33,9 @@ STREAMS = ("batches", "views", "partition", "blocks")
 #: Learning rate of Fixup's scalars, as a share of the other weights' (Zhang et al. 2019; the paper's protocol).
 FIXUP_SHARE = 0.1
 
+#: What the weights' steps compute in: float32, or bfloat16 where torch's autocast finds it safe.
+PRECISIONS = ("float32", "bf16")
+
 #: What the seconds of an epoch are spent on.
 PARTS = ("weights", "hyper", "eval")
 
@@ -78,22 +81,46 @@ class Position:
 
 
 @dataclass(frozen=True)
+class UnreadLoss:
+    """The loss of one step of the weights, still on its device: reading it would make the host wait."""
+
+    value: Tensor
+    num_data: int
+    step: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class Learner:
-    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned."""
+    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned.
+
+    ``precision``: of the weights' forward and backward pass, one of :data:`PRECISIONS`; estimates have their own.
+    ``unread``: losses that the position does not count yet (:func:`ntkml.learning.settle`).
+    """
 
     protocol: TrainProtocol
     objective: MarginalLikelihood
     optimizers: Mapping[str, torch.optim.Optimizer]
     streams: Mapping[str, torch.Generator]
     position: Position = field(default_factory=Position)
+    precision: str = "float32"
+    unread: list[UnreadLoss] = field(default_factory=list)
 
 
-def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device, chunk: int | None = None) -> Learner:
+def new_learner(
+    protocol: TrainProtocol,
+    model: nn.Module,
+    device: torch.device,
+    chunk: int | None = None,
+    precision: str = "float32",
+) -> Learner:
     """The learner at its start: initial weights, prior precisions ``prior_init``, half-widths zero.
 
     Raises:
-        ValueError: an unknown optimizer, estimator or prior, or a precision that is not positive.
+        ValueError: an unknown optimizer, estimator, prior or ``precision``, or a prior precision that is not positive.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r} of the weights' steps; known: {', '.join(PRECISIONS)}")
     if protocol.optimizer not in _WEIGHT_OPTIMIZERS:
         known = ", ".join(_WEIGHT_OPTIMIZERS)
         raise ValueError(f"unknown optimizer {protocol.optimizer!r}; known: {known}")
@@ -115,7 +142,8 @@ def new_learner(protocol: TrainProtocol, model: nn.Module, device: torch.device,
         optimizers["prior"] = torch.optim.Adam(learned_with_it, lr=protocol.lr_hyper)
     if views is not None:
         optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
-    return Learner(protocol, objective, optimizers, {name: generator_for(protocol.seed, name) for name in STREAMS})
+    streams = {name: generator_for(protocol.seed, name) for name in STREAMS}
+    return Learner(protocol, objective, optimizers, streams, precision=precision)
 
 
 def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
@@ -149,7 +177,11 @@ def planned(learner: Learner, streams: Sequence[str], draw: Callable[[], _Plan])
 
 
 def state_of(learner: Learner) -> dict[str, Any]:
-    """What :func:`restore` needs to go on bit by bit: tensors, numbers and strings in dictionaries and lists."""
+    """What :func:`restore` needs to go on bit by bit: tensors, numbers and strings in dictionaries and lists.
+
+    All losses are read by then (:func:`ntkml.learning.settle`).
+    """
+    assert not learner.unread
     tree = learner.objective.tree
     return {
         "weights": learner.objective.model.state_dict(),

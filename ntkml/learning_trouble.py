@@ -28,11 +28,11 @@ class TrainingMemoryError(ValueError):
     """There was no memory for a step; the message says for which, and what would take less."""
 
 
-def check_loss(learner: Learner, loss: float, rate: float) -> None:
-    """Raise DivergenceError where the loss of a batch is NaN or infinite; ``rate`` is that of the coming step."""
+def check_loss(learner: Learner, loss: float, step: int, rate: float) -> None:
+    """Raise DivergenceError where the loss of a batch is NaN or infinite; ``step`` counts from 0, ``rate`` was its own."""
     if not math.isfinite(loss):
         raise DivergenceError(
-            f"training diverged in {_place(learner)}: the loss is {loss} at learning rate {rate:g}: lower the learning rate "
+            f"training diverged in epoch {learner.position.epoch}, step {step + 1}: the loss is {loss} at learning rate {rate:g}: lower the learning rate "
             f"(--lr, now {learner.protocol.lr:g})"
         )
 

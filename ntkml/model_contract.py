@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ntkml.capture import survey, trainable_parameters
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.row_plans import not_captured, plan_rows
 
 
+@full_precision()
 def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     """Refuse a model whose rows would be wrong, by name and with what to do; say how the others get theirs.
 

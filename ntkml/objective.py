@@ -20,6 +20,7 @@ from ntkml.chunking import automatic_chunk
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data, partition_for, tree_for
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
 from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.model_contract import check_model
@@ -127,7 +128,7 @@ class MarginalLikelihood(nn.Module):
 
     def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
             views = self._views(x, self._draw(len(x), generator))
         parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.
@@ -139,8 +140,10 @@ class MarginalLikelihood(nn.Module):
         weights = trainable_parameters(self.model)
         precision = self.prior.of(self._shapes)
         square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
-        return 0.5 * square.sum() / num_data - self.likelihood.log_prob(self.outputs(x, generator), y).mean()
+        outputs = self.outputs(x, generator).to(square)  # where autocast made them bfloat16
+        return 0.5 * square.sum() / num_data - self.likelihood.log_prob(outputs, y).mean()
 
+    @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
         check_data(x, y)
@@ -153,6 +156,7 @@ class MarginalLikelihood(nn.Module):
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._plan)
         return self.partition
 
+    @full_precision()
     def backward(
         self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
@@ -172,6 +176,7 @@ class MarginalLikelihood(nn.Module):
         drawn = self._drawn(x, y, blocks, generator)
         return self._assemble(len(x), (self._add_gradients(data, weight, len(x)) for data, weight in drawn))
 
+    @full_precision()
     def estimate(
         self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
@@ -181,6 +186,7 @@ class MarginalLikelihood(nn.Module):
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
             return self._assemble(len(x), terms)
 
+    @full_precision()
     def cached_backward(
         self, x: Tensor, y: Tensor, blocks: int | None = 1, generator: torch.Generator | None = None
     ) -> Callable[[], LogMarginalLikelihood]:
@@ -196,6 +202,7 @@ class MarginalLikelihood(nn.Module):
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
         kept = [(data, self._first(data), weight) for data, weight in self._drawn(x, y, blocks, generator)]
 
+        @full_precision()
         def backward() -> LogMarginalLikelihood:
             terms = ((self._terms(data, first), weight) for data, first, weight in kept)
             return self._assemble(len(x), (self._descend(*own, weight, len(x)) for own, weight in terms))

@@ -29,6 +29,9 @@ DATASETS = {
     "digits": "ntkml.datasets.digits:load",
     "mnist": "ntkml.datasets.mnist:load_mnist",
     "fashion-mnist": "ntkml.datasets.mnist:load_fashion_mnist",
+    "cifar10": "ntkml.datasets.cifar:load_cifar10",
+    "cifar100": "ntkml.datasets.cifar:load_cifar100",
+    "tinyimagenet": "ntkml.datasets.tiny_imagenet:load",
 }
 
 MODELS = {

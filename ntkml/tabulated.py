@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture, trainable_parameters
 from ntkml.exact_rows import RowPlan
+from ntkml.full_precision import full_precision
 from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.layers.positions import Positions
@@ -123,6 +124,7 @@ def _is_range(pairs: Tensor, size: int) -> bool:
     return len(pairs) == size and bool((pairs == torch.arange(size, device=pairs.device)).all())
 
 
+@full_precision()
 def tabulate(
     model: nn.Module,
     views: Callable[[int, int], Tensor],

@@ -9,6 +9,8 @@ error the schemas are declared and the import is tried once more. Calling such a
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -51,11 +53,28 @@ def download(class_name: str, data_root: Path) -> None:
         ValueError: the download failed (no network, unwritable folder, checksum); the message says what to do instead.
     """
     dataset_class = getattr(torchvision().datasets, class_name)
-    try:
+    with _named_failure(class_name, data_root):
         dataset_class(str(data_root), download=True)
+
+
+def download_file(url: str, data_root: Path, md5: str) -> None:
+    """Fetch one file into ``data_root`` under its own name, with a progress bar; torchvision checks the checksum.
+
+    Raises:
+        ValueError: see :func:`download`.
+    """
+    fetch = torchvision().datasets.utils.download_url
+    with _named_failure(url, data_root):
+        fetch(url, str(data_root), md5=md5)
+
+
+@contextmanager
+def _named_failure(what: str, data_root: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"downloading {class_name} into {data_root} failed ({error}); copy its files there by hand, "
+            f"downloading {what} into {data_root} failed ({error}); copy its files there by hand, "
             f"or name a folder that has them with --data-root"
         ) from error
 

@@ -77,6 +77,12 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.option(
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(("float32", "bf16")),
+    default="float32",
+    help="Of the weights' steps; estimates are float32 rows and float64 algebra in any case.",
+)
 @click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
 @click.option(
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
@@ -135,7 +141,9 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     notes = departures(protocol, asked, options["protocol_variant"])
-    run = TrainRun(protocol, data, device, options["chunk"], tuple(notes))
+    precision = options["precision"]
+    notes += ["Weights trained in bfloat16 (autocast)."] if precision == "bf16" else []
+    run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), precision)
     folder = run.folder(options["out"])
     _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):

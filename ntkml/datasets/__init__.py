@@ -22,7 +22,11 @@ from ntkml.datasets.normalisation import Normalisation
 FOLDER_SCHEME = "folder:"
 
 #: What is applied to the pixels of each data set; the others stay in [0, 1], images of a folder take their own statistics.
-NORMALISATIONS: dict[str, Normalisation] = {}
+NORMALISATIONS = {
+    "cifar10": normalisation.CIFAR,
+    "cifar100": normalisation.CIFAR,
+    "tinyimagenet": normalisation.IMAGENET,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class ImageDataset:
 
 
 def load_dataset(name: str, data_root: str | Path | None = None, download: bool = False) -> ImageDataset:
-    """Read a data set by name: one of ``registry.DATASETS`` or ``folder:PATH``, alone or as a variant (``mnist_r180``).
+    """Read a data set by name: one of ``registry.DATASETS`` or ``folder:PATH``, alone or as a variant
+    (``mnist_r180``, ``translated_mnist``; :mod:`ntkml.datasets.variants`).
 
     Args:
         name: for example ``digits`` (inside the package, needs no files), ``mnist``, ``fashion-mnist_r180``,
@@ -109,8 +114,12 @@ def load_dataset(name: str, data_root: str | Path | None = None, download: bool 
 
 
 def dataset_names() -> list[str]:
-    """Every name that :func:`load_dataset` accepts."""
-    return [base + suffix for base in registry.DATASETS for suffix in ("", *(f"_{v}" for v in variants.VARIANTS))]
+    """Every name that :func:`load_dataset` accepts, beside those of folders."""
+    return [
+        name
+        for base in registry.DATASETS
+        for name in (base, *(variants.join_name(base, variant) for variant in variants.VARIANTS))
+    ]
 
 
 def resolve_data_root(data_root: str | Path | None = None) -> Path:

@@ -7,9 +7,12 @@ contents alone, not on names, places or their order, and is the same on every ma
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 PARTS = ("train", "test")
 TEST_SHARE = 5  # one in five where the folders do not say
@@ -66,6 +69,26 @@ def arrange(images: Mapping[str, str], folders: Iterable[str], where: str) -> La
     if len(train) < 2:
         raise ValueError(f"{where}: one class ({next(iter(train))}), expected two or more; {_EXPECTED}")
     return Layout(train, test, notes)
+
+
+def names_of(classes: Classes) -> list[str]:
+    """All images, class by class."""
+    return [name for names in classes.values() for name in names]
+
+
+def targets_of(classes: Classes) -> np.ndarray:
+    """The number of the class of every image of :func:`names_of`. Shape (n,), int64."""
+    return np.repeat(np.arange(len(classes), dtype=np.int64), [len(names) for names in classes.values()])
+
+
+def checksum(train: Classes, test: Classes, digests: Mapping[str, str]) -> str:
+    """sha256 over part, class and sha256 of every image in their order; names of files and archives do not enter."""
+    digest = hashlib.sha256()
+    for part, classes in zip(PARTS, (train, test), strict=True):
+        for label, names in classes.items():
+            for name in names:
+                digest.update(f"{part}\0{label}\0{digests[name]}\n".encode())
+    return digest.hexdigest()
 
 
 _EXPECTED = "expected train/CLASS/* and test/CLASS/*, or CLASS/* alone, with JPEG or PNG files"

@@ -11,20 +11,18 @@ The data set is named after the last part of PATH without the suffix of an archi
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from ntkml.datasets import FOLDER_SCHEME, ImageDataset
-from ntkml.datasets.class_folders import Classes, Layout, arrange
+from ntkml.datasets.class_folders import arrange, checksum, names_of, targets_of
 from ntkml.datasets.image_cache import DecodedImages, cached
 from ntkml.datasets.image_sources import archive_suffix, fingerprint, read_entries
-from ntkml.datasets.pictures import Pictures, Size, decode_all, is_picture
+from ntkml.datasets.pictures import Size, decode_all, is_picture
 
 _SIZE = re.compile(r"(?P<path>.+)@(?P<height>\d+)(?:x(?P<width>\d+))?")
 _LITTER = ("thumbs.db", "desktop.ini")  # what file managers leave behind
@@ -114,28 +112,11 @@ def _decode(parsed: FolderName) -> DecodedImages:
         notes = (*notes, f"{len(others)} files that are no JPEG or PNG were left out (the first: {min(others)}).")
     channels = pictures.channels
     return DecodedImages(
-        pictures.stack(_names(layout.train), channels),
-        _targets(layout.train),
-        pictures.stack(_names(layout.test), channels),
-        _targets(layout.test),
+        pictures.stack(names_of(layout.train), channels),
+        targets_of(layout.train),
+        pictures.stack(names_of(layout.test), channels),
+        targets_of(layout.test),
         tuple(layout.train),
-        _checksum(layout, pictures),
+        checksum(layout.train, layout.test, pictures.digests),
         notes,
     )
-
-
-def _names(classes: Classes) -> list[str]:
-    return [name for names in classes.values() for name in names]
-
-
-def _targets(classes: Classes) -> np.ndarray:
-    return np.repeat(np.arange(len(classes), dtype=np.int64), [len(names) for names in classes.values()])
-
-
-def _checksum(layout: Layout, pictures: Pictures) -> str:
-    digest = hashlib.sha256()
-    for part, classes in (("train", layout.train), ("test", layout.test)):
-        for label, names in classes.items():
-            for name in names:
-                digest.update(f"{part}\0{label}\0{pictures.digests[name]}\n".encode())
-    return digest.hexdigest()

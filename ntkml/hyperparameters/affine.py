@@ -76,7 +76,9 @@ class AffineInvariance(nn.Module):
 
     def draw(self, num_inputs: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise for :meth:`forward`. Shape (num_inputs, num_views, 6)."""
-        return draw_noise(num_inputs, self.num_views, generator, self.eta.dtype).to(self.eta.device)
+        noise = draw_noise(num_inputs, self.num_views, generator, self.eta.dtype)
+        # From pinned memory a GPU takes it while the host goes on.
+        return noise.pin_memory().to(self.eta.device, non_blocking=True) if self.eta.is_cuda else noise
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Views (n * S, ...) of images (n, ...); see :func:`affine_views`."""

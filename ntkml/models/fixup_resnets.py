@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.models.fitting import check_counts, wrong_size
 
 
 class Block(nn.Module):
@@ -69,7 +70,7 @@ def wrn16_4(
     input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """Wide ResNet 16-4: 16, then 64, 128, 256 channels, two blocks each; 2 745 306 parameters at 3 channels, C = 10."""
-    return _network(input_shape, num_classes, generator, _basic((64, 128, 256), 2), projected=True)
+    return _network("wrn16-4", input_shape, num_classes, generator, _basic((64, 128, 256), 2), projected=True)
 
 
 def resnet8_16(
@@ -83,14 +84,14 @@ def resnet18_16(
     input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """ResNet-18 of 16, 32, 64, 128 channels, two basic blocks each; 688 356 parameters at 3 channels, C = 10."""
-    return _network(input_shape, num_classes, generator, _basic((16, 32, 64, 128), 2), projected=False)
+    return _network("resnet18-16", input_shape, num_classes, generator, _basic((16, 32, 64, 128), 2), projected=False)
 
 
 def resnet50(
     input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """What the paper's code calls ResNet-50: six basic blocks of 16, 32, 64, 128 channels; 2 279 666 parameters, C = 200."""
-    return _network(input_shape, num_classes, generator, _basic((16, 32, 64, 128), 6), projected=False)
+    return _network("resnet50", input_shape, num_classes, generator, _basic((16, 32, 64, 128), 6), projected=False)
 
 
 def resnet50_bottleneck(
@@ -98,7 +99,7 @@ def resnet50_bottleneck(
 ) -> nn.Sequential:
     """ResNet-50 of 3, 4, 6, 3 bottlenecks behind 16 channels, the size that the paper names; 23 840 490 parameters, C = 200."""
     stages = [(n, (w, w, 4 * w), (1, 3, 1)) for n, w in zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True)]
-    return _network(input_shape, num_classes, generator, stages, projected=True)
+    return _network("resnet50-bottleneck", input_shape, num_classes, generator, stages, projected=True)
 
 
 def _basic(widths: Sequence[int], count: int) -> Stages:
@@ -106,6 +107,7 @@ def _basic(widths: Sequence[int], count: int) -> Stages:
 
 
 def _network(
+    name: str,
     input_shape: tuple[int, int, int],
     num_classes: int,
     generator: torch.Generator | None,
@@ -118,11 +120,10 @@ def _network(
         ValueError: fewer than one channel or class, or images that cannot be halved as often.
     """
     channels, height, width = input_shape
-    if channels < 1 or num_classes < 1:
-        raise ValueError(f"a network needs at least one channel and one class, got {channels} and {num_classes}")
+    check_counts(name, input_shape, num_classes)
     smallest = 2 ** (len(stages) - 1)
     if min(height, width) < smallest:
-        raise ValueError(f"this network takes images of {smallest}x{smallest} pixels or more, got {height}x{width}")
+        raise wrong_size(name, f"{smallest}x{smallest} pixels or more", input_shape)
     body, now = [], 16
     for stage, (count, widths, kernels) in enumerate(stages):
         for index in range(count):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ntkml.models.fitting import check_counts, wrong_size
 from ntkml.models.initial_weights import conv2d, linear
 
 _CONVOLUTIONS: dict[tuple[int, int], list[dict[str, int]]] = {
@@ -34,9 +35,8 @@ def mininet(
     channels, height, width = input_shape
     if (height, width) not in _CONVOLUTIONS:
         sizes = " and ".join(f"{h}x{w}" for h, w in _CONVOLUTIONS)
-        raise ValueError(f"mininet takes images of {sizes} pixels, got {height}x{width}")
-    if channels < 1 or num_classes < 1:
-        raise ValueError(f"mininet needs at least one channel and one class, got {channels} and {num_classes}")
+        raise wrong_size("mininet", f"{sizes} pixels", input_shape)
+    check_counts("mininet", input_shape, num_classes)
     first, second, third = _CONVOLUTIONS[height, width]
     return nn.Sequential(
         conv2d(channels, 8, generator, **first),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ntkml.models.fitting import check_counts, wrong_size
 from ntkml.models.initial_weights import conv2d, linear
 
 MLP_WIDTH = 100
@@ -12,7 +13,7 @@ MLP_WIDTH = 100
 
 def mlp(input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None) -> nn.Sequential:
     """Flatten, two hidden layers of 100 units with ReLU, linear to C: 89 610 parameters for 28 x 28 and ten classes."""
-    _check(input_shape, num_classes)
+    check_counts("mlp", input_shape, num_classes)
     return nn.Sequential(
         nn.Flatten(),
         linear(input_shape[0] * input_shape[1] * input_shape[2], MLP_WIDTH, generator),
@@ -35,8 +36,8 @@ def lenet(
     """
     channels, height, width = input_shape
     if (height, width) not in ((28, 28), (32, 32)):
-        raise ValueError(f"lenet takes images of 28x28 and 32x32 pixels, got {height}x{width}")
-    _check(input_shape, num_classes)
+        raise wrong_size("lenet", "28x28 and 32x32 pixels", input_shape)
+    check_counts("lenet", input_shape, num_classes)
     return nn.Sequential(
         conv2d(channels, 6, generator, kernel_size=5, padding=2 if height == 28 else 0),
         nn.ReLU(),
@@ -51,8 +52,3 @@ def lenet(
         nn.ReLU(),
         linear(84, num_classes, generator),
     )
-
-
-def _check(input_shape: tuple[int, int, int], num_classes: int) -> None:
-    if input_shape[0] < 1 or num_classes < 1:
-        raise ValueError(f"a network needs at least one channel and one class, got {input_shape[0]} and {num_classes}")

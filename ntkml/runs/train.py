@@ -43,6 +43,7 @@ class TrainRun:
     """What is to be computed: a protocol (see :func:`resolve_protocol`), its data, and where and how.
 
     ``chunk``: inputs per captured chunk, or None for the default. ``notes``: sentences that every caption must show.
+    ``precision``: of the weights' steps, see :class:`~ntkml.learning_state.Learner`; estimates have their own.
     """
 
     protocol: TrainProtocol
@@ -50,6 +51,7 @@ class TrainRun:
     device: torch.device
     chunk: int | None = None
     notes: tuple[str, ...] = ()
+    precision: str = "float32"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -60,7 +62,8 @@ class TrainRun:
             if field.name not in WORDS
             and (field.default is MISSING or getattr(self.protocol, field.name) != field.default)
         }
-        return settings | {"data_checksum": self.data.checksum, "dtype": "float32"}
+        precision = {} if self.precision == "float32" else {"precision": self.precision}
+        return settings | precision | {"data_checksum": self.data.checksum, "dtype": "float32"}
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
     protocol = run.protocol
     data = subset(run.data, protocol.num_data, generator_for(protocol.seed, "data"))
     model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(protocol.seed, "init"))
-    learner = new_learner(protocol, model, run.device, run.chunk)
+    learner = new_learner(protocol, model, run.device, run.chunk, run.precision)
     parts = ("train_inputs", "train_targets", "test_inputs", "test_targets")
     data = replace(data, **{part: getattr(data, part).to(run.device) for part in parts})
     check_model(learner.objective.model, data.train_inputs)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ntkml import records
 from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.learning import settle
 from ntkml.learning_state import Learner, Position, restore, state_of
 from ntkml.provenance import now
 from ntkml.runs.stopping import Stopped, StopRequest, never
@@ -79,7 +80,12 @@ class Journal:
         self.manifest |= {"environment": state["environment"], "resumed": [*state["resumed"], again]}
 
     def keep(self) -> None:
-        """Write a checkpoint, and the rows and the manifest as of now."""
+        """Write a checkpoint, and the rows and the manifest as of now.
+
+        Raises:
+            DivergenceError: a loss that was not read yet is NaN or infinite.
+        """
+        settle(self.learner)
         kept = {key: self.manifest[key] for key in ("environment", "resumed")}
         about = {"settings": dict(self.settings), "conditions": dict(self.conditions), "rows": self.rows, **kept}
         write_checkpoint(self.checkpoint, about | {"learner": state_of(self.learner)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,19 @@ def fit_weights(model: nn.Module, weights: SavedWeights, described: str) -> None
     Raises:
         ValueError: another network's weights.
     """
-    try:
-        model.load_state_dict(weights.state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(f"the weights do not fit {described}: {reason}") from None
+    expected = model.state_dict()
+    reason = next(_differences(expected, weights.state), None)
+    if reason:
+        raise ValueError(
+            f"the weights do not fit {described}: {reason}; choose the --model and --dataset that they were trained with"
+        )
+    model.load_state_dict(weights.state)
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
+    """What tells the weights of two networks apart, one sentence each."""
+    yield from (f"{name!r} is missing" for name in expected if name not in found)
+    yield from (f"{name!r} is unknown" for name in found if name not in expected)
+    for name, ours in expected.items():
+        if ours.shape != found[name].shape:
+            yield f"{name!r} has shape {tuple(found[name].shape)}, expected {tuple(ours.shape)}"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ntkml import registry
-from ntkml.datasets import ImageDataset, dataset_names, load_dataset, resolve_data_root, subset
-from ntkml.datasets.variants import VARIANTS, rotate, rotate_randomly
+from ntkml.datasets import ImageDataset, dataset_names, load_dataset, resolve_data_root, subset, variants
+from ntkml.datasets.variants import ROTATIONS, rotate, rotate_randomly, scale, split_name, translate
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def digits() -> ImageDataset:
     return load_dataset("digits")
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_r90", "digits_r180"])
+@pytest.mark.parametrize("name", ["digits", "digits_r90", "digits_r180", "scaled_digits"])
 def test_digits_and_variants_keep_the_contract(name):
     dataset = load_dataset(name)
     assert dataset.name == name
@@ -48,10 +48,16 @@ def test_variants_rotate_the_images_and_nothing_else(digits):
     assert rotated.checksum == digits.checksum
 
 
+def test_the_data_set_is_the_one_of_earlier_releases():
+    """Fixed seeds fix the images: reference results depend on them."""
+    rotated = load_dataset("digits_r180")
+    assert rotated.train_inputs.double().sum().item() == pytest.approx(24964.6657, abs=0.01)
+
+
 def test_train_and_test_are_rotated_by_different_angles(digits):
     same = replace(digits, test_inputs=digits.train_inputs[:500])
-    train = rotate_randomly(same.train_inputs[:500], 180.0, torch.Generator().manual_seed(1))
-    test = rotate_randomly(same.test_inputs, 180.0, torch.Generator().manual_seed(0))
+    train = rotate_randomly(same.train_inputs[:500], torch.Generator().manual_seed(1), 180.0)
+    test = rotate_randomly(same.test_inputs, torch.Generator().manual_seed(0), 180.0)
     assert torch.equal(train, load_dataset("digits_r180").train_inputs[:500])
     assert not torch.equal(train, test)
 
@@ -61,12 +67,80 @@ def test_a_right_angle_moves_pixels_counter_clockwise_exactly(digits):
     torch.testing.assert_close(rotate(images, torch.full((5,), 90.0)), images.rot90(1, (2, 3)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("limit", sorted(VARIANTS.values()))
+def test_an_image_that_is_not_square_is_turned_without_shear():
+    bar = torch.zeros(1, 1, 9, 17)
+    bar[..., 4, 6:11] = 1.0  # five pixels lying
+    upright = torch.zeros(1, 1, 9, 17)
+    upright[..., 2:7, 8] = 1.0
+    torch.testing.assert_close(rotate(bar, torch.tensor([90.0])), upright, atol=1e-5, rtol=0)
+
+
+def test_a_shift_by_whole_pixels_moves_them_exactly():
+    images = torch.rand(2, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    moved = translate(images, torch.tensor([[3.0, -5.0], [-8.0, 8.0]]))
+    torch.testing.assert_close(moved[0, :, :15, 3:], images[0, :, 5:, :-3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[1, :, 8:, :-8], images[1, :, :-8, 8:], atol=1e-5, rtol=0)
+    assert moved[0, :, 15:].abs().max() < 1e-5
+    assert moved[0, :, :, :3].abs().max() < 1e-5
+
+
+def test_a_factor_of_two_shows_the_middle_and_one_half_the_whole_in_it():
+    images = torch.zeros(1, 3, 16, 24)
+    images[..., 4:12, 6:18] = 1.0
+    larger, smaller = scale(images, torch.tensor([2.0])), scale(images, torch.tensor([0.5]))
+    assert larger[..., 1:-1, 1:-1].min() > 0.99
+    assert smaller.mean().item() == pytest.approx(images.mean().item() / 4, rel=0.05)
+    assert smaller[..., 6:10, 9:15].min() > 0.99
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("variant", "move", "limit"), [("translated", translate, 8.0), ("scaled", scale, math.log(2))])
+def test_shifts_and_factors_are_drawn_within_their_limits_and_fill_them(variant, move, limit, channels, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(f"ntkml.datasets.variants.{move.__name__}", lambda x, by: drawn.append(by) or move(x, by))
+    images = torch.rand(300, channels, 16, 16)
+    data = ImageDataset("made-up", images, torch.zeros(300).long(), images, torch.zeros(300).long(), 2, "")
+    moved = variants.apply(data, variant)
+    amounts = [by.log() if variant == "scaled" else by for by in drawn]
+    assert [len(by) for by in amounts] == [300, 300]  # training and test part
+    for by in amounts:
+        assert -limit <= by.min() < -0.97 * limit
+        assert 0.97 * limit < by.max() <= limit
+    assert not torch.equal(*amounts)
+    assert not torch.equal(moved.train_inputs, moved.test_inputs)
+    assert torch.equal(moved.train_inputs, variants.apply(data, variant).train_inputs)
+
+
+def test_shifts_that_would_empty_the_images_are_refused():
+    with pytest.raises(
+        ValueError, match="translated_digits: shifts of up to 8 pixels need images of 16 or more, got 8"
+    ):
+        load_dataset("translated_digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("mnist_r90", ("mnist", "r90")),
+        ("translated_cifar10", ("cifar10", "translated")),
+        ("scaled_folder:my_photos@32", ("folder:my_photos@32", "scaled")),
+        ("folder:my_photos@32_r180", ("folder:my_photos@32", "r180")),
+        ("folder:my_photos", ("folder:my_photos", None)),
+        ("r90_mnist", ("r90_mnist", None)),
+        ("mnist_scaled", ("mnist_scaled", None)),
+    ],
+)
+def test_a_variant_stands_where_its_kind_belongs(name, parts):
+    assert split_name(name) == parts
+    assert parts[1] is None or variants.join_name(*parts) == name
+
+
+@pytest.mark.parametrize("limit", sorted(ROTATIONS.values()))
 def test_angles_stay_within_the_limit_and_fill_it(limit):
     # A bright spot right of the centre tells by its position how far the image was turned.
     spot = torch.zeros(1, 1, 65, 65)
     spot[..., 32, 52] = 1.0
-    turned = rotate_randomly(spot.expand(400, 1, 65, 65), limit, torch.Generator().manual_seed(5))
+    turned = rotate_randomly(spot.expand(400, 1, 65, 65), torch.Generator().manual_seed(5), limit)
     row, column = turned.flatten(1).argmax(dim=1) // 65 - 32, turned.flatten(1).argmax(dim=1) % 65 - 32
     degrees = torch.atan2(-row.double(), column.double()) * 180 / math.pi
     assert degrees.abs().max() <= limit + 3
@@ -95,7 +169,7 @@ def test_data_root_is_the_argument_then_the_environment_then_the_cache(monkeypat
 
 def test_every_registered_data_set_is_offered_with_its_variants():
     assert set(registry.DATASETS) <= set(dataset_names())
-    assert "mnist_r180" in dataset_names()
+    assert {"mnist_r180", "translated_cifar10", "scaled_digits"} <= set(dataset_names())
     for name in registry.DATASETS:
         assert callable(registry.resolve(registry.DATASETS, name, "data set"))
 

@@ -87,8 +87,10 @@ def test_an_unsupported_image_size_names_the_supported_ones():
 
 @pytest.mark.parametrize(("shape", "num_classes"), [((0, 8, 8), 10), ((1, 8, 8), 0)])
 def test_no_channel_or_no_class_is_refused(shape, num_classes):
-    with pytest.raises(ValueError, match="at least one channel and one class"):
-        build("mininet", shape, num_classes)
+    for name in registry.MODELS:
+        shape = (shape[0], 28, 28)
+        with pytest.raises(ValueError, match=f"{name} needs at least one channel and one class"):
+            build(name, shape, num_classes)
 
 
 def test_an_unknown_model_gets_the_nearest_known_one():
@@ -138,8 +140,24 @@ def test_every_parameter_is_captured_and_its_rows_are_those_of_autograd(name):
             assert error <= 1e-12 * gradient.abs().max().clamp_min(1.0), key
 
 
-def test_images_that_cannot_be_halved_as_often_are_refused():
-    with pytest.raises(ValueError, match="takes images of 8x8 pixels or more, got 4x32"):
-        build("resnet18-16", (3, 4, 32), 10)
-    with pytest.raises(ValueError, match="lenet takes images of 28x28 and 32x32 pixels, got 8x8"):
-        build("lenet", (1, 8, 8), 10)
+WRONG_SIZES = [
+    ("mininet", (3, 32, 32), "mininet takes images of 28x28 and 8x8 pixels, got 32x32 with 3 channels"),
+    ("lenet", (1, 8, 8), "lenet takes images of 28x28 and 32x32 pixels, got 8x8 with 1 channel"),
+    ("wrn16-4", (3, 32, 3), "wrn16-4 takes images of 4x4 pixels or more, got 32x3 with 3 channels"),
+    ("resnet18-16", (3, 4, 32), "resnet18-16 takes images of 8x8 pixels or more, got 4x32 with 3 channels"),
+    ("resnet50", (3, 4, 4), "resnet50 takes images of 8x8 pixels or more, got 4x4 with 3 channels"),
+    ("resnet50-bottleneck", (3, 4, 4), "resnet50-bottleneck takes images of 8x8 pixels or more, got 4x4 with 3"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "words"), WRONG_SIZES)
+def test_images_of_a_wrong_size_get_the_model_the_sizes_and_what_to_choose(name, shape, words):
+    with pytest.raises(ValueError, match=f"{words}.*: choose --model mlp .*resnet18-16.*folder:PATH@28"):
+        build(name, shape, 10)
+
+
+@pytest.mark.parametrize("name", sorted(registry.MODELS))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_are_those_of_the_data(name, channels):
+    shape = (channels, 28, 28)
+    assert build(name, shape, 2)(torch.rand(1, *shape)).shape == (1, 2)
