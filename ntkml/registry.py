@@ -62,6 +62,7 @@ COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
+    "sweep": "ntkml.commands.sweep:sweep",
     "plot": "ntkml.commands.plot:plot",
 }
 
