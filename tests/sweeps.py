@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+from ntkml import records
 from ntkml.runs.sweep_crew import Worker
 from ntkml.runs.sweep_plan import PlannedCell
 from ntkml.runs.sweep_worker import READY, Report, Site
@@ -21,6 +23,24 @@ def planned_cells(folder, estimators=("ntk-20-1",), seeds=(0,), **settings):
     cells = [replace(asked, estimator=name, seed=seed) for seed in seeds for name in estimators]
     names = [f"{cell.estimator}-{cell.seed}" for cell in cells]
     return [PlannedCell(cell, (), folder / name, name) for cell, name in zip(cells, names, strict=True)]
+
+
+def finish(folder):
+    """Leave what a finished run of two epochs leaves, as far as a sweep looks at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.csv").write_text("epoch\n1\n2\n")
+    records.write_manifest(
+        folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}}
+    )
+
+
+def wait_for(condition, seconds=120):
+    """Look until ``condition()`` is true, and return what it found."""
+    ends = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < ends, "waited for too long"
+        time.sleep(0.05)
+    return found
 
 
 class ScriptedWorker(Worker):

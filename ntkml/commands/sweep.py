@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ntkml.commands.sweep_table import Screen
     from ntkml.datasets import ImageDataset
     from ntkml.runs.sweep_plan import PlannedCell
+    from ntkml.runs.sweep_progress import SweepProgress
     from ntkml.runs.sweep_worker import Site
 
 _EXAMPLES = """\b
@@ -28,6 +29,7 @@ Examples:
   ntkml sweep sweep-digits --list
   ntkml sweep train-digits --hparam prior --estimators ntk-100-1,kfac-100-1 --seeds 0,1,2 --num-data 250,500
   ntkml sweep figure-13 --data-root ~/data --workers 8
+  ntkml sweep figure-1 --cluster slurm --workers 50 --slurm partition=gpu --slurm gpus_per_node=1
 """
 _COUNT = click.IntRange(min=1)
 
@@ -50,6 +52,10 @@ _COUNT = click.IntRange(min=1)
 @click.option("--epochs", type=_COUNT, help="Epochs of every cell.  [default: the protocol's]")
 @click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
 @click.option("--workers", type=_COUNT, default=1, help="Processes on this machine.")
+@click.option("--cluster", type=click.Choice(("slurm",)), help="Train on a cluster, --workers cells at a time.")
+@click.option(
+    "--slurm", multiple=True, metavar="NAME=VALUE", help="An option of sbatch: partition=gpu, time=120 (minutes)."
+)
 @click.option("--list", "--dry-run", "only_list", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option(
     "--device",
@@ -70,7 +76,12 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
     cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1 and Ctrl-C stop
     all workers after their step. A worker has $OMP_NUM_THREADS threads, or its share of the cores.
+
+    With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which goes back into the queue
+    when its time is over. The command shows how far they are; the tasks go on when it is stopped.
     """
+    if options["slurm"] and not options["cluster"]:
+        raise click.UsageError("--slurm belongs to --cluster slurm")
     hparam = "invariance" if hparam == "rotation" else hparam
     try:
         asked = load_sweep(protocol, hparam)
@@ -127,6 +138,9 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
         _list(cells)
         return
     records.ensure_writable_folder(options["out"])
+    if options["cluster"]:
+        _train_on_cluster(protocol, cells, options, stops)
+        return
     sites = _sites(options)
     where = f"{len(sites)} worker{'s' * (len(sites) > 1)} of {sites[0].threads} thread{'s' * (sites[0].threads > 1)}"
     click.echo(f"{protocol.title}: {len(cells)} cells, {where} on {sites[0].device}")
@@ -134,17 +148,47 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
 
 
 def _train(cells: list[PlannedCell], sites: list[Site], stops: Stops, screen: Screen) -> None:
-    from ntkml.commands.sweep_table import duration, shown
+    from ntkml.commands.sweep_table import shown
     from ntkml.runs.sweep import sweep as steps_of
 
     with stops.after_the_step():
-        for progress in shown(steps_of(cells, sites, screen.say, stops.requested), screen):
-            last = progress
-    counts = last.counts
+        *_, last = shown(steps_of(cells, sites, screen.say, stops.requested), screen)
+    _end(last, stops, "the same command continues it")
+
+
+def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options: dict[str, Any], stops: Stops) -> None:
+    from ntkml.commands.sweep_table import Screen, shown
+    from ntkml.runs import sweep_cluster
+    from ntkml.runs.sweep_plan import state_of
+    from ntkml.runs.sweep_worker import Site
+
+    try:
+        asked = sweep_cluster.listed(options["slurm"])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--slurm") from None
+    left = [cell for cell in cells if state_of(cell.folder) != "done"]
+    workers = options["workers"]
+    threads = _number(asked.get("cpus_per_task", "")) or _number(os.environ.get("OMP_NUM_THREADS", "")) or 1
+    site = Site(_root(options), options["device"], options["chunk"], threads)  # a task knows what GPU it has
+    jobs = sweep_cluster.submit(left, site, options["out"] / "slurm", workers, asked) if left else []
+    ids = dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs)
+    click.echo(f"{protocol.title}: {len(left)} of {len(cells)} cells as tasks of Slurm job {', '.join(ids) or 'none'}")
+    tasks = dict(zip([cell.folder for cell in left], jobs, strict=True))
+    with stops.after_the_step():
+        *_, last = shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen())
+    _end(last, stops, f"the tasks go on (scancel {' '.join(ids)} ends them)")
+
+
+def _end(last: SweepProgress, stops: Stops, what_now: str) -> None:
+    """The last words, and the exit code."""
+    from ntkml.commands.sweep_table import duration
+
     before = sum(one.was_done for one in last.cells)
-    words = f"{counts['done']} of {len(cells)} cells are done, {before} were so before; {duration(last.elapsed)}"
+    words = (
+        f"{last.counts['done']} of {len(last.cells)} cells are done, {before} were so before; {duration(last.elapsed)}"
+    )
     if reason := stops.requested():
-        click.echo(f"Stopped by {reason}: {words}; the same command continues it", err=True)
+        click.echo(f"Stopped by {reason}: {words}; {what_now}", err=True)
         raise click.exceptions.Exit(EXIT_CODES[reason])
     click.echo(words)
     failed = last.having("failed")
@@ -172,10 +216,17 @@ def _sites(options: dict[str, Any]) -> list[Site]:
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     devices = [f"cuda:{index % gpus}" if gpus > 1 else device for index in range(workers)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(asked) if asked.isdecimal() and int(asked) else max(cores // workers, 1)
-    root = options["data_root"]
-    return [Site(str(root) if root else None, name, options["chunk"], threads) for name in devices]
+    threads = _number(os.environ.get("OMP_NUM_THREADS", "")) or max(cores // workers, 1)
+    return [Site(_root(options), name, options["chunk"], threads) for name in devices]
+
+
+def _root(options: dict[str, Any]) -> str | None:
+    """The data folder for processes that may start elsewhere."""
+    return os.path.abspath(options["data_root"].expanduser()) if options["data_root"] else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
 
 
 def _list(cells: Iterable[PlannedCell]) -> None:

@@ -45,7 +45,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Site:
-    """Where and how cells are trained: the same for all cells of a sweep. ``threads`` of a run that begins here."""
+    """Where and how cells are trained. ``device``: "auto" is a GPU where there is one; ``threads`` of a run that begins here."""
 
     data_root: str | None
     device: str
@@ -79,7 +79,9 @@ def train_cell(cell: PlannedCell, site: Site, report: Callable[[Report], None], 
 
 def _run_of(cell: PlannedCell, site: Site) -> TrainRun:
     data = _data(cell.protocol.dataset, site.data_root)
-    run = TrainRun(cell.protocol, data, torch.device(site.device), site.chunk, cell.notes)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if site.device == "auto" else site.device)
+    run = TrainRun(cell.protocol, data, device, site.chunk, cell.notes)
     if run.run_id != cell.run_id:
         raise ValueError(f"data set {data.name} is not what it was when the sweep began: start the sweep again")
     return run

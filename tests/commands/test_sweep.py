@@ -24,7 +24,7 @@ from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_plan import planned
 from ntkml.runs.sweep_worker import Site, train_cell
-from tests.sweeps import SITE, planned_cells
+from tests.sweeps import SITE, planned_cells, wait_for
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-data", "60", "--device", "cpu")
@@ -62,14 +62,6 @@ def started(tmp_path):
 def written(folder):
     """When the weights of every finished cell were written, by folder."""
     return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
-
-
-def wait_for(condition, seconds=120):
-    ends = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < ends, "waited for too long"
-        time.sleep(0.05)
-    return found
 
 
 def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_path):

@@ -7,14 +7,13 @@ import signal
 
 import pytest
 
-from ntkml import records
 from ntkml.runs import sweep as sweep_run
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep import sweep
 from ntkml.runs.sweep_plan import PlannedCell, epochs_kept, state_of, threads_of
 from ntkml.runs.sweep_worker import BEGUN, BUSY, EPOCH, FAILED, FINISHED, STOPPED, WARNING, Report
-from tests.sweeps import SITE, ScriptedWorker, planned_cells
+from tests.sweeps import SITE, ScriptedWorker, finish, planned_cells
 
 KILLED = -signal.SIGKILL
 GOOD = [Report(BEGUN), Report(EPOCH, 1), Report(EPOCH, 12), Report(FINISHED, 12)]
@@ -43,14 +42,6 @@ class Foreman:
     def run(self, cells, workers=2, stop=never):
         *_, last = sweep(cells, [SITE] * workers, self.lines.append, stop, self.start)
         return {one.cell.run_id: one for one in last.cells}
-
-
-def finish(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.csv").write_text("epoch\n1\n2\n")
-    records.write_manifest(
-        folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}}
-    )
 
 
 def test_every_cell_is_given_out_once_and_more_workers_than_cells_are_not_started(tmp_path):
