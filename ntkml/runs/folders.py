@@ -41,8 +41,10 @@ def exclusive(folder: Path) -> Iterator[Path]:
                 raise BusyError(f"another process is working on {folder}: wait for it, or choose another with --out")
             if not _is_file_at(file, lock):  # removed by who held it, after we had opened it: others lock a new one
                 continue
-            yield folder
-            lock.unlink(missing_ok=True)
+            try:
+                yield folder
+            finally:
+                lock.unlink(missing_ok=True)
             return
 
 
