@@ -70,6 +70,7 @@ COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
+    "sweep": "ntkml.commands.sweep:sweep",
     "table": "ntkml.commands.table:table",
     "plot": "ntkml.commands.plot:plot",
 }

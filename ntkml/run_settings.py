@@ -50,6 +50,8 @@ def settings_of(manifest: Mapping[str, Any]) -> RunSettings | None:
         ours = settings.get(field.name, None if field.default is MISSING else field.default)
         if ours != getattr(asked, field.name):
             changes.append((field.name, ours))
+    if "precision" in settings:  # of the weights' steps, where it is not float32; no protocol has one
+        changes.append(("precision", settings["precision"]))
     return RunSettings(asked.name, asked.variant, tuple(changes))
 
 

@@ -84,16 +84,12 @@ def _point(run: Any, quantity: str) -> dict[str, Any]:
 
 
 def _notes(manifests: Sequence[Any]) -> list[str]:
-    """The manifests' sentences, each once. Two that differ in the size or the transformation of the data alone are one."""
-    sentences: dict[str, str] = {}
+    """The manifests' sentences, each once; the size and the name of the data are said by axis, panels and caption."""
+    sentences = []
     for manifest in manifests:
         for note in manifest.get("notes", []):
-            clauses = [part for part in note.rstrip(".").split(", ") if not part.startswith("num data ")]
-            sentences.setdefault(_without_dataset(", ".join(clauses)), ", ".join(clauses) + ".")
-    return list(sentences.values())
-
-
-def _without_dataset(note: str) -> str:
-    """A note without the name of the data set, by which two are compared."""
-    start, said, rest = note.partition("dataset ")
-    return f"{start}{rest.partition(', ')[2]}" if said else note
+            start, said, clauses = note.rstrip(".").partition(": ")
+            kept = [one for one in clauses.split(", ") if not one.startswith(("num data ", "dataset "))]
+            if not said or kept:
+                sentences.append(f"{start}{said}{', '.join(kept)}.")
+    return list(dict.fromkeys(sentences))

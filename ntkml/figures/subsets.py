@@ -44,7 +44,7 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
     facet = Facet(title="", estimators=figure.estimators)
     looks = looks_of([facet], "name")
     limits = _limits(panels, scale)
-    sentences = [f"{figure.title}.", *_caption(figure.estimators, runs, panels), *runs.notes]
+    sentences = [f"{figure.title}.", *_caption(figure.estimators, figure.plain, runs, panels), *runs.notes]
     with style.context():
         sheet = Sheet(
             width=figure.width, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=True,
@@ -109,18 +109,21 @@ def _tick_sizes(part: Axes, sizes: list[int]) -> None:
     part.xaxis.set_minor_locator(NullLocator())
 
 
-def _caption(wanted: tuple[str, ...], runs: SubsetRuns, panels: Mapping[str, Mapping[str, Curve]]) -> list[str]:
+def _caption(
+    wanted: tuple[str, ...], plain: str, runs: SubsetRuns, panels: Mapping[str, Mapping[str, Curve]]
+) -> list[str]:
     points = runs.points
     seeds = {str(name): sorted(set(group["seed"])) for name, group in points.groupby("estimator", sort=False)}
     first = points.iloc[0]
     several = max(map(len, seeds.values())) > 1
+    elsewhere = "" if runs.source == plain else f" (not the paper's {plain})"
     changed = (
         f" with changed settings ({', '.join(f'{k} {v}' for k, v in runs.settings.changes)})"
         if runs.settings.changes
         else ""
     )
     sentences = [
-        f"{runs.source}, {first['model']} (P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {points['epochs'].max()} epochs, "
+        f"{runs.source}{elsewhere}, {first['model']} (P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {points['epochs'].max()} epochs, "
         f"protocol {runs.settings.protocol}{changed}, {captions.seeds_of(seeds)}.",
         f"Points: the last recorded value{', averaged over seeds' if several else ' of one seed'}.",
         "Bands: one standard error over seeds, none where there is one seed." if several else "No bands: one seed.",

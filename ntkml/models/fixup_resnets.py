@@ -77,7 +77,7 @@ def resnet8_16(
     input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """The smallest one, for CPUs: 16, 32, 64 channels, one basic block each; 74 827 parameters at 3 channels, C = 10."""
-    return _network(input_shape, num_classes, generator, _basic((16, 32, 64), 1), projected=False)
+    return _network("resnet8-16", input_shape, num_classes, generator, _basic((16, 32, 64), 1), projected=False)
 
 
 def resnet18_16(

@@ -27,7 +27,7 @@ from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.randomness import generator_for
 from ntkml.runs.bound_rows import peak_bytes
-from ntkml.runs.folders import UNFINISHED, exclusive
+from ntkml.runs.folders import UNFINISHED, exclusive, finished
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
@@ -114,7 +114,7 @@ def run_train(
     warn: Callable[[str], None],
     stop: StopRequest = never,
 ) -> Path:
-    """Run what is missing in ``folder`` and return the path of the finished ``rows.csv``.
+    """Run what is missing in ``folder``, nothing if it is finished, and return the path of the finished ``rows.csv``.
 
     Raises:
         Stopped: ``stop`` asked for it between two steps; the run can be resumed.
@@ -123,6 +123,8 @@ def run_train(
             before such trouble stay in ``rows.csv``.
     """
     with exclusive(folder):
+        if finished(folder):  # by another process, after the caller had looked
+            return folder / "rows.csv"
         if not resume and holds_checkpoint(folder):
             raise ValueError(f"{folder} {UNFINISHED}")
         data, learner = _set_up(run)

@@ -36,6 +36,7 @@ def in_a_new_process(*arguments, tail=""):
         ("bound-grid", "--help"),
         ("train", "--help"),
         ("pareto", "--help"),
+        ("sweep", "--help"),
         ("table", "--help"),
         ("plot", "figure-99"),
     ],
@@ -97,7 +98,7 @@ def test_an_unknown_command_names_the_nearest(run):
     assert run("plt") == (
         2,
         "",
-        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, train, pareto, table, plot (see ntkml --help)\n",
+        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, train, pareto, sweep, table, plot (see ntkml --help)\n",
     )
 
 
