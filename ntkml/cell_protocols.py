@@ -74,6 +74,11 @@ def with_seeds(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
     return [changed(cell, {"seed": seed}) for seed in seeds for cell in plain]
 
 
+def with_values(cells: Iterable[Cell], setting: str, values: Sequence[Any]) -> list[Cell]:
+    """Every cell with each of ``values`` for a setting, whatever it had before; cells that become equal stand once."""
+    return list(dict.fromkeys(changed(cell, {setting: value}) for value in values for cell in cells))
+
+
 def _cells(name: str, table: dict[str, Any], row: dict[str, Any], hparam: str | None) -> Iterator[Cell]:
     learned = row.get("hparam", table.get("hparam", hparam))
     if learned is None:

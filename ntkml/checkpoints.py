@@ -22,14 +22,16 @@ _MAGIC = b"ntkml-checkpoint "
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> Path:
     """Write ``state`` to ``path``; the checkpoint that was there becomes :func:`previous`.
 
-    A kill at any moment leaves one of the two whole: the old file is renamed before the new one is written and renamed.
+    A kill at any moment leaves one of the two whole: both are renamed when the new one is written. A full disk leaves both.
+
+    Raises:
+        OSError: see :func:`ntkml.records.write_atomically`.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     payload = buffer.getvalue()
-    if path.exists():
-        path.replace(previous(path))
-    return records.write_atomically(path, _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    sealed = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+    return records.write_atomically(path, sealed, keep=previous(path))
 
 
 def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
-"""Figures of training runs, read from ``experiments/figure-*.toml``: trajectories (8 to 11) and Pareto frontiers (1, 13).
+"""Figures of training runs, read from ``experiments/figure-*.toml``: over epochs, over the size of the data, over time.
 
-The file's ``kind`` says which of the two it is. Of a Pareto file only the title, what is learned and the axes are read
-here; the training cells in it are the business of the run.
+The file's ``kind`` says which it is: trajectories (8 to 11), subsets of the data (14 to 16; Figure 7 stands in the file of the
+runs that it shows, which has a ``[plot]`` table) or Pareto frontiers (1, 13). Training cells in these files are the business
+of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from typing import Any
 from ntkml.protocols import Facet, kind_of, protocol_names, read_tables
 from ntkml.registry import unknown_name
 
-TRAJECTORIES, PARETO = "trajectories", "pareto"
+TRAJECTORIES, PARETO, SUBSETS = "trajectories", "pareto", "subsets"
+
+#: How a name of a data set says what was done to it -> what a panel says.
+TRANSFORMATIONS = {
+    "": "plain",
+    "_r90": "rotated by up to 90°",
+    "_r180": "rotated by up to 180°",
+    "translated_": "translated",
+    "scaled_": "scaled",
+}
 
 #: The figure that draws the newest Pareto run, whatever was learned in it.
 ANY_PARETO = "pareto"
@@ -41,6 +51,24 @@ class TrajectoryFigure:
     def estimators(self) -> tuple[str, ...]:
         """Every estimator of the figure, each once."""
         return tuple(dict.fromkeys(name for facet in self.facets for name in facet.estimators))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetFigure:
+    """A figure of training runs on more and more data: a panel for every transformation of one data set.
+
+    ``training`` is the protocol of the runs, ``quantity`` the column of their rows that is shown, ``plain`` the data set
+    without a transformation, ``estimators`` what the protocol compares.
+    """
+
+    name: str
+    title: str
+    training: str
+    quantity: str
+    plain: str
+    transformations: tuple[str, ...]  # keys of TRANSFORMATIONS
+    estimators: tuple[str, ...]
+    width: float = 6.75  # inches, the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +106,48 @@ def load_trajectory_figure(name: str) -> TrajectoryFigure:
     facets = [TrajectoryFacet(**{**facet, "estimators": tuple(facet["estimators"])}) for facet in table["facets"]]
     known = {key: table[key] for key in ("title", "hparam", "dataset", "num_outputs")}
     return TrajectoryFigure(name=name, facets=tuple(facets), **known, **table.get("figure", {}))
+
+
+def subset_names() -> list[str]:
+    """Names that :func:`load_subset_figure` knows."""
+    return [name for name in protocol_names() if _shows_subsets(name)]
+
+
+def load_subset_figure(name: str) -> SubsetFigure:
+    """What the subset figure ``name`` shows.
+
+    Raises:
+        ValueError: no protocol of that name describes one.
+    """
+    table = read_tables(name, subset_names())
+    training = table.get("training", name)
+    runs = read_tables(training, [training])
+    split = [split_transformation(dataset) for dataset in runs["datasets"]]
+    return SubsetFigure(
+        name=name,
+        title=table["title"],
+        training=training,
+        quantity=table["plot"]["quantity"],
+        plain=split[0][0],
+        transformations=tuple(kind for _, kind in split),
+        estimators=tuple(dict.fromkeys(one for cells in runs["cells"] for one in cells["estimators"])),
+    )
+
+
+def split_transformation(dataset: str) -> tuple[str, str]:
+    """``"cifar10_r180" -> ("cifar10", "_r180")``; the second part is a key of :data:`TRANSFORMATIONS`."""
+    for kind in TRANSFORMATIONS:
+        if kind.startswith("_") and dataset.endswith(kind):
+            return dataset.removesuffix(kind), kind
+        if kind.endswith("_") and dataset.startswith(kind):
+            return dataset.removeprefix(kind), kind
+    return dataset, ""
+
+
+def _shows_subsets(name: str) -> bool:
+    """A reduced protocol is drawn by the figure that it reduces."""
+    table = read_tables(name, [name])
+    return "plot" in table and "reduces" not in table
 
 
 def pareto_names() -> list[str]:

@@ -9,6 +9,7 @@ than "bounds" have their own readers (:mod:`ntkml.figure_protocols`).
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import math
 import tomllib
@@ -221,9 +222,15 @@ def read_tables(name: str, known: list[str]) -> dict[str, Any]:
     """The tables of one protocol file on top of those that it extends."""
     if name not in known:
         raise ValueError(unknown_name("protocol", name, known))
-    table = tomllib.loads(experiments_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    table = dict(_parsed(experiments_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8")))
     parent = table.pop("extends", None)
     return table if parent is None else merge_tables(read_tables(parent, [parent]), table)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> dict[str, Any]:
+    """The tables of a file, which nobody may change: hundreds of cells are read from the same few files."""
+    return tomllib.loads(text)
 
 
 def merge_tables(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -238,11 +238,19 @@ def run_id(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
-def write_atomically(path: str | Path, data: bytes) -> Path:
-    """Write ``data`` beside ``path`` and rename: a reader sees the old file or the new one, never half of one."""
+def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) -> Path:
+    """Write ``data`` beside ``path`` and rename: a reader sees the old file or the new one, never half of one.
+
+    ``keep``: the name under which the old file stays; it is renamed when the new one is written whole, so that a full disk
+    changes no file.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise; names the path and the size.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -251,9 +259,14 @@ def write_atomically(path: str | Path, data: bytes) -> Path:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror} (writing {len(data)} bytes)", str(path)) from None
         raise
     return path
 

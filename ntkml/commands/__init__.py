@@ -24,6 +24,8 @@ SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
     "pareto": "Time per estimate against what each estimator reaches.",
+    "sweep": "Every training run of a protocol, by many processes.",
+    "table": "A table of the paper, our runs beside the published numbers.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
     "report": "All figures, tables and runs on one HTML page.",
 }
@@ -34,6 +36,7 @@ Examples:
   ntkml bound-grid --hparam prior --estimators ntk-N-C,ntk-100-C,kfac-N-C
   ntkml train --hparam invariance --estimator ntk-100-tree
   ntkml pareto --hparam prior
+  ntkml sweep sweep-digits --workers 2
   ntkml plot figure-2
   ntkml plot figure-3 --csv results/bound-grid/<run>/rows.csv
   ntkml report --results results/reference

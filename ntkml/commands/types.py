@@ -30,15 +30,19 @@ PRECISION = PositiveNumber()
 
 
 class EstimatorList(click.ParamType):
-    """Comma-separated names of estimators."""
+    """Comma-separated names of estimators, and with ``none_too`` the name for training without one."""
 
     name = "names"
+
+    def __init__(self, none_too: bool = False) -> None:
+        self._whole = (NO_ESTIMATOR,) if none_too else ()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(str(parse_estimator(name.strip())) for name in str(value).split(","))
+            names = [name.strip() for name in str(value).split(",")]
+            return tuple(name if name in self._whole else str(parse_estimator(name)) for name in names)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -61,6 +65,35 @@ class SeedList(click.ParamType):
         if len(set(seeds)) < len(parts):
             self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2", param, ctx)
         return seeds
+
+
+class NumberList(click.ParamType):
+    """Comma-separated numbers of at least 1, each once."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        numbers = tuple(int(part) for part in parts if part.isdecimal() and int(part))
+        if len(set(numbers)) < len(parts):
+            self.fail(f"{value!r} is not a list of different numbers, such as 250,500,1000", param, ctx)
+        return numbers
+
+
+class NameList(click.ParamType):
+    """Comma-separated names, each once."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(part.strip() for part in str(value).split(","))
+        if len(set(names)) < len(names) or not all(names):
+            self.fail(f"{value!r} is not a list of different names, such as mnist,fashion-mnist", param, ctx)
+        return names
 
 
 class TrainEstimator(click.ParamType):

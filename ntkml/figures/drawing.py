@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ntkml import figure_protocols, pareto_records, records
-from ntkml.figures import captions, sources, training_sources
+from ntkml.figures import captions, sources, subset_sources, training_sources
 from ntkml.protocols import HPARAMS, figure_names
 from ntkml.registry import FIGURES, resolve
 
@@ -38,6 +38,8 @@ def draw(name: str, csv: Sequence[Path], results: Path) -> Drawing:
         return Drawing(resolve(FIGURES, name, "figure")(), name)
     if name in figure_protocols.trajectory_names():
         return _trajectories(name, csv, results)
+    if name in figure_protocols.subset_names():
+        return _subsets(name, csv, results)
     if name in figure_protocols.pareto_names():
         return _pareto(name, csv, results)
     return _bounds(name, csv, results)
@@ -67,6 +69,14 @@ def _trajectories(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     rows = pandas.concat([run.rows for run in runs], ignore_index=True)
     files = tuple(dict.fromkeys(run.path for run in runs))
     return Drawing(resolve(FIGURES, name, "figure")(name, rows, notes), name, files)
+
+
+def _subsets(name: str, csv: Sequence[Path], results: Path) -> Drawing:
+    """A figure of training runs on more and more data."""
+    if csv:
+        raise ValueError(f"{name} shows many runs with their manifests: name their folder with --results, not --csv")
+    runs = subset_sources.subset_runs(figure_protocols.load_subset_figure(name), results)
+    return Drawing(resolve(FIGURES, name, "figure")(name, runs), name, runs.paths)
 
 
 def _pareto(name: str, csv: Sequence[Path], results: Path) -> Drawing:

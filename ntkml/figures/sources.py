@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ntkml import records
 from ntkml.figure_protocols import load_pareto_figure
+from ntkml.finished_runs import Run, finished_runs
 from ntkml.protocols import HPARAMS, figure_names, load_figure
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its rows and what its manifest says."""
-
-    rows: Path
-    manifest: dict[str, Any]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.manifest["settings"]
-
-    @property
-    def setup(self) -> tuple[Any, ...]:
-        """What the panels of one bound figure must have in common; ``mnist_r180`` belongs to ``mnist``."""
-        return (str(self.settings["dataset"]).partition("_")[0], self.settings["model"], self.settings["num_data"])
-
-
-def finished_runs(results: Path, command: str) -> list[Run]:
-    """All finished runs of ``command`` below ``results``, newest first."""
-    runs = []
-    for path in sorted(results.rglob("manifest.json")):
-        manifest = records.read_manifest(path)
-        whole = all(manifest.get(key) for key in ("settings", "estimators", "finished_at"))
-        if manifest.get("command") == command and whole and (rows := _rows_beside(path)):
-            runs.append(Run(rows, manifest))
-    return sorted(runs, key=lambda run: run.manifest["finished_at"], reverse=True)
 
 
 def runs_for(name: str, results: Path) -> list[Run]:
@@ -101,8 +73,3 @@ def _seeds(newest: Run, runs: list[Run]) -> list[Run]:
         if {**run.settings, "seed": None} == {**newest.settings, "seed": None}:
             by_seed.setdefault(run.settings["seed"], run)
     return [by_seed[seed] for seed in sorted(by_seed)]
-
-
-def _rows_beside(manifest: Path) -> Path | None:
-    candidates = (manifest.with_name("rows.csv"), manifest.with_name("rows.csv.gz"))
-    return next((path for path in candidates if path.is_file()), None)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy
 import pandas
 
 from ntkml.figures.curves import Curve
@@ -37,7 +34,6 @@ def _curve(group: pandas.DataFrame, estimator: str, column: str) -> Curve:
     if values.isna().to_numpy().any():
         raise ValueError(f"the seeds of {estimator} have {column} at different epochs; a mean over them would jump")
     smooth = values.rolling(WINDOW, min_periods=1).mean()  # (epochs, seeds)
-    num_seeds = smooth.shape[1]
     first = group.iloc[0]
     return Curve(
         estimator=estimator,
@@ -47,7 +43,5 @@ def _curve(group: pandas.DataFrame, estimator: str, column: str) -> Curve:
         certified=bool(group["certified"].all()),
         x=smooth.index.to_numpy(float),
         y=smooth.mean(axis=1).to_numpy(float),
-        error=smooth.std(axis=1, ddof=1).to_numpy(float) / math.sqrt(num_seeds)
-        if num_seeds > 1
-        else numpy.full(len(smooth), math.nan),
+        error=smooth.sem(axis=1, ddof=1).to_numpy(float),
     )

@@ -23,7 +23,7 @@ import pandas
 from ntkml import records, train_records
 from ntkml.figure_protocols import TrajectoryFigure
 from ntkml.figures.captions import manifest_notes
-from ntkml.figures.sources import finished_runs
+from ntkml.finished_runs import finished_runs
 
 JOINED = "training.csv.gz"  # the rows of all training runs of a Pareto run
 _ROW_SETTINGS = ("hparam", "dataset", "model", "num_data", "num_params", "dtype")

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 
 from ntkml import pareto_records, records
 from ntkml.figures import drawing, render, training_sources
-from ntkml.figures.sources import Run, finished_runs
+from ntkml.finished_runs import Run, finished_runs
 from ntkml.protocols import protocol_names, read_tables
 from ntkml.registry import FIGURES
 from ntkml.report.summaries import Table, bound_table, pareto_table, training_table

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ntkml import records
 
@@ -20,25 +21,57 @@ except ImportError:  # not POSIX: two processes on one run are then the user's t
 UNFINISHED = "holds an unfinished run: --resume continues it, --force starts again"
 
 
+class BusyError(ValueError):
+    """Another process holds the folder."""
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[Path]:
     """Hold a run's folder, made if missing; the operating system releases it when the process ends, however it ends.
 
     Raises:
-        ValueError: another process works on the run, or the folder cannot be written to.
+        BusyError: another process works on the run.
+        ValueError: the folder cannot be written to.
     """
     records.ensure_writable_folder(folder)
     lock = folder / ".lock"
-    with lock.open("w", encoding="ascii") as file:
-        if fcntl is not None:
+    while True:
+        with lock.open("w", encoding="ascii") as file:
+            if not _locked(file):
+                raise BusyError(f"another process is working on {folder}: wait for it, or choose another with --out")
+            if not _is_file_at(file, lock):  # removed by who held it, after we had opened it: others lock a new one
+                continue
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(
-                    f"another process is working on {folder}: wait for it, or choose another with --out"
-                ) from None
-        yield folder
-        lock.unlink(missing_ok=True)
+                yield folder
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def held(folder: Path) -> bool:
+    """Whether another process holds the run's folder now."""
+    try:
+        with (folder / ".lock").open("r", encoding="ascii") as file:
+            return not _locked(file)
+    except OSError:
+        return False
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file, which its closing releases; False where another process has it."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _is_file_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def finished(folder: Path) -> bool:

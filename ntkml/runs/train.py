@@ -27,7 +27,7 @@ from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.processes import ALONE, Processes
 from ntkml.randomness import generator_for
-from ntkml.runs.folders import UNFINISHED, exclusive
+from ntkml.runs.folders import UNFINISHED, exclusive, finished
 from ntkml.runs.peak_memory import peak_bytes
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.together import agreed, begin, follow
@@ -132,7 +132,7 @@ def run_train(
     warn: Callable[[str], None],
     stop: StopRequest = never,
 ) -> Path:
-    """Run what is missing in ``folder`` and return the path of the finished ``rows.csv``.
+    """Run what is missing in ``folder``, nothing if it is finished, and return the path of the finished ``rows.csv``.
 
     Of many processes the first one calls this, the others :func:`follow_train`.
 
@@ -144,6 +144,8 @@ def run_train(
             before such trouble stay in ``rows.csv``.
     """
     with exclusive(folder):
+        if finished(folder):  # by another process, after the caller had looked
+            return folder / "rows.csv"
         if not resume and holds_checkpoint(folder):
             raise ValueError(f"{folder} {UNFINISHED}")
         data, learner = _set_up(run)

@@ -36,6 +36,8 @@ def in_a_new_process(*arguments, tail=""):
         ("bound-grid", "--help"),
         ("train", "--help"),
         ("pareto", "--help"),
+        ("sweep", "--help"),
+        ("table", "--help"),
         ("plot", "figure-99"),
     ],
 )

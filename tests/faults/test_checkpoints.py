@@ -4,11 +4,12 @@ import hashlib
 import io
 import os
 import pickle
+import random
 
 import pytest
 import torch
 
-from ntkml import checkpoints, records
+from ntkml import checkpoints
 from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
 
 
@@ -94,16 +95,44 @@ def test_two_damaged_checkpoints_are_an_error(path, warnings):
 
 def test_a_kill_between_the_renames_leaves_the_predecessor(path, warnings, monkeypatch):
     write_checkpoint(path, {"epoch": 1})
+    replace, calls = os.replace, []
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed(*names):
+        calls.append(names)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(*names)
 
-    monkeypatch.setattr(records, "write_atomically", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(path, {"epoch": 2})
     monkeypatch.undo()
+    assert os.listdir(path.parent) == ["checkpoint.previous.pt"]
     assert read_checkpoint(path, warnings.append) == {"epoch": 1}
     assert warnings == [f"Warning: {path} is missing; continuing from checkpoint.previous.pt"]
+
+
+def flipped(data, bit):
+    return data[: bit // 8] + bytes([data[bit // 8] ^ (1 << bit % 8)]) + data[bit // 8 + 1 :]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("flips", 300), ("cuts", 200)])
+def test_no_damage_of_one_bit_and_no_truncation_goes_unseen(path, kind, count):
+    """In the line with the checksum, which every third position falls into, as in what it guards."""
+    write_checkpoint(path, {"epoch": 1})
+    write_checkpoint(path, {"epoch": 2, "weights": torch.arange(500.0), "rows": [{"epoch": 1}]})
+    whole, head, draw = path.read_bytes(), 82, random.Random(0)
+    assert whole.index(b"\n") == head - 1
+    limits = [head if number % 3 == 0 else len(whole) for number in range(count)]
+    places = [draw.randrange(limit * 8) if kind == "flips" else draw.randrange(limit) for limit in limits]
+    for place in places:
+        path.write_bytes(flipped(whole, place) if kind == "flips" else whole[:place])
+        warnings = []
+        assert read_checkpoint(path, warnings.append) == {"epoch": 1}, place
+        assert len(warnings) == 1, place
+        assert not path.exists()
+    path.write_bytes(whole)
+    assert read_checkpoint(path, pytest.fail)["epoch"] == 2
 
 
 class Trap:

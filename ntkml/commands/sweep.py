@@ -1,0 +1,243 @@
+"""``ntkml sweep``: every training run of a protocol, by many processes, stopped and continued at will."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ntkml import cell_protocols
+from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
+from ntkml.commands.types import ChunkSize, EstimatorList, NameList, NumberList, SeedList
+from ntkml.sweep_protocols import SweepProtocol, load_sweep
+from ntkml.train_protocols import TRAIN_HPARAMS
+
+if TYPE_CHECKING:
+    from ntkml.commands.sweep_table import Screen
+    from ntkml.datasets import ImageDataset
+    from ntkml.runs.sweep_plan import PlannedCell
+    from ntkml.runs.sweep_progress import SweepProgress
+    from ntkml.runs.sweep_worker import Site
+
+_EXAMPLES = """\b
+Examples:
+  ntkml sweep sweep-digits --workers 2
+  ntkml sweep sweep-digits --list
+  ntkml sweep train-digits --hparam prior --estimators ntk-100-1,kfac-100-1 --seeds 0,1,2 --num-data 250,500
+  ntkml sweep figure-13 --data-root ~/data --workers 8
+  ntkml sweep figure-1 --cluster slurm --workers 50 --slurm partition=gpu --slurm gpus_per_node=1
+"""
+_COUNT = click.IntRange(min=1)
+
+
+@click.command("sweep", epilog=_EXAMPLES, context_settings={"show_default": True})
+@click.argument("protocol")
+@click.option(
+    "--hparam",
+    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    help="Cells that learn it alone; rotation is another word for invariance.  [default: all]",
+)
+@click.option(
+    "--estimators",
+    type=EstimatorList(none_too=True),
+    help="Comma-separated names, or none (MAP).  [default: the protocol's]",
+)
+@click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
+@click.option("--datasets", type=NameList(), help="Comma-separated data sets.  [default: the protocol's]")
+@click.option("--num-data", type=NumberList(), help="Comma-separated numbers of images N.  [default: the protocol's]")
+@click.option("--epochs", type=_COUNT, help="Epochs of every cell.  [default: the protocol's]")
+@click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@click.option("--workers", type=_COUNT, default=1, help="Processes on this machine.")
+@click.option("--cluster", type=click.Choice(("slurm",)), help="Train on a cluster, --workers cells at a time.")
+@click.option(
+    "--slurm", multiple=True, metavar="NAME=VALUE", help="An option of sbatch: partition=gpu, time=120 (minutes)."
+)
+@click.option("--list", "--dry-run", "only_list", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--device",
+    type=click.Choice(("auto", "cpu", "cuda")),
+    default="auto",
+    help="auto: GPUs if there are any; workers take them in turn.",
+)
+@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
+)
+@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
+    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells) or a training protocol (one cell).
+
+    Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
+    continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
+    cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1 and Ctrl-C stop
+    all workers after their step. A worker has $OMP_NUM_THREADS threads, or its share of the cores.
+
+    With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which goes back into the queue
+    when its time is over. The command shows how far they are; the tasks go on when it is stopped.
+    """
+    if options["slurm"] and not options["cluster"]:
+        raise click.UsageError("--slurm belongs to --cluster slurm")
+    hparam = "invariance" if hparam == "rotation" else hparam
+    try:
+        asked = load_sweep(protocol, hparam)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="PROTOCOL") from None
+    try:
+        chosen = _chosen(asked, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with orderly_stops() as stops:
+        _run(chosen, options, stops)
+
+
+def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
+    """The sweep with what the command line says instead.
+
+    Raises:
+        ValueError: no cell is left.
+    """
+    cells = list(protocol.cells)
+    if options["estimators"] is not None:
+        cells = cell_protocols.with_estimators(cells, options["estimators"])
+    for name, setting in (("datasets", "dataset"), ("num_data", "num_data")):
+        if options[name] is not None:
+            cells = cell_protocols.with_values(cells, setting, options[name])
+    if options["epochs"] is not None:
+        cells = cell_protocols.with_values(cells, "epochs", [options["epochs"]])
+    if options["samples"] is not None:
+        cells = [_with_samples(cell, options["samples"]) for cell in cells]
+    if options["seeds"] is not None:
+        cells = cell_protocols.with_seeds(cells, options["seeds"])
+    if not cells:
+        raise ValueError("no cell is left: name an estimator and a seed")
+    return replace(protocol, cells=tuple(cells))
+
+
+def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cell:
+    """Cells that learn the prior alone have one view."""
+    return cell_protocols.changed(cell, {"samples": samples}) if cell.protocol.hparam == "invariance" else cell
+
+
+def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:
+    """The heavy wing: torch is imported from here on."""
+    from ntkml import records
+    from ntkml.commands.sweep_table import Screen
+    from ntkml.runs.sweep_plan import planned
+
+    data = _data(protocol, options)
+    try:
+        cells = planned(protocol.cells, data, options["out"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if options["only_list"]:
+        _list(cells)
+        return
+    records.ensure_writable_folder(options["out"])
+    if options["cluster"]:
+        _train_on_cluster(protocol, cells, options, stops)
+        return
+    sites = _sites(options)
+    where = f"{len(sites)} worker{'s' * (len(sites) > 1)} of {sites[0].threads} thread{'s' * (sites[0].threads > 1)}"
+    click.echo(f"{protocol.title}: {len(cells)} cells, {where} on {sites[0].device}")
+    _train(cells, sites, stops, Screen())
+
+
+def _train(cells: list[PlannedCell], sites: list[Site], stops: Stops, screen: Screen) -> None:
+    from ntkml.commands.sweep_table import shown
+    from ntkml.runs.sweep import sweep as steps_of
+
+    with stops.after_the_step():
+        *_, last = shown(steps_of(cells, sites, screen.say, stops.requested), screen)
+    _end(last, stops, "the same command continues it")
+
+
+def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options: dict[str, Any], stops: Stops) -> None:
+    from ntkml.commands.sweep_table import Screen, shown
+    from ntkml.runs import sweep_cluster
+    from ntkml.runs.sweep_plan import state_of
+    from ntkml.runs.sweep_worker import Site
+
+    try:
+        asked = sweep_cluster.listed(options["slurm"])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--slurm") from None
+    left = [cell for cell in cells if state_of(cell.folder) != "done"]
+    workers = options["workers"]
+    threads = _number(asked.get("cpus_per_task", "")) or _number(os.environ.get("OMP_NUM_THREADS", "")) or 1
+    site = Site(_root(options), options["device"], options["chunk"], threads)  # a task knows what GPU it has
+    jobs = sweep_cluster.submit(left, site, options["out"] / "slurm", workers, asked) if left else []
+    ids = dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs)
+    click.echo(f"{protocol.title}: {len(left)} of {len(cells)} cells as tasks of Slurm job {', '.join(ids) or 'none'}")
+    tasks = dict(zip([cell.folder for cell in left], jobs, strict=True))
+    with stops.after_the_step():
+        *_, last = shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen())
+    _end(last, stops, f"the tasks go on (scancel {' '.join(ids)} ends them)")
+
+
+def _end(last: SweepProgress, stops: Stops, what_now: str) -> None:
+    """The last words, and the exit code."""
+    from ntkml.commands.sweep_table import duration
+
+    before = sum(one.was_done for one in last.cells)
+    words = (
+        f"{last.counts['done']} of {len(last.cells)} cells are done, {before} were so before; {duration(last.elapsed)}"
+    )
+    if reason := stops.requested():
+        click.echo(f"Stopped by {reason}: {words}; {what_now}", err=True)
+        raise click.exceptions.Exit(EXIT_CODES[reason])
+    click.echo(words)
+    failed = last.having("failed")
+    for one in failed:
+        click.echo(f"failed: {one.cell.label}: {one.line} ({one.cell.folder})", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _data(protocol: SweepProtocol, options: dict[str, Any]) -> dict[str, ImageDataset]:
+    from ntkml.datasets import load_dataset
+
+    names = dict.fromkeys(cell.protocol.dataset for cell in protocol.cells)
+    return {name: load_dataset(name, options["data_root"], options["download"]) for name in names}
+
+
+def _sites(options: dict[str, Any]) -> list[Site]:
+    """Where the workers work: GPUs in turn, and the cores shared among them unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    from ntkml.commands.devices import device_named
+    from ntkml.runs.sweep_worker import Site
+
+    device, workers = device_named(options["device"]).type, options["workers"]
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    devices = [f"cuda:{index % gpus}" if gpus > 1 else device for index in range(workers)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = _number(os.environ.get("OMP_NUM_THREADS", "")) or max(cores // workers, 1)
+    return [Site(_root(options), name, options["chunk"], threads) for name in devices]
+
+
+def _root(options: dict[str, Any]) -> str | None:
+    """The data folder for processes that may start elsewhere."""
+    return os.path.abspath(options["data_root"].expanduser()) if options["data_root"] else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None
+
+
+def _list(cells: Iterable[PlannedCell]) -> None:
+    """One line for every cell: where it stands, what it is, which row it fills, and its folder."""
+    from ntkml.runs.sweep_plan import epochs_kept, state_of
+
+    states = [(cell, state_of(cell.folder)) for cell in cells]
+    for cell, state in states:
+        epochs = cell.protocol.epochs
+        kept = epochs if state == "done" else epochs_kept(cell.folder)
+        row = f" [{', '.join(cell.rows)}]" if cell.rows else ""
+        click.echo(f"{state:<8} {kept:>4}/{epochs:<4} {cell.label}{row}  {cell.folder}")
+    done = sum(state == "done" for _, state in states)
+    click.echo(f"{len(states)} cells, {done} done")

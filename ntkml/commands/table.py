@@ -1,0 +1,49 @@
+"""``ntkml table``: a table of the paper, ours beside the published numbers; torch is never imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_EPILOG = """\b
+Examples:
+  ntkml table 1
+  ntkml table 2 --format latex
+  ntkml table 1 --results results/reference --out tables
+
+\b
+What has to be run before, cell by cell or all at once:
+  ntkml train --protocol table-1 --dataset cifar100 --estimator ntk-500-1 --device cuda
+  ntkml train --protocol table-1-reduced --hparam invariance --estimator kfac-150-1
+"""
+#: Format -> suffix of its file.
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+
+
+@click.command(epilog=_EPILOG, context_settings={"show_default": True})
+@click.argument("number", type=click.Choice(("1", "2")))
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("results"), help="Where finished runs are looked for."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("tables"), help="Folder for the files.")
+@click.option("--format", "name", type=click.Choice((*SUFFIXES, "all")), default="all", help="What is written.")
+def table(number: str, results: Path, out: Path, name: str) -> None:
+    """Write table NUMBER (1 or 2): our finished runs beside the numbers that the paper published.
+
+    Runs of the whole protocol fill the paper's table; those of a reduced protocol, with changed settings or on other data
+    stand in tables of their own, which say how they differ. A cell without a run stays blank. An older table of the
+    same name is replaced.
+    """
+    from ntkml import records
+    from ntkml.tables import render
+    from ntkml.tables.panels import panels
+
+    found = panels(f"table-{number}", results)
+    writers = {"markdown": render.markdown, "latex": render.latex, "csv": render.tidy}
+    folder = records.ensure_writable_folder(out)
+    runs = sum(len(entry.seeds) for panel in found for entry in panel.ours.values())
+    click.echo(f"{runs} finished runs of table {number} under {results}")
+    for chosen in SUFFIXES if name == "all" else [name]:
+        path = records.write_atomically(folder / f"table-{number}.{SUFFIXES[chosen]}", writers[chosen](found).encode())
+        click.echo(f"Wrote {path}")

@@ -1,0 +1,95 @@
+"""Which training runs a subset figure is drawn from, and their points.
+
+All finished runs below the results that follow the figure's training protocol or one that reduces it are looked at. No
+settings are mixed: what is drawn together is of one data set (and its transformations) and changed the same settings of one
+protocol in the same way, the number of training images left out. The whole protocol on the paper's data comes first; where
+there is none, the newest other setting is drawn, and the caption says what was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from ntkml import train_records
+from ntkml.figure_protocols import SubsetFigure, split_transformation
+from ntkml.finished_runs import finished_runs
+from ntkml.run_settings import RunSettings, settings_of, versions_of
+
+#: Settings that say how large a run is, and so differ from point to point.
+SIZE = "num_data"
+
+
+@dataclass(frozen=True)
+class SubsetRuns:
+    """The last recorded values of every run, one row each, and what the caption must say.
+
+    Columns of ``points``: estimator, structure, inputs, outputs, certified, transformation, seed, num_data, epochs, model,
+    num_params and the figure's quantity. ``source``: the data set without a transformation. ``paths``: the files read.
+    """
+
+    points: pandas.DataFrame
+    source: str
+    settings: RunSettings
+    paths: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
+    """The runs to draw, by the rule above.
+
+    Raises:
+        ValueError: there is none; the message says what to run.
+    """
+    groups: dict[tuple[str, RunSettings], list[Any]] = {}
+    for run in finished_runs(results, "train"):  # newest first
+        followed = settings_of(run.manifest)
+        known = followed is not None and followed.protocol in versions_of(figure.training)
+        if followed is not None and known and run.settings["estimator"] in figure.estimators:
+            source, _ = split_transformation(str(run.settings["dataset"]))
+            groups.setdefault((source, followed.without(SIZE)), []).append(run)
+    if not groups:
+        raise ValueError(
+            f"no finished training run under {results} for {figure.name}; run: ntkml train --protocol {figure.training} "
+            f"--estimator {figure.estimators[0]} --num-data 1000 (and others), or --protocol {figure.training}-reduced"
+        )
+    whole = (figure.plain, RunSettings(figure.training, "paper", ()))
+    key = whole if whole in groups else next(iter(groups))
+    chosen: dict[tuple[Any, ...], Any] = {}
+    for run in groups[key]:
+        cell = tuple(run.settings[name] for name in ("dataset", "estimator", "seed", SIZE))
+        chosen.setdefault(cell, run)
+    points = pandas.DataFrame([_point(run, figure.quantity) for run in chosen.values()])
+    left_out = sum(map(len, groups.values())) - len(chosen)
+    notes = _notes([run.manifest for run in chosen.values()])
+    if left_out:
+        notes.append(f"No settings are mixed: {left_out} other run{'s' * (left_out > 1)} left out.")
+    return SubsetRuns(points, key[0], key[1], tuple(run.rows for run in chosen.values()), tuple(notes))
+
+
+def _point(run: Any, quantity: str) -> dict[str, Any]:
+    rows = train_records.read_rows(run.rows).sort_values("epoch")
+    recorded = rows[quantity].dropna()
+    kept = ("estimator", "structure", "inputs", "outputs", "certified", "seed", "num_data", "model", "num_params")
+    _, transformation = split_transformation(str(run.settings["dataset"]))
+    return {name: rows[name].iloc[-1] for name in kept} | {
+        "transformation": transformation,
+        "epochs": int(rows["epoch"].max()),
+        quantity: float(recorded.iloc[-1]) if len(recorded) else None,
+    }
+
+
+def _notes(manifests: Sequence[Any]) -> list[str]:
+    """The manifests' sentences, each once; the size and the name of the data are said by axis, panels and caption."""
+    sentences = []
+    for manifest in manifests:
+        for note in manifest.get("notes", []):
+            start, said, clauses = note.rstrip(".").partition(": ")
+            kept = [one for one in clauses.split(", ") if not one.startswith(("num data ", "dataset "))]
+            if not said or kept:
+                sentences.append(f"{start}{said}{', '.join(kept)}.")
+    return list(dict.fromkeys(sentences))

@@ -1,0 +1,95 @@
+"""The cells of a sweep as folders: which training run each of them is, and what its folder says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ntkml import records
+from ntkml.cell_protocols import Cell
+from ntkml.datasets import ImageDataset
+from ntkml.runs.folders import finished, held
+from ntkml.runs.train import TrainRun, resolve_protocol
+from ntkml.runs.train_journal import holds_checkpoint
+from ntkml.train_protocols import TrainProtocol
+
+DONE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "running", "stopped", "missing", "damaged"
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One training run of a sweep, in its ``folder``; ``rows`` of a table that it fills, ``notes`` for captions."""
+
+    protocol: TrainProtocol
+    notes: tuple[str, ...]
+    folder: Path
+    run_id: str
+    rows: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other cells, in a few words."""
+        protocol = self.protocol
+        words = [protocol.estimator, protocol.dataset, f"N={protocol.num_data}", f"seed {protocol.seed}"]
+        return " ".join([protocol.hparam, *words])
+
+    def as_json(self) -> dict[str, Any]:
+        """The cell for another process."""
+        about = {"notes": list(self.notes), "folder": str(self.folder), "run_id": self.run_id}
+        return {"protocol": asdict(self.protocol), **about}
+
+    @classmethod
+    def from_json(cls, cell: Mapping[str, Any]) -> PlannedCell:
+        protocol = TrainProtocol(**cell["protocol"])
+        return cls(protocol, tuple(cell["notes"]), Path(cell["folder"]), cell["run_id"])
+
+
+def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Path) -> list[PlannedCell]:
+    """The cells with estimators resolved on their data; cells that are the same run stand once, with all their rows.
+
+    Raises:
+        ValueError: see :func:`ntkml.runs.train.resolve_protocol`.
+    """
+    found: dict[Path, PlannedCell] = {}
+    for cell in cells:
+        of_cell = data[cell.protocol.dataset]
+        run = TrainRun(resolve_protocol(cell.protocol, of_cell), of_cell, torch.device("cpu"), None, cell.notes)
+        folder = run.folder(results)
+        before = found.get(folder, PlannedCell(run.protocol, run.notes, folder, run.run_id))
+        rows = dict.fromkeys([*before.rows, cell.row]) if cell.row else before.rows
+        found[folder] = replace(before, rows=tuple(rows))
+    return list(found.values())
+
+
+def state_of(folder: Path) -> str:
+    """What lies in the folder of a run: one of ``DONE``, ``RUNNING``, ``STOPPED``, ``MISSING``, ``DAMAGED``."""
+    try:
+        if finished(folder):
+            return DONE
+    except ValueError:
+        return DAMAGED
+    if held(folder):
+        return RUNNING
+    return STOPPED if holds_checkpoint(folder) else MISSING
+
+
+def epochs_kept(folder: Path) -> int:
+    """How many epochs the rows of a run hold, as of its last checkpoint."""
+    try:
+        lines = (folder / "rows.csv").read_text(encoding="utf-8").count("\n")
+    except OSError:
+        return 0
+    return max(lines - 1, 0)
+
+
+def threads_of(folder: Path, default: int) -> int:
+    """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun."""
+    try:
+        conditions = records.read_manifest(folder / "manifest.json").get("conditions", {})
+    except ValueError:
+        return default
+    return int(conditions.get("threads", default))

@@ -1,0 +1,189 @@
+"""A table as Markdown, LaTeX or CSV; all three from the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+
+from ntkml.tables.entries import METRICS, Entry, Value, bold
+from ntkml.tables.panels import TITLES, Panel
+
+#: Columns of each table -> heading and decimals.
+COLUMNS = {
+    "table-1": {"log_q": ("log q/N", 2), "test_log_likelihood": ("test log lik.", 2), "accuracy": ("accuracy %", 1)},
+    "table-2": {"test_log_likelihood": ("test log lik.", 2), "accuracy": ("accuracy %", 1)},
+}
+HEADINGS = {"prior": "prior precision", "invariance": "invariance"}
+
+_READING = (
+    "Means over seeds +- one standard error, sample deviation over the square root of their number; no error with one seed.",
+    "Bold: the interval of one standard error meets that of the best of its category (one source, one hyperparameter), as we read the "
+    "paper's rule; applied to the published numbers as they are printed, where the paper sees more digits; nothing is bold without errors.",
+    "Ours: log q/N is the last estimate of a run, an average over the steps of its last update, from blocks of each estimator's own; test values are those of "
+    "the last epoch. Time: seconds of weights and hyperparameters without evaluations, relative to kfac-N-C.",
+    "* not a proven lower bound. Blank: not run, or not published.",
+)
+
+
+def markdown(panels: Sequence[Panel]) -> str:
+    """All panels, one below the other."""
+    parts = []
+    for panel in panels:
+        heads = [heading for heading, _ in COLUMNS[panel.table].values()]
+        timed = ["time"] if panel.table == "table-1" else []
+        columns = [
+            "",
+            "estimator",
+            *(f"published {h}" for h in [*heads, *timed]),
+            *(f"ours {h}" for h in [*heads, *timed]),
+            "seeds",
+        ]
+        lines = [f"### {panel.title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(cells)} |" for cells in _cells(panel, _markdown_value, lambda name: f"`{name}`")]
+        lines += ["", *(f"- {note}" for note in notes_of(panel))]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, "\n".join(f"- {sentence}" for sentence in _READING)]) + "\n"
+
+
+def latex(panels: Sequence[Panel]) -> str:
+    """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
+    parts = []
+    for panel in panels:
+        heads = [
+            *(heading for heading, _ in COLUMNS[panel.table].values()),
+            *(["time"] if panel.table == "table-1" else []),
+        ]
+        count = len(heads)
+        lines = [
+            f"% {panel.title}",
+            rf"\begin{{tabular}}{{ll{'c' * (2 * count)}r}}",
+            r"\toprule",
+            rf" & & \multicolumn{{{count}}}{{c}}{{published}} & \multicolumn{{{count}}}{{c}}{{ours}} & \\",
+            f"{_row(['', 'estimator', *map(_escaped, heads), *map(_escaped, heads), 'seeds'])}",
+            r"\midrule",
+            *(_row(cells) for cells in _cells(panel, _latex_value, lambda name: rf"\texttt{{{_escaped(name)}}}")),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            rf"\par\footnotesize {_escaped(panel.title)}. {' '.join(map(_escaped, notes_of(panel)))}",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, rf"\par\footnotesize {' '.join(map(_escaped, _READING))}"]) + "\n"
+
+
+def tidy(panels: Sequence[Panel]) -> str:
+    """CSV: a line for every entry, published and ours, in full digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    of_metrics = [part for name in METRICS.values() for part in (name, f"{name}_error", f"{name}_bold")]
+    about = [
+        "table",
+        "dataset",
+        "protocol",
+        "variant",
+        "changes",
+        "hparam",
+        "estimator",
+        "label",
+        "source",
+        "certified",
+    ]
+    writer.writerow([*about, "seeds", *of_metrics, "seconds", "relative_time", "note"])
+    for panel in panels:
+        for source in ("theirs", "ours"):
+            held = getattr(panel, source)
+            if source == "theirs" and not panel.whole:
+                continue
+            for row in panel.rows:
+                if (entry := held.get(row)) is None:
+                    continue
+                settings = panel.settings if source == "ours" else None
+                changes = "; ".join(f"{key}={value}" for key, value in settings.changes) if settings else ""
+                named = [settings.protocol, settings.variant, changes] if settings else ["", "", ""]
+                certified = "" if entry.certified is None else str(entry.certified).lower()
+                values: list[object] = []
+                for name in METRICS.values():
+                    value, is_bold = entry.values.get(name), bold(entry, name, _category(entry, held.values()))
+                    values += [value.mean, value.error, str(is_bold).lower()] if value else ["", "", ""]
+                writer.writerow(
+                    [panel.table, panel.dataset, *named, *row, entry.label, entry.source, certified]
+                    + [" ".join(map(str, entry.seeds)), *values, entry.seconds, entry.relative_time, entry.note]
+                )
+    return text.getvalue()
+
+
+def notes_of(panel: Panel) -> list[str]:
+    """What the panel must say of itself."""
+    notes = []
+    if panel.beside is not None:
+        data = TITLES.get(panel.beside, panel.beside)
+        other = "" if panel.whole else ", whole protocol: other settings than ours beside it"
+        notes.append(f"Published: the paper's numbers on {data}{other}.")
+        literature = [entry for entry in panel.theirs.values() if entry.source == "literature"]
+        for source in dict.fromkeys(entry.note for entry in literature):
+            names = ", ".join(entry.label for entry in literature if entry.note == source)
+            notes.append(f"{names}: constants of the literature, {source}, as the paper cites them.")
+        notes += [
+            f"Published {entry.label} ({HEADINGS[entry.hparam]}): {entry.note}."
+            for entry in panel.theirs.values()
+            if entry.note and entry.source == "paper"
+        ]
+    if not panel.ours:
+        notes.append("Ours: no finished run yet.")
+    return [*notes, *panel.notes]
+
+
+def _cells(panel: Panel, show: Callable[[Value | None, int, bool], str], name: Callable[[str], str]) -> list[list[str]]:
+    """The text of every row: hyperparameter, estimator, published and our values, number of seeds."""
+    lines, before = [], ""
+    for row in panel.rows:
+        hparam, estimator = row
+        theirs, ours = panel.theirs.get(row), panel.ours.get(row)
+        label = theirs.label if theirs else ""
+        cell = label if theirs and theirs.source == "literature" else f"{name(estimator)} {label}".strip()
+        doubt = "*" if ours and ours.certified is False else ""
+        texts = []
+        for entry, held in ((theirs, panel.theirs), (ours, panel.ours)):
+            for metric, (_, decimals) in COLUMNS[panel.table].items():
+                value = entry.values.get(metric) if entry else None
+                texts.append(
+                    show(value, decimals, bool(entry and bold(entry, metric, _category(entry, held.values()))))
+                )
+            if panel.table == "table-1":
+                time = entry.relative_time if entry else None
+                texts.append(
+                    "" if time is None else show(Value(time), 0, False) + ("%" if show is _markdown_value else r"\%")
+                )
+        seeds = str(len(ours.seeds)) if ours else ""
+        lines.append([HEADINGS[hparam] if hparam != before else "", cell + doubt, *texts, seeds])
+        before = hparam
+    return lines
+
+
+def _category(entry: Entry, others: object) -> list[Entry]:
+    return [other for other in others if other.hparam == entry.hparam]  # type: ignore[attr-defined]
+
+
+def _markdown_value(value: Value | None, decimals: int, is_bold: bool) -> str:
+    if value is None:
+        return ""
+    text = f"{value.mean:.{decimals}f}" + ("" if value.error is None else f" ± {value.error:.{decimals}f}")
+    return f"**{text}**" if is_bold else text
+
+
+def _latex_value(value: Value | None, decimals: int, is_bold: bool) -> str:
+    if value is None:
+        return ""
+    text = f"{value.mean:.{decimals}f}" + ("" if value.error is None else rf" \pm {value.error:.{decimals}f}")
+    return rf"$\mathbf{{{text}}}$" if is_bold else f"${text}$"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    for letter in ("&", "%", "_", "#"):
+        text = text.replace(letter, f"\\{letter}")
+    return text.replace("+-", r"$\pm$")

@@ -1,0 +1,285 @@
+"""``ntkml sweep --cluster slurm``: what is submitted, how it is watched, and a real Slurm of one node where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ntkml.runs import sweep_cluster, sweep_worker
+from ntkml.runs.stopping import never
+from ntkml.runs.sweep_cluster import listed, queued, submit, train_in_task, watched
+from ntkml.runs.sweep_worker import Report
+from tests import one_node_slurm
+from tests.sweeps import SITE, finish, planned_cells, wait_for
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ("train-digits", "--hparam", "prior", "--num-data", "60", "--device", "cpu", "--cluster", "slurm")
+
+
+class Job:
+    """What submitit gives for a task; ``end``: what the task returned."""
+
+    def __init__(self, folder, number, end=None):
+        self.job_id = f"7_{number}"
+        pickle = folder / f"{number}.pkl"
+        if end is not None:
+            pickle.write_text(json.dumps(end))
+        self.paths = SimpleNamespace(result_pickle=pickle, stderr=folder / f"{number}.err")
+
+    def result(self):
+        return json.loads(self.paths.result_pickle.read_text())
+
+
+class Executor:
+    """In the place of submitit's: keeps what it is asked for, and trains nothing."""
+
+    made = None
+
+    def __init__(self, folder, cluster):
+        Executor.made = self
+        self.folder, self.cluster, self.parameters, self.tasks = folder, cluster, {}, []
+
+    def update_parameters(self, **parameters):
+        if "slurm_tiem" in parameters:
+            raise NameError("Unknown argument 'slurm_tiem'\nin arguments")
+        self.parameters |= parameters
+
+    def batch(self):
+        return contextlib.nullcontext()
+
+    def submit(self, function, *arguments):
+        self.tasks.append((function, arguments))
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        return Job(folder, len(self.tasks) - 1)
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch):
+    monkeypatch.setattr(sweep_cluster, "LOOK", 0.0)
+    monkeypatch.setattr(sweep_cluster, "LOOK_AT_QUEUE", 0.0)
+
+
+def test_every_cell_is_a_task_that_is_told_in_time_and_may_return_to_the_queue(submitit, tmp_path):
+    cells = planned_cells(tmp_path / "out", seeds=(0, 1, 2))
+    jobs = submit(cells, SITE, tmp_path / "with space", 2, {"partition": "gpu", "time": "30"})
+    assert [job.job_id for job in jobs] == ["7_0", "7_1", "7_2"]
+    made = Executor.made
+    assert (made.cluster, made.parameters["slurm_array_parallelism"]) == ("slurm", 2)
+    assert (made.parameters["slurm_partition"], made.parameters["slurm_time"]) == ("gpu", 30)
+    assert made.parameters["slurm_additional_parameters"] == {"signal": "B:USR1@120", "requeue": True}
+    # B: is the batch shell, which must be the process that trains.
+    last = made.parameters["slurm_setup"][-1]
+    assert last == f"exec {sys.executable} -u -m submitit.core._submit '{tmp_path}/with space'"
+    assert [(function, cell["run_id"]) for function, (cell, _) in made.tasks] == [
+        (train_in_task, f"ntk-20-1-{seed}") for seed in (0, 1, 2)
+    ]
+    submit(cells, SITE, tmp_path, 2, {"time": "2"})
+    assert Executor.made.parameters["slurm_additional_parameters"]["signal"] == "B:USR1@60"
+
+
+def test_what_slurm_refuses_is_one_line(submitit, tmp_path):
+    with pytest.raises(ValueError, match="Slurm takes no job: Unknown argument 'slurm_tiem' in arguments"):
+        submit(planned_cells(tmp_path), SITE, tmp_path, 1, {"tiem": "3"})
+
+
+def test_without_submitit_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=re.escape("--cluster slurm needs submitit: pip install 'ntkml[slurm]'")):
+        submit(planned_cells(tmp_path), SITE, tmp_path, 1, {})
+
+
+def test_options_of_sbatch_are_pairs():
+    assert listed(["partition=gpu", "gpus-per-node=1", "comment=a=b"]) == {
+        "partition": "gpu",
+        "gpus_per_node": "1",
+        "comment": "a=b",
+    }
+    with pytest.raises(ValueError, match="expected NAME=VALUE such as partition=gpu, got 'partition'"):
+        listed(["partition"])
+
+
+def test_the_queue_says_which_tasks_are_left(monkeypatch):
+    asked = []
+
+    def squeue(command, **_):
+        asked.append(command)
+        return SimpleNamespace(stdout="7_0 RUNNING\n7_1 PENDING\nnoise\n")
+
+    monkeypatch.setattr(subprocess, "run", squeue)
+    assert queued(["7_0", "7_1", "7_2", "9_0"]) == {"7_0": "RUNNING", "7_1": "PENDING"}
+    assert asked[0][-1] == "--jobs=7,9"
+
+
+def test_tasks_are_watched_until_all_have_ended(monkeypatch, tmp_path):
+    before, good, bad, lost, raised = planned_cells(tmp_path / "out", seeds=range(5))
+    finish(before.folder)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    jobs = {
+        good.folder: Job(logs, 0),
+        bad.folder: Job(logs, 1, {"kind": "failed", "epochs": 0, "line": "diverged"}),
+        lost.folder: Job(logs, 2),
+        raised.folder: Job(logs, 3, {"nonsense": 1}),
+    }
+    states = [
+        {"7_0": "PENDING", "7_1": "RUNNING", "7_2": "RUNNING", "7_3": "RUNNING"},
+        {"7_0": "RUNNING", "7_1": "RUNNING", "7_2": "RUNNING", "7_3": "RUNNING"},
+        {"7_0": "RUNNING"},
+        {},
+    ]
+    monkeypatch.setattr(sweep_cluster, "queued", lambda ids: states.pop(0))
+    seen = []
+    for progress in watched([before, good, bad, lost, raised], jobs, 2, never):
+        seen.append([one.status for one in progress.cells])
+        if len(states) == 1:
+            finish(good.folder)
+    assert seen == [
+        ["done", "waiting", "running", "running", "running"],
+        ["done", "running", "running", "running", "running"],
+        ["done", "running", "failed", "failed", "failed"],
+        ["done", "done", "failed", "failed", "failed"],
+    ]
+    lines = [one.line for one in progress.cells]
+    assert lines[2] == "diverged"
+    assert lines[3] == f"its task left the queue without a result: see {logs / '2.err'}"
+    assert "nonsense" in lines[4]
+    assert [one.was_done for one in progress.cells] == [True, False, False, False, False]
+
+
+def test_a_stop_ends_the_watching_alone(monkeypatch, tmp_path):
+    [cell] = planned_cells(tmp_path)
+    monkeypatch.setattr(sweep_cluster, "queued", lambda ids: {"7_0": "PENDING"})
+    asked = iter([None, None, "SIGINT"])
+    steps = list(watched([cell], {cell.folder: Job(tmp_path, 0)}, 1, lambda: next(asked)))
+    assert (len(steps), steps[-1].cells[0].status) == (3, "waiting")
+
+
+@pytest.mark.parametrize(("reason", "requeued"), [("SIGUSR1", True), ("SIGTERM", False)])
+def test_a_task_whose_time_is_over_goes_back_into_the_queue(monkeypatch, tmp_path, reason, requeued):
+    class Left(BaseException):
+        pass
+
+    def leave(code):
+        assert code == 75
+        raise Left
+
+    commands = []
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(sweep_worker, "stop_by_signals", lambda: never)
+    monkeypatch.setattr(sweep_worker, "train_cell", lambda *_: Report("stopped", 5, reason))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    monkeypatch.setattr(os, "_exit", leave)
+    task = partial(train_in_task, planned_cells(tmp_path)[0].as_json(), SITE.__dict__)
+    if requeued:
+        with pytest.raises(Left):
+            task()
+        assert commands == [["scontrol", "requeue", "12"]]
+    else:
+        assert task() == {"kind": "stopped", "epochs": 5, "line": "SIGTERM"}
+        assert commands == []
+
+
+def test_the_command_submits_what_is_not_done(submitit, in_empty_folder, monkeypatch):
+    monkeypatch.setattr(sweep_cluster, "queued", lambda ids: {})
+    sweep = partial(in_empty_folder, "sweep", *DIGITS, "--estimators", "none", "--seeds", "0,1", "--epochs", "2")
+    code, out, error = sweep("--slurm", "partition=gpu", "--slurm", "cpus_per_task=3")
+    assert code == 1
+    assert "2 of 2 cells as tasks of Slurm job 7" in out
+    assert error.splitlines()[-1].startswith(
+        "failed: prior none digits N=60 seed 1: its task left the queue without a result"
+    )
+    assert Executor.made.parameters["slurm_partition"] == "gpu"
+    [(_, (_, site)), _] = Executor.made.tasks
+    assert (site["threads"], site["device"]) == (3, "cpu")
+    assert sweep("--slurm", "partition")[0] == 2
+    assert "--slurm belongs to --cluster slurm" in in_empty_folder("sweep", "train-digits", "--slurm", "a=b")[2]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    pytest.importorskip("submitit", reason="needs submitit (pip install 'ntkml[slurm]')")
+    if reason := one_node_slurm.missing():
+        pytest.skip(f"no Slurm can be started here: {reason}")
+    started = one_node_slurm.OneNodeSlurm(tmp_path_factory.mktemp("slurm"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def on_slurm(slurm, tmp_path):
+    """Start ``ntkml sweep ... --cluster slurm`` in a folder whose name has a space and an umlaut."""
+    folder, processes = tmp_path / "Läufe hier", []
+    folder.mkdir()
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), "sweep", *DIGITS, *arguments],
+            cwd=folder,
+            env={**slurm.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_every_cell_is_trained_once(on_slurm, tmp_path):
+    arguments = ("--estimators", "ntk-20-1,none", "--seeds", "0,1", "--epochs", "12", "--workers", "2")
+    out, error = (first := on_slurm(*arguments)).communicate(timeout=300)
+    assert first.returncode == 0, error
+    assert "4 of 4 cells are done, 0 were so before" in out
+    assert len(list(tmp_path.rglob("weights.pt"))) == 4
+    out, _ = (again := on_slurm(*arguments)).communicate(timeout=100)
+    assert (again.returncode, "0 of 4 cells as tasks of Slurm job none" in out) == (0, True)
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_a_task_whose_time_is_over_is_continued(on_slurm, slurm, tmp_path):
+    """The signal that Slurm sends to the batch process before a task's time is over, sent earlier."""
+    process = on_slurm("--estimators", "ntk-20-1", "--epochs", "600")
+    wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
+    [job] = {line.split("_")[0] for line in slurm.call("squeue", "--noheader", "--format=%i").split()}
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
+    wait_for(lambda: "Restarts=1" in slurm.call("scontrol", "show", "job", job))
+    [manifest] = tmp_path.rglob("manifest.json")
+    wait_for(lambda: "PENDING" in slurm.call("squeue", "--noheader", "--format=%T", "--jobs", job))
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes otherwise
+    out, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error
+    [entry] = json.loads(manifest.read_text())["resumed"]
+    assert 0 < entry["from_epoch"] < 600
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_the_tasks_go_on_when_nobody_looks(on_slurm, slurm, tmp_path):
+    process = on_slurm("--estimators", "none", "--epochs", "40")
+    wait_for(lambda: list(tmp_path.rglob("*_submitted.pkl")))
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"Stopped by SIGINT: .*; the tasks go on \(scancel \d+ ends them\)$", error.strip())
+    wait_for(lambda: list(tmp_path.rglob("weights.pt")))
