@@ -18,12 +18,13 @@ FACTORED = ("kfac-4-C", "kfac-4-1")
 
 
 def loss(objective, x, y):
-    return -objective.backward(x, y, None, torch.Generator().manual_seed(1)).total.item() / COUNT
+    """-log q / N without its gradients: the same number, at a third of the price."""
+    return -objective.estimate(x, y, None, torch.Generator().manual_seed(1)).total.item() / COUNT
 
 
 def gradients(objective, x, y):
     objective.zero_grad()
-    loss(objective, x, y)
+    objective.backward(x, y, None, torch.Generator().manual_seed(1))
     return {name: parameter.grad.clone() for name, parameter in objective.named_parameters()}
 
 
@@ -170,7 +171,7 @@ def test_cached_steps_are_refused_where_the_rows_would_change():
 
 def test_weights_get_no_gradient_and_hyperparameters_no_prior():
     objective, x, y = problem(Brightness(), "ntk-4-1")
-    loss(objective, x, y)
+    gradients(objective, x, y)
     weights = trainable_parameters(objective.model)
     assert "1.slope" not in weights
     assert all(weight.grad is None for weight in weights.values())
