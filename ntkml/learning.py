@@ -168,13 +168,21 @@ def _estimator(learner: Learner, x: Tensor, y: Tensor) -> Callable[[], LogMargin
     and each step draws its own blocks.
     """
     objective, stream, processes = learner.objective, learner.streams["blocks"], learner.processes
-    partition = objective.resample(x, y, learner.streams["partition"])
-    processes.check_same((part for block in partition.blocks for part in (block.inputs, block.columns)), "partitions")
-    processes.check_same(objective.parameters(), "hyperparameters")
+    objective.resample(x, y, learner.streams["partition"])
+    _check_alike(learner)
     blocks = learner.protocol.blocks_per_step
     if learner.protocol.learns_invariance:
         return partial(objective.backward, x, y, blocks, stream, processes)
     return objective.cached_backward(x, y, blocks, stream, processes)
+
+
+def _check_alike(learner: Learner) -> None:
+    """Raise ValueError where the processes stand at different points: k-means on unlike machines may group otherwise."""
+    objective, partition = learner.objective, learner.objective.partition
+    if learner.processes.count > 1 and partition is not None:
+        parts = (part for block in partition.blocks for part in (block.inputs, block.columns))
+        learner.processes.check_same(parts, "partitions")
+        learner.processes.check_same(objective.parameters(), "hyperparameters")
 
 
 def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood], step: int, num_data: int) -> float:

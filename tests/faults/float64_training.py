@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(0, "init")).double()
     with launched_processes(torch.device("cpu")) as processes:
         learner = new_learner(protocol, model, torch.device("cpu"), processes=processes)
-        objective = learner.objective
+        objective = learner.objective.double()
         first = objective.backward(x, y, BLOCKS, generator_for(0, "blocks"), processes)
         gradients = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
         records = [(r.train_loss, r.log_marginal_likelihood or 0.0) for r in learn(learner, double)]

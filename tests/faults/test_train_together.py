@@ -161,7 +161,7 @@ def test_what_cannot_be_trained_is_said_once_by_each_process(server, tmp_path, a
 def test_torchrun_starts_a_training_and_one_process_of_it_is_a_plain_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for count in (1, 2):
-        command = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0", "-m", "ntkml"]
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "ntkml"]
         (tmp_path / str(count)).mkdir()
         done = subprocess.run(
             [sys.executable, *command, *TOY],
