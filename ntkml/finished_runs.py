@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkml import records
+from ntkml.figure_protocols import split_transformation
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class Run:
     @property
     def setup(self) -> tuple[Any, ...]:
         """What the panels of one bound figure must have in common; ``mnist_r180`` belongs to ``mnist``."""
-        return (str(self.settings["dataset"]).partition("_")[0], self.settings["model"], self.settings["num_data"])
+        return (
+            split_transformation(str(self.settings["dataset"]))[0],
+            self.settings["model"],
+            self.settings["num_data"],
+        )
 
 
 def finished_runs(results: Path, command: str) -> list[Run]:

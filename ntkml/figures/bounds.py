@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pandas
 from matplotlib.figure import Figure
 
+from ntkml.figure_protocols import split_transformation
 from ntkml.figures import captions, style
 from ntkml.figures.curves import EXACT, Curve, curves_of, hparams_of
 from ntkml.figures.layout import Sheet
@@ -178,7 +179,7 @@ def _axes_for(protocol: FigureProtocol, rows: pandas.DataFrame, hparam: str) -> 
 
 def _num_outputs(protocol: FigureProtocol, rows: pandas.DataFrame) -> int | None:
     """C, where the protocol knows it for the data of all rows; ``mnist_r180`` has the outputs of ``mnist``."""
-    known = {protocol.num_outputs.get(str(dataset).partition("_")[0]) for dataset in rows["dataset"].unique()}
+    known = {protocol.num_outputs.get(split_transformation(str(dataset))[0]) for dataset in rows["dataset"].unique()}
     return known.pop() if len(known) == 1 else None
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ntkml.figure_protocols import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure
+from ntkml.figure_protocols import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure, split_transformation
 from ntkml.figures import captions, style
 from ntkml.figures.curves import EXACT, Curve, refuse_mixtures
 from ntkml.figures.layout import Sheet
@@ -48,7 +48,7 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
     curves = {column: trajectories_of(chosen, column) for column in QUANTITIES}
     limits = {column: _limits(panel.values(), int(chosen["epoch"].max())) for column, panel in curves.items()}
     sentences = [f"{figure.title}.", *_caption(figure, chosen, curves, limits), *notes]
-    num_outputs = figure.num_outputs.get(str(chosen["dataset"].iloc[0]).partition("_")[0], 0)
+    num_outputs = figure.num_outputs.get(split_transformation(str(chosen["dataset"].iloc[0]))[0], 0)
     panels = [_present(facet, curves) for facet in figure.facets]
     with style.context():
         legends = [_legend(facet, present, num_outputs) for facet, present in zip(figure.facets, panels, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,14 +29,20 @@ class BusyError(ValueError):
 def exclusive(folder: Path) -> Iterator[Path]:
     """Hold a run's folder, made if missing; the operating system releases it when the process ends, however it ends.
 
+    A folder that stays empty, because the run was refused before it wrote anything, is removed again.
+
     Raises:
         BusyError: another process works on the run.
         ValueError: the folder cannot be written to.
     """
-    records.ensure_writable_folder(folder)
     lock = folder / ".lock"
     while True:
-        with lock.open("w", encoding="ascii") as file:
+        records.ensure_writable_folder(folder)
+        try:
+            file = lock.open("w", encoding="ascii")
+        except FileNotFoundError:  # another process has just left the folder empty
+            continue
+        with file:
             if not _locked(file):
                 raise BusyError(f"another process is working on {folder}: wait for it, or choose another with --out")
             if not _is_file_at(file, lock):  # removed by who held it, after we had opened it: others lock a new one
@@ -45,6 +51,8 @@ def exclusive(folder: Path) -> Iterator[Path]:
                 yield folder
             finally:
                 lock.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
             return
 
 

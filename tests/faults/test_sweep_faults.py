@@ -169,3 +169,12 @@ def test_eight_sweeps_at_once_train_every_cell_exactly_once_in_a_folder_with_an_
     rows = train_records.read_rows(*folder.rglob("rows.csv"))
     assert rows.groupby(["estimator", "seed"]).size().tolist() == [12] * 10
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+
+
+def test_a_run_that_was_refused_leaves_no_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match="refused"), exclusive(tmp_path / "run"):
+        raise ValueError("refused")
+    assert not (tmp_path / "run").exists()
+    with exclusive(tmp_path / "run") as folder:
+        (folder / "rows.csv").touch()
+    assert (tmp_path / "run/rows.csv").exists()
