@@ -6,7 +6,10 @@ of its training cells, a training protocol one of the ``[[cells]]`` in its own f
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ntkml.cell_protocols import Cell, expanded
 from ntkml.protocols import TRAIN, kind_of, protocol_names, read_tables
@@ -34,14 +37,14 @@ def swept_names() -> list[str]:
 
 
 def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
-    """The cells of the protocol ``name``, or those that learn ``hparam``.
+    """The cells of the protocol ``name``, or those that learn ``hparam``; a name with ``.toml`` is the path of a user's file.
 
     Raises:
-        ValueError: unknown name or hyperparameter, no cell that learns it, or ``hparam`` is missing where the file does not
-            say what is learned.
+        ValueError: unknown name, setting or hyperparameter, no cell that learns it, ``hparam`` is missing where the file does
+            not say what is learned, or a file that is not there or not a sweep.
     """
-    table = read_tables(name, swept_names())
-    if kind_of(name) == TRAIN:
+    table = _own_tables(Path(name)) if name.endswith(".toml") else read_tables(name, swept_names())
+    if table.get("kind") == TRAIN:
         table = {"title": table["title"], "base": name, "cells": table.get("cells", [{}])}
     cells = expanded(name, table, hparam)
     if hparam is not None:
@@ -53,3 +56,19 @@ def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
             )
         cells = chosen
     return SweepProtocol(name=name, title=table["title"], cells=cells)
+
+
+def _own_tables(path: Path) -> dict[str, Any]:
+    """The tables of a user's file, whose title may be missing."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a TOML file ({error})") from None
+    missing = [key for key in ("base", "cells") if key not in table]
+    if missing or not isinstance(table["cells"], list):
+        raise ValueError(
+            f'{path}: a sweep has base = "train-digits" (or another training protocol) and [[cells]] tables'
+        )
+    return {"title": path.stem} | table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,8 @@ _COUNT = click.IntRange(min=1)
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
-    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells) or a training protocol (one cell).
+    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (one cell) or a
+    file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
 
     Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
@@ -152,7 +154,7 @@ def _train(cells: list[PlannedCell], sites: list[Site], stops: Stops, screen: Sc
     from ntkml.runs.sweep import sweep as steps_of
 
     with stops.after_the_step():
-        *_, last = shown(steps_of(cells, sites, screen.say, stops.requested), screen)
+        last = _last(shown(steps_of(cells, sites, screen.say, stops.requested), screen))
     _end(last, stops, "the same command continues it")
 
 
@@ -175,8 +177,13 @@ def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options
     click.echo(f"{protocol.title}: {len(left)} of {len(cells)} cells as tasks of Slurm job {', '.join(ids) or 'none'}")
     tasks = dict(zip([cell.folder for cell in left], jobs, strict=True))
     with stops.after_the_step():
-        *_, last = shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen())
+        last = _last(shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen()))
     _end(last, stops, f"the tasks go on (scancel {' '.join(ids)} ends them)")
+
+
+def _last(steps: Iterable[SweepProgress]) -> SweepProgress:
+    [last] = deque(steps, maxlen=1)
+    return last
 
 
 def _end(last: SweepProgress, stops: Stops, what_now: str) -> None:

@@ -1,8 +1,8 @@
 """Image classification data as plain tensors: ``load_dataset(name)`` and ``subset(dataset, num_data, generator)``.
 
 A data set is read once, whole, into float32 tensors: pixels in [0, 1], then normalised where its protocol says so
-(:mod:`ntkml.datasets.normalisation`); there is no loader and no transform. Where files are looked for: the argument ``data_root``, else the environment variable ``NTKML_DATA``, else
-``~/.cache/ntkml``.
+(:mod:`ntkml.datasets.normalisation`); there is no loader and no transform. Where files are looked for: the argument
+``data_root``, else the environment variable ``NTKML_DATA``, else ``~/.cache/ntkml``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from ntkml import records
-from ntkml.cell_protocols import Cell
+from ntkml.cell_protocols import SETTINGS, Cell
 from ntkml.datasets import ImageDataset
 from ntkml.runs.folders import finished, held
 from ntkml.runs.train import TrainRun, resolve_protocol
@@ -22,30 +23,41 @@ DONE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "running", "stopped", "missin
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One training run of a sweep, in its ``folder``; ``rows`` of a table that it fills, ``notes`` for captions."""
+    """One training run of a sweep, in its ``folder``; ``rows`` of a table that it fills, ``notes`` for captions.
+
+    ``also``: settings beside those that every label has, where cells of the sweep differ in them.
+    """
 
     protocol: TrainProtocol
     notes: tuple[str, ...]
     folder: Path
     run_id: str
     rows: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """What tells it from the other cells, in a few words."""
         protocol = self.protocol
-        words = [protocol.estimator, protocol.dataset, f"N={protocol.num_data}", f"seed {protocol.seed}"]
-        return " ".join([protocol.hparam, *words])
+        words = [
+            protocol.hparam,
+            protocol.estimator,
+            protocol.dataset,
+            f"N={protocol.num_data}",
+            f"seed {protocol.seed}",
+        ]
+        return " ".join([*words, *(f"{name}={getattr(protocol, name)}" for name in self.also)])
 
     def as_json(self) -> dict[str, Any]:
         """The cell for another process."""
-        about = {"notes": list(self.notes), "folder": str(self.folder), "run_id": self.run_id}
+        about = {"notes": list(self.notes), "folder": str(self.folder), "run_id": self.run_id, "also": list(self.also)}
         return {"protocol": asdict(self.protocol), **about}
 
     @classmethod
     def from_json(cls, cell: Mapping[str, Any]) -> PlannedCell:
         protocol = TrainProtocol(**cell["protocol"])
-        return cls(protocol, tuple(cell["notes"]), Path(cell["folder"]), cell["run_id"])
+        folder, also = Path(cell["folder"]), tuple(cell["also"])
+        return cls(protocol, tuple(cell["notes"]), folder, cell["run_id"], also=also)
 
 
 def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Path) -> list[PlannedCell]:
@@ -62,7 +74,16 @@ def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Pa
         before = found.get(folder, PlannedCell(run.protocol, run.notes, folder, run.run_id))
         rows = dict.fromkeys([*before.rows, cell.row]) if cell.row else before.rows
         found[folder] = replace(before, rows=tuple(rows))
-    return list(found.values())
+    also = _differing([cell.protocol for cell in found.values()])
+    return [replace(cell, also=also) for cell in found.values()]
+
+
+def _differing(protocols: Sequence[TrainProtocol]) -> tuple[str, ...]:
+    """The settings, beside those that every label has, in which runs that learn the same hyperparameter differ."""
+    names = [name for name in SETTINGS if name not in ("dataset", "num_data")]
+    seen = {(one.hparam, name, getattr(one, name)) for one in protocols for name in names}
+    counts = Counter((hparam, name) for hparam, name, _ in seen)
+    return tuple(name for name in names if any(count > 1 for (_, own), count in counts.items() if own == name))
 
 
 def state_of(folder: Path) -> str:

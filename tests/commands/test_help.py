@@ -156,5 +156,8 @@ def test_commands_and_figures_complete():
         "figure-11",
         "figure-12",
         "figure-13",
+        "figure-14",
+        "figure-15",
+        "figure-16",
     ]
     assert "--results" in completions("plot", incomplete="--re")

@@ -65,28 +65,28 @@ def written(folder):
 
 
 def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_path):
-    code, out, error = run(*DIGITS, "--seeds", "0,1", "--workers", 2)
+    code, out, error = run(*DIGITS)
     assert code == 0, error
-    assert out.splitlines()[0].startswith("Learning hyperparameters on the embedded digits: 4 cells, 2 workers of ")
-    assert error.count("done: prior ") == 4
-    assert "4 of 4 cells are done, 0 were so before" in out
+    assert out.splitlines()[0].startswith("Learning hyperparameters on the embedded digits: 2 cells, 1 worker of ")
+    assert error.count("done: prior ") == 2
+    assert "2 of 2 cells are done, 0 were so before" in out
     times = written(tmp_path)
-    assert sorted(name.rsplit("-", 1)[0] for name in times) == ["kfac-20-1-digits"] * 2 + ["ntk-20-1-digits"] * 2
+    assert sorted(name.rsplit("-", 1)[0] for name in times) == ["kfac-20-1-digits", "ntk-20-1-digits"]
     rows = train_records.read_rows(*(tmp_path / "results" / "train").glob("*/rows.csv"))
-    assert rows.groupby(["estimator", "seed"]).size().tolist() == [12] * 4
-    code, out, _ = run(*DIGITS, "--seeds", "0,1", "--list")
-    assert [line.split()[:2] for line in out.splitlines()] == [["done", "12/12"]] * 4 + [["4", "cells,"]]
-    code, out, error = run(*DIGITS, "--seeds", "0,1", "--workers", 2)
+    assert rows.groupby("estimator").size().tolist() == [12, 12]
+    code, out, _ = run(*DIGITS, "--list")
+    assert [line.split()[:2] for line in out.splitlines()] == [["done", "12/12"]] * 2 + [["2", "cells,"]]
+    code, out, error = run(*DIGITS)
     assert (code, error, written(tmp_path)) == (0, "", times)
-    assert "4 of 4 cells are done, 4 were so before" in out
+    assert "2 of 2 cells are done, 2 were so before" in out
 
 
 @pytest.mark.slow
 def test_the_cells_are_runs_of_train(run, in_empty_folder, tmp_path):
     assert in_empty_folder("train", "--estimator", "ntk-20-1", "--epochs", 12, *SMALL)[0] == 0
     times = written(tmp_path)
-    code, out, _ = run(*DIGITS)
-    assert (code, "2 of 2 cells are done, 1 were so before" in out) == (0, True)
+    code, out, _ = run(*DIGITS, "--seeds", "0,1", "--workers", 2)
+    assert (code, "4 of 4 cells are done, 1 were so before" in out) == (0, True)
     assert {name: written(tmp_path)[name] for name in times} == times
 
 

@@ -138,3 +138,31 @@ def test_hparam_keeps_the_cells_that_learn_it(monkeypatch):
     monkeypatch.setattr("ntkml.sweep_protocols.read_tables", lambda name, known: TABLE1 | {"title": "Table 1"})
     assert len(load_sweep("table-1").cells) == 10
     assert {cell.row for cell in load_sweep("table-1", "prior").cells} == {"NTK-500-1"}
+
+
+def test_a_file_of_ones_own_is_a_sweep(tmp_path):
+    path = tmp_path / "eigene Läufe.toml"
+    text = 'base = "train-digits"\nhparam = "prior"\n[[cells]]\nestimators = ["ntk-20-1", "none"]\nlr = [0.001, 0.01]\n'
+    path.write_text(text, encoding="utf-8")
+    sweep = load_sweep(str(path))
+    assert sweep.title == "eigene Läufe"
+    assert facts(sweep.cells, "lr", "estimator") == [
+        (lr, name) for lr in (0.001, 0.01) for name in ("ntk-20-1", "none")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"x\.toml: no such file"),
+        ("base = ", r"x\.toml: not a TOML file \("),
+        ('base = "train-digits"', r"x\.toml: a sweep has base = .* and \[\[cells\]\] tables"),
+        ('base = "train-digits"\n[cells]', r"and \[\[cells\]\] tables"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused(tmp_path, text, message):
+    path = tmp_path / "x.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_sweep(str(path))

@@ -156,9 +156,11 @@ def test_files_of_other_kinds_have_their_own_readers():
     assert figure_protocols.trajectory_names() == ["figure-8", "figure-9", "figure-10", "figure-11"]
     assert figure_protocols.pareto_names() == ["figure-1", "figure-13", "pareto"]
     every = {*bound_grid_names(), *train_protocols.train_names(), *figure_protocols.trajectory_names()}
+    every |= set(figure_protocols.subset_names())
     every |= {*figure_protocols.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.sweep_names()}
     assert every == {*protocols.protocol_names(), "pareto"}
     known = {*figure_names(), *figure_protocols.trajectory_names(), *figure_protocols.pareto_names()}
+    known |= set(figure_protocols.subset_names())
     assert known | {"figure-2", "bound-grid"} == set(FIGURES)
 
 

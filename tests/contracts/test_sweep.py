@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 
+from ntkml.cell_protocols import Cell
+from ntkml.datasets import load_dataset
 from ntkml.runs import sweep as sweep_run
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep import sweep
-from ntkml.runs.sweep_plan import PlannedCell, epochs_kept, state_of, threads_of
+from ntkml.runs.sweep_plan import PlannedCell, epochs_kept, planned, state_of, threads_of
 from ntkml.runs.sweep_worker import BEGUN, BUSY, EPOCH, FAILED, FINISHED, STOPPED, WARNING, Report
+from ntkml.train_protocols import load_train
 from tests.sweeps import SITE, ScriptedWorker, finish, planned_cells
 
 KILLED = -signal.SIGKILL
@@ -196,3 +200,24 @@ def test_a_folder_says_where_its_run_stands(tmp_path):
 def test_a_cell_reaches_another_process_as_it_is(tmp_path):
     [cell] = planned_cells(tmp_path / "Ordner mit Ümläuten 折")
     assert PlannedCell.from_json(json.loads(json.dumps(cell.as_json()))) == cell
+
+
+def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tmp_path):
+    asked = replace(load_train("train-digits", "prior"), estimator="ntk-20-1", num_data=60)
+    cells = [
+        Cell(protocol=replace(asked, lr=lr), asked=asked, variant="paper", row=row)
+        for lr in (0.001, 0.01)
+        for row in ("a", "b")
+    ]
+    other = load_train("train-digits", "invariance")  # differs in much, as all that learn the invariance do
+    cells.append(Cell(protocol=other, asked=other, variant="paper"))
+    data = {name: load_dataset(name) for name in ("digits", "digits_r180")}
+    found = planned(cells, data, tmp_path)
+    assert [(cell.label, cell.rows) for cell in found] == [
+        ("prior ntk-20-1 digits N=60 seed 0 lr=0.001", ("a", "b")),
+        ("prior ntk-20-1 digits N=60 seed 0 lr=0.01", ("a", "b")),
+        ("invariance ntk-100-tree digits_r180 N=1000 seed 0 lr=0.001", ()),
+    ]
+    assert found[0].notes == ()
+    assert found[1].notes == ("Against protocol train-digits: lr 0.01 instead of 0.001.",)
+    assert [PlannedCell.from_json(cell.as_json()).label for cell in found] == [cell.label for cell in found]

@@ -112,7 +112,7 @@ def trained(poison, precision, estimator):
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("poison", ["duplicated", "constant", "one_class"])
 def test_training_on_poisoned_data_gives_finite_numbers(poison, precision):
     for estimator in ("ntk-20-tree", "kfac-20-1", "diag-20-C"):
         records, learner = trained(poison, precision, estimator)

@@ -1,0 +1,56 @@
+"""``ntkml table`` and the figures of the same runs, on the command line."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.protocol_runs import write_protocol_run
+
+
+@pytest.fixture
+def run(in_empty_folder):
+    """``ntkml table ...``"""
+    return partial(in_empty_folder, "table")
+
+
+def test_a_table_is_written_in_every_format_and_named(run, tmp_path):
+    write_protocol_run(tmp_path / "results", "table-1", "prior", "ntk-500-1")
+    code, out, error = run("1")
+    assert (code, error) == (0, "")
+    paths = [f"tables/table-1.{suffix}" for suffix in ("md", "tex", "csv")]
+    assert out == "".join(["1 finished runs of table 1 under results\n", *(f"Wrote {path}\n" for path in paths)])
+    assert "`ntk-500-1` NTK-500-1* |" in (tmp_path / paths[0]).read_text()
+
+
+def test_one_format_and_an_empty_folder_give_the_published_numbers_alone(run, tmp_path):
+    assert run("2", "--format", "markdown", "--out", "here")[0] == 0
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["table-2.md"]
+    text = (tmp_path / "here" / "table-2.md").read_text()
+    assert "Ours: no finished run yet." in text
+    assert "| PARTITIONED |  | 48.6 ± 0.0 |  |  |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["3"], "'3' is not one of '1', '2'"), (["1", "--format", "html"], "'html' is not one of")]
+)
+def test_what_is_not_there_is_refused_in_one_line(run, arguments, words):
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_subset_figure_reads_the_runs_that_it_names(in_empty_folder, tmp_path):
+    write_protocol_run(tmp_path / "results", "figure-7-reduced", "invariance", "kfac-400-1", dataset="cifar10-jpeg")
+    code, out, _ = in_empty_folder("plot", "figure-15", "--format", "png")
+    assert code == 0
+    assert out.startswith("Read results/train/kfac-400-1-")
+    assert out.endswith("Wrote figures/figure-15.png\n")
+    code, _, error = in_empty_folder("plot", "figure-15", "--csv", "rows.csv")
+    assert code == 2
+    assert "name their folder with --results, not --csv" in error
+    code, _, error = in_empty_folder("plot", "figure-16", "--results", "elsewhere")
+    assert code == 1
+    assert "no finished training run under elsewhere for figure-16; run: ntkml train --protocol figure-7 " in error

@@ -1,0 +1,150 @@
+"""Tables 1 and 2: what is published, what our runs say, and that the two, and settings, are never mixed."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+
+from ntkml.run_settings import RunSettings, settings_of, versions_of
+from ntkml.tables import render
+from ntkml.tables.entries import Entry, Value, bold, published, published_datasets
+from ntkml.tables.panels import panels
+from tests.protocol_runs import write_protocol_run
+
+ROW = ("prior", "kfac-500-1")
+
+
+def entry(mean, error, hparam="prior"):
+    return Entry(hparam, "ntk-5-1", "", "paper", {"accuracy": Value(mean, error)})
+
+
+def test_the_published_numbers_are_those_of_the_paper():
+    assert published_datasets("table-1") == ["cifar10", "cifar100"]
+    assert published_datasets("table-2") == ["tinyimagenet"]
+    by_row = {(one.hparam, one.estimator): one for one in published("table-1", "cifar10")}
+    assert len(by_row) == 10
+    kfac = by_row["prior", "kfac-500-C"]
+    assert kfac.values == {
+        "log_q": Value(-1.31, 0.01), "test_log_likelihood": Value(-0.38, 0.0), "accuracy": Value(88.6, 0.1),
+    }  # fmt: skip
+    assert (kfac.relative_time, kfac.label) == (81.0, "KFAC-500-10")
+    assert "log_q" not in by_row["prior", "none"].values
+    hundred = {(one.hparam, one.estimator): one for one in published("table-1", "cifar100")}
+    assert not hundred["invariance", "kfac-N-C"].values
+    assert "out of memory" in hundred["invariance", "kfac-N-C"].note
+    tiny = published("table-2", "tinyimagenet")
+    assert [one.label for one in tiny if one.source == "literature"] == ["AUGERINO", "PARTITIONED"]
+    assert tiny[-1].values == {"test_log_likelihood": Value(-2.02, 0.1), "accuracy": Value(58.4, 0.3)}
+
+
+def test_bold_are_those_whose_interval_meets_that_of_the_best():
+    best, meets, apart, unknown = entry(90.0, 0.2), entry(89.6, 0.2), entry(89.5, 0.2), entry(95.0, None)
+    for one, expected in ((best, True), (meets, True), (apart, False)):
+        assert bold(one, "accuracy", [best, meets, apart]) == expected
+        assert not bold(one, "log_q", [best, meets, apart])
+    # The best is one whose error is not known: the rule cannot be applied.
+    assert not any(bold(one, "accuracy", [best, unknown]) for one in (best, unknown))
+
+
+def test_ours_are_means_over_seeds_with_their_number_and_times_relative_to_the_full_batch(tmp_path):
+    for seed, accuracy in enumerate((0.80, 0.82, 0.87)):
+        last = (-1.0 - seed, -0.5, accuracy)
+        write_protocol_run(tmp_path, "table-1", *ROW, seed, last=last, seconds=3.0, finished_at="2026-01-02")
+    write_protocol_run(tmp_path, "table-1", "prior", "kfac-N-C", seconds=12.0)
+    write_protocol_run(tmp_path, "table-1", "prior", "none")
+    ten, hundred = panels("table-1", tmp_path)
+    assert (ten.whole, ten.dataset, hundred.dataset, hundred.ours) == (True, "cifar10", "cifar100", {})
+    found = ten.ours[ROW]
+    assert found.seeds == (0, 1, 2)
+    assert found.values["accuracy"].mean == pytest.approx(83.0)
+    assert found.values["accuracy"].error == pytest.approx(math.sqrt((9 + 1 + 16) / 2 / 3))
+    assert found.values["log_q"].mean == pytest.approx(-2.0)
+    assert found.relative_time == pytest.approx(25.0)
+    assert ten.ours["prior", "kfac-N-C"].values["accuracy"] == Value(pytest.approx(80.0), None)
+    assert "log_q" not in ten.ours["prior", "none"].values
+    text = render.markdown([ten, hundred])
+    line = next(line for line in text.splitlines() if "`kfac-500-1` KFAC-500-1*" in line)
+    assert "-1.41 ± 0.02" in line
+    assert line.endswith("| -2.00 ± 0.58 | **-0.50 ± 0.00** | **83.0 ± 2.1** | 25% | 3 |")
+    blank = next(line for line in text.splitlines() if "`ntk-500-tree`" in line)
+    assert set(blank.split("`ntk-500-tree`")[1]) <= set("| ")
+
+
+def test_devices_are_not_compared_in_time(tmp_path):
+    write_protocol_run(tmp_path, "table-1", *ROW)
+    write_protocol_run(tmp_path, "table-1", "prior", "kfac-N-C", device="cuda")
+    assert panels("table-1", tmp_path)[0].ours[ROW].relative_time is None
+
+
+def test_reduced_protocols_other_data_and_changed_settings_stand_apart_and_say_so(tmp_path):
+    write_protocol_run(tmp_path, "table-1", *ROW)
+    write_protocol_run(tmp_path, "table-1", *ROW, epochs=30)
+    write_protocol_run(tmp_path, "table-1", *ROW, dataset="cifar10-jpeg")
+    write_protocol_run(tmp_path, "table-1-reduced", *ROW, dataset="cifar10-jpeg")
+    write_protocol_run(tmp_path, "table-1-reduced", "invariance", "kfac-N-C", dataset="cifar10-jpeg")
+    write_protocol_run(tmp_path, "train-mnist", "prior", "ntk-100-1")
+    found = panels("table-1", tmp_path)
+    assert [panel.title for panel in found] == [
+        "CIFAR-10",
+        "CIFAR-100",
+        "CIFAR-10, protocol table-1, changed settings",
+        "cifar10-jpeg, protocol table-1",
+        "cifar10-jpeg, protocol table-1-reduced",
+    ]
+    assert [len(panel.ours) for panel in found] == [1, 0, 1, 1, 2]
+    assert [panel.whole for panel in found] == [True, True, False, False, False]
+    notes = render.notes_of(found[-1])
+    assert "Published: the paper's numbers on CIFAR-10, whole protocol: other settings than ours beside it." in notes
+    prior = next(note for note in notes if note.startswith("prior (kfac-500-1): Against protocol table-1: "))
+    assert "num data 2000 instead of 50000" in prior
+    invariance = next(note for note in notes if note.startswith("invariance (kfac-N-C): Against protocol table-1: "))
+    assert "samples 4 instead of 20" in invariance
+
+
+def test_of_two_runs_of_one_seed_the_newest_counts(tmp_path):
+    newer = write_protocol_run(tmp_path / "a", "table-1", *ROW, last=(-1.0, -0.5, 0.7), finished_at="2026-01-03")
+    older = write_protocol_run(tmp_path / "b", "table-1", *ROW, last=(-1.0, -0.5, 0.9), finished_at="2026-01-02")
+    assert newer != older
+    found = panels("table-1", tmp_path)[0].ours[ROW]
+    assert found.seeds == (0,)
+    assert found.values["accuracy"].mean == pytest.approx(70.0)
+
+
+def test_all_formats_hold_the_same_numbers(tmp_path):
+    for seed in (0, 1):
+        write_protocol_run(tmp_path, "table-2", "invariance", "kfac-60-1+iid", seed, last=(-3.0, -2.0 - seed, 0.5))
+    found = panels("table-2", tmp_path)
+    rows = list(csv.DictReader(render.tidy(found).splitlines()))
+    ours = [row for row in rows if row["source"] == "ours"]
+    assert [(row["estimator"], row["seeds"], row["certified"]) for row in ours] == [("kfac-60-1+iid", "0 1", "false")]
+    assert float(ours[0]["test_log_likelihood"]) == pytest.approx(-2.5)
+    assert {row["source"] for row in rows} == {"paper", "literature", "ours"}
+    assert "**-2.50 ± 0.50**" in render.markdown(found)
+    text = render.latex(found)
+    assert r"$\mathbf{-2.50 \pm 0.50}$" in text
+    assert r"accuracy \%" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(found) == 1
+    for line in text.splitlines():
+        if line.endswith(r"\\"):
+            assert line.count("&") == (6 if "multicolumn" not in line else 4)
+
+
+def test_what_a_run_changed_is_known_from_its_manifest():
+    settings = {
+        "dataset": "digits", "hparam": "prior", "estimator": "ntk-100-tree", "seed": 3, "epochs": 7, "dtype": "float32",
+    }  # fmt: skip
+    manifest = {"protocol": {"name": "train-digits", "variant": "paper"}, "settings": settings}
+    found = settings_of(manifest)
+    assert ("epochs", 7) in found.changes
+    assert "epochs" not in dict(found.without("epochs").changes)
+    assert "flip" not in dict(found.changes)
+    bf16 = settings_of(manifest | {"settings": settings | {"precision": "bf16"}})
+    assert bf16.changes == (*found.changes, ("precision", "bf16"))
+    assert settings_of({"settings": settings}) is None
+    assert settings_of({"protocol": {"name": "gone", "variant": "paper"}, "settings": settings}) is None
+    figure = {"protocol": {"name": "figure-7", "variant": "paper"}, "settings": settings}
+    assert settings_of(figure) is None  # it does not learn the prior alone
+    assert versions_of("table-1") == ["table-1", "table-1-reduced"]
+    assert RunSettings("a", "paper", ()).without("epochs") == RunSettings("a", "paper", ())
