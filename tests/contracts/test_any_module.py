@@ -161,6 +161,11 @@ def objective_of(name, estimator, chunk=None):
     return objective, case.x, case.y
 
 
+def value_of(objective, x, y):
+    """The number of :func:`loss_of` without its gradients, at a third of the price."""
+    return -objective.estimate(x, y, None, generator(1)).total.item() / len(x)
+
+
 def loss_of(objective, x, y):
     objective.zero_grad()
     return -objective.backward(x, y, None, generator(1)).total.item() / len(x)
@@ -175,7 +180,7 @@ def check_against_differences(name, estimator):
         losses = []
         for sign in (1, -1):
             parameter.data.fill_(value + sign * step)
-            losses.append(loss_of(objective, x, y))
+            losses.append(value_of(objective, x, y))
         parameter.data.fill_(value)
         assert gradient == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5, abs=1e-8)
 
@@ -218,7 +223,7 @@ def test_augmentations_are_differentiated_through_views(name, chunk):
     found, losses = augmentation.eta.grad.item(), []
     for value in (0.4 + 1e-5, 0.4 - 1e-5):
         augmentation.eta.data.fill_(value)
-        losses.append(loss_of(objective, case.x, case.y))
+        losses.append(value_of(objective, case.x, case.y))
     assert found == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 

@@ -8,6 +8,7 @@ import torch
 from ntkml import log_marginal_likelihood, records
 from ntkml.evidence import evaluate_partition
 from ntkml.grouping import tree_for
+from ntkml.model_contract import check_model
 from ntkml.priors import PriorPrecision
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.tabulated import tabulate
@@ -43,12 +44,12 @@ def test_rows_are_the_estimates_of_the_public_entry(structure, name):
     """Aggregates are the bound, a block's row its one-block estimate; all log columns in nats per datum."""
     case = make_case("mlp")
     spec, partition = case.partition(f"{structure}-{name}")
-    rows = rows_of(case, f"{structure}-{name}")
+    rows, plan = rows_of(case, f"{structure}-{name}"), check_model(case.model, case.x)
     assert len(rows) == len(PRECISIONS) * (1 + len(partition))
     for row in rows:
         drawn = None if row["block"] is None else [row["block"]]
         expected = evaluate_partition(
-            case.model, case.x, case.y, spec, partition, row["hparam_value"], case.likelihood, drawn
+            case.model, case.x, case.y, spec, partition, row["hparam_value"], case.likelihood, drawn, plan
         )
         for column, value in per_datum(expected, 7).items():
             assert_same(row[column], value, 1e-9)

@@ -93,9 +93,8 @@ def counted(monkeypatch, owner, name):
     ],
 )
 def test_groups_of_parameter_tensors_change_nothing(name, prior, likelihood, monkeypatch):
-    together = everything(*problem(Brightness(), name, prior, chunk=2, likelihood=likelihood))
     captures = counted(monkeypatch, two_pass, "capture")
-    everything(*problem(Brightness(), name, prior, chunk=2, likelihood=likelihood))
+    together = everything(*problem(Brightness(), name, prior, chunk=2, likelihood=likelihood))
     usual = len(captures)
     monkeypatch.setattr(chunking, "ROWS_BYTES", 1)
     apart = everything(*problem(Brightness(), name, prior, chunk=2, likelihood=likelihood))

@@ -10,6 +10,7 @@ import torch
 from ntkml import PriorPrecision, log_marginal_likelihood
 from ntkml.evidence import evaluate_partition
 from ntkml.likelihoods import Gaussian
+from ntkml.model_contract import check_model
 from tests.factories import PRIOR_KINDS, STRUCTURES, assert_same, generator, make_case, make_prior
 
 NAMES = ["N-C", "3-C", "3-1", "2-2", "3-tree+iid"]
@@ -40,10 +41,11 @@ def test_log_prior_precision(structure, kind, name):
     case = make_case("mlp")
     log_precision = make_prior(kind, case).values.log()
     spec, partition = case.partition(f"{structure}-{name}")
+    plan = check_model(case.model, case.x)
 
     def total(log_precision):
         prior = PriorPrecision(log_precision.exp(), kind)
-        return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood).total
+        return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, plan=plan).total
 
     gradient = gradient_of(total, log_precision)
     assert gradient.shape == log_precision.shape

@@ -42,7 +42,9 @@ def rounded(case):
     return case, single
 
 
-@pytest.mark.parametrize("precision", [1e-4, 1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize(
+    "precision", [1e-4, pytest.param(1e-2, marks=pytest.mark.slow), 1.0, pytest.param(1e2, marks=pytest.mark.slow), 1e4]
+)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_float32_network_gives_the_values_of_float64(network, likelihood, precision):

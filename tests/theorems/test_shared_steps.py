@@ -37,8 +37,9 @@ def assert_adds_up(parts, whole):
     assert (sum(parts) - whole).abs().max() <= 1e-12 * whole.abs().max()
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize(("cached", "name"), [(False, "ntk-2-1"), (False, "kfac-4-tree"), (True, "ntk-2-tree+iid")])
+@pytest.mark.parametrize(
+    ("name", "cached", "count"), [("ntk-2-1", False, 4), ("kfac-4-tree", False, 2), ("ntk-2-tree+iid", True, 2)]
+)
 def test_hyper_gradients_of_all_processes_add_up_to_those_of_one(name, cached, count):
     views = (lambda: None) if cached else Brightness
     whole, gradients = hyper_parts(name, ALONE, views(), cached)
@@ -50,10 +51,10 @@ def test_hyper_gradients_of_all_processes_add_up_to_those_of_one(name, cached, c
         assert (parts[0][1][key] - gradient).abs().max() > 1e-6 * gradient.abs().max()
 
 
-@pytest.mark.parametrize("count", [2, 4, 11])  # eleven share a batch of nine
+@pytest.mark.parametrize("count", [2, 11])  # eleven share a batch of nine
 def test_weight_gradients_of_all_processes_add_up_to_those_of_one(count):
     def part(processes):
-        objective, x, y = problem(Brightness(), "ntk-4-1")
+        objective, x, y = problem(Brightness(), "ntk-4-1", partitioned=False)
         stream = generator(1)
         loss = objective.weight_loss(x, y, 100, stream, processes)
         loss.backward()
