@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ntkml.datasets import ImageDataset
-from ntkml.evidence import LogMarginalLikelihood
 from ntkml.learning_state import Learner, Position, planned
 from ntkml.learning_trouble import check_loss, check_scores, check_update, named_trouble
 from ntkml.randomness import generator_for
@@ -62,11 +61,12 @@ def steps(learner: Learner, data: ImageDataset) -> Iterator[LearningRecord | Non
     y = data.train_targets
     if not learner.objective.likelihood.softmax:
         y = one_hot(y, data.num_classes)
+    ours, theirs = learner.system.weight_data(x, y)
     while position.epoch <= protocol.epochs:
-        yield from _weight_epoch(learner, x, y)
+        yield from _weight_epoch(learner, ours, theirs)
         if protocol.updates_at(position.epoch):
-            yield from _update(learner, x, y)
-        yield _record(learner, data)
+            yield from _update(learner, x, y, _num_batches(learner, ours))
+        yield _record(learner, data, len(ours))
 
 
 def cosine(step: int, num_steps: int, start: float, end: float) -> float:
@@ -89,59 +89,47 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
             (position.epoch - 1) * count + position.step, protocol.epochs * count, protocol.lr, protocol.lr_min
         )
         with position.timed("weights"), named_trouble(learner, "weights"):
-            position.loss += _weight_step(learner, x[batch], y[batch], len(x), rate) * len(batch)
+            position.loss += _weight_step(learner, x, y, batch, rate) * len(batch)
         position.advance(count)
         yield
 
 
-def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> float:
-    """One step of the weights on a batch. Returns its loss."""
-    optimizer = learner.optimizers["weights"]
-    loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"])
-    value = loss.item()
-    check_loss(learner, value, rate)
-    optimizer.zero_grad()
-    loss.backward()
-    _step(optimizer, rate)
+def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> float:
+    """One step of the weights on a batch. Returns its loss, the last one of a system that descends several."""
+    protocol, value = learner.protocol, 0.0
+    for loss, names in learner.system.weight_losses(x, y, batch, learner.streams["views"]):
+        value = loss.item()
+        check_loss(learner, value, rate)
+        for name in names:
+            learner.optimizers[name].zero_grad()
+        loss.backward()
+        for name in names:  # an augmentation that the weights' loss moves follows the weights' schedule
+            _step(learner.optimizers[name], protocol.lr_aug * rate / protocol.lr if name == "augmentation" else rate)
     return value
 
 
-def _update(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
-    """What is left of the hyperparameter steps of one epoch."""
+def _update(learner: Learner, x: Tensor, y: Tensor, before: int) -> Iterator[None]:
+    """What is left of the hyperparameter steps of one epoch, after its ``before`` weight steps."""
     protocol, position = learner.protocol, learner.position
-    before = _num_batches(learner, x)
     end = before + protocol.steps_per_update
     if position.step >= end:
         return
     with position.timed("hyper"), named_trouble(learner, "hyper"):
-        backward = planned(learner, ["partition", "blocks"], partial(_estimator, learner, x, y))
+        backward = planned(learner, ["partition", "blocks"], partial(learner.system.update, x, y, learner.streams))
     while position.step < end:
         with position.timed("hyper"), named_trouble(learner, "hyper"):
-            position.estimates.append(_hyper_step(learner, backward, position.step - before, len(x)))
+            position.estimates.append(_hyper_step(learner, backward, position.step - before))
         position.advance(end)
         yield
 
 
-def _estimator(learner: Learner, x: Tensor, y: Tensor) -> Callable[[], LogMarginalLikelihood]:
-    """Draw a partition. What every step of this epoch calls for an estimate with its gradients.
-
-    While only the prior is learned, the rows of one block serve all steps; otherwise they change with every step, and
-    each step draws its own block.
-    """
-    objective, stream = learner.objective, learner.streams["blocks"]
-    objective.resample(x, y, learner.streams["partition"])
-    if learner.protocol.learns_invariance:
-        return partial(objective.backward, x, y, 1, stream)
-    return objective.cached_backward(x, y, 1, stream)
-
-
-def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood], step: int, num_data: int) -> float:
-    """One step of all hyperparameters, number ``step`` of its update. Returns its estimate of log q / N."""
+def _hyper_step(learner: Learner, backward: Callable[[], float], step: int) -> float:
+    """One step of all hyperparameters, number ``step`` of its update. Returns the estimate of what it ascends."""
     protocol = learner.protocol
     done, total = protocol.num_updates(learner.position.epoch - 1), protocol.num_updates(protocol.epochs)
     rates = {"prior": (protocol.lr_hyper, protocol.hyper_steps), "augmentation": (protocol.lr_aug, protocol.aug_steps)}
     learner.objective.zero_grad()
-    estimate = float(backward().total) / num_data
+    estimate = backward()
     for name, (rate, count) in rates.items():
         if name in learner.optimizers and step < count:
             end = rate / protocol.hyper_decay
@@ -150,7 +138,7 @@ def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood],
     return estimate
 
 
-def _record(learner: Learner, data: ImageDataset) -> LearningRecord:
+def _record(learner: Learner, data: ImageDataset, num_data: int) -> LearningRecord:
     """The record of the epoch whose steps are done; the learner then stands before the next one."""
     protocol, position = learner.protocol, learner.position
     epoch, estimates, test = position.epoch, position.estimates, None
@@ -158,7 +146,7 @@ def _record(learner: Learner, data: ImageDataset) -> LearningRecord:
         with position.timed("eval"), named_trouble(learner, "eval"):
             test = evaluate(learner, data)
             check_scores(learner, test)
-    loss = position.loss / len(data.train_inputs)
+    loss = position.loss / num_data
     estimate = math.fsum(estimates) / len(estimates) if estimates else None
     seconds = position.seconds
     position.move_to(Position(epoch + 1))
@@ -181,5 +169,5 @@ def evaluate(learner: Learner, data: ImageDataset) -> Scores:
     objective, x = learner.objective, data.test_inputs
     generator = generator_for(learner.protocol.seed, "test-views")
     size = max(1, EVALUATION_INPUTS // learner.protocol.samples)
-    outputs = torch.cat([objective.outputs(x[chunk], generator) for chunk in chunks(len(x), size)])
+    outputs = torch.cat([learner.system.outputs(x[chunk], generator) for chunk in chunks(len(x), size)])
     return score(outputs, data.test_targets, objective.likelihood)

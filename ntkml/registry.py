@@ -58,6 +58,20 @@ FIGURES = {
     "pareto": "ntkml.figures.pareto:draw",
 }
 
+#: Ways of learning hyperparameters beside the bounds on the marginal likelihood; ntkml.system_specs says what they learn.
+SYSTEMS = {
+    "none": "ntkml.systems.contract:System",
+    "fixed-augmentation": "ntkml.systems.contract:FixedAugmentation",
+    "hoag": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-quadratic": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-cubic": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-exact": "ntkml.systems.hoag_networks:NetworkHoag",
+    "sampled": "ntkml.systems.sampled_networks:SampledLaplace",
+    "augerino": "ntkml.systems.augerino:Augerino",
+    "augerino-lila": "ntkml.systems.augerino:LilaAugerino",
+    "partitioned": "ntkml.systems.partitioned:PartitionedNetwork",
+}
+
 COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",

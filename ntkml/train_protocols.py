@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from ntkml.protocols import TRAIN_PREFIX, VARIANTS, merge_tables, protocol_names, read_tables
 from ntkml.registry import unknown_name
+from ntkml.system_specs import family_of
 
 #: What is learned: the prior precision, or the prior precision and the six affine half-widths.
 TRAIN_HPARAMS = ("prior", "invariance")
@@ -34,7 +35,7 @@ class TrainProtocol:
     dataset: str
     model: str
     likelihood: str  # classes as integers for "categorical", one-hot for "bernoulli" and "gaussian"
-    estimator: str  # "none" is MAP: nothing but the weights is learned
+    estimator: str  # or another system; "none" is MAP: nothing but the weights is learned
     num_data: int
     seed: int
     samples: int  # augmentation views S
@@ -57,7 +58,7 @@ class TrainProtocol:
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""
         waited = epoch - self.burn_in
-        return self.estimator != "none" and waited >= 0 and waited % self.update_every == 0
+        return family_of(self.estimator).updates and waited >= 0 and waited % self.update_every == 0
 
     def num_updates(self, epochs: int) -> int:
         """How many of the first ``epochs`` epochs update the hyperparameters."""

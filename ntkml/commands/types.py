@@ -9,7 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ntkml.registry import STRUCTURES
-from ntkml.specs import GROUPINGS, NO_ESTIMATOR, parse_estimator
+from ntkml.specs import GROUPINGS, parse_estimator
+from ntkml.system_specs import ALIASES, FAMILIES, canonical_name
 
 
 class PositiveNumber(click.FloatRange):
@@ -24,6 +25,8 @@ class PositiveNumber(click.FloatRange):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
 
+
+_SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
 
 #: A prior precision: any positive number.
 PRECISION = PositiveNumber()
@@ -64,18 +67,18 @@ class SeedList(click.ParamType):
 
 
 class TrainEstimator(click.ParamType):
-    """The name of one estimator, or ``none``."""
+    """The name of one estimator, of another system, or ``none``."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return NO_ESTIMATOR if value == NO_ESTIMATOR else str(parse_estimator(str(value)))
+            return canonical_name(str(value))
         except ValueError as error:
-            self.fail(f"{error}; none trains without one", param, ctx)
+            self.fail(f"{error}; none trains without one, and other systems are called {_SYSTEMS}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in (NO_ESTIMATOR, *_completions()) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in (*FAMILIES, *ALIASES, *_completions()) if name.startswith(incomplete)]
 
 
 class ChunkSize(click.ParamType):
