@@ -56,6 +56,7 @@ FIGURES = {
     "figure-13": "ntkml.figures.pareto:draw",
     "bound-grid": "ntkml.figures.bounds:draw_run",
     "pareto": "ntkml.figures.pareto:draw",
+    "comparison": "ntkml.figures.comparison:draw",
 }
 
 #: Ways of learning hyperparameters beside the bounds on the marginal likelihood; ntkml.system_specs says what they learn.
@@ -76,6 +77,7 @@ COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
+    "compare": "ntkml.commands.compare:compare",
     "plot": "ntkml.commands.plot:plot",
 }
 

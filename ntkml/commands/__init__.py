@@ -23,6 +23,7 @@ SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
     "pareto": "Time per estimate against what each estimator reaches.",
+    "compare": "Systems that learn hyperparameters, by quality and cost.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
 }
 

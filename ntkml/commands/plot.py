@@ -27,6 +27,7 @@ What has to be run before:
   figures 3-6, 12     ntkml bound-grid --hparam prior --protocol mnist-bounds   (and rotation)
   figures 1, 8, 9     ntkml pareto --hparam invariance
   figures 13, 10, 11  ntkml pareto --hparam prior
+  comparison          ntkml compare --hparam prior   (and rotation)
 """
 WITHOUT_ROWS = ("figure-2",)
 
@@ -72,7 +73,7 @@ class FigureName(click.ParamType):
     help="May be repeated.",
 )
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
-    """Draw NAME: figure-1 to figure-6, figure-8 to figure-13, or bound-grid or pareto for any one run.
+    """Draw NAME: figure-1 to figure-6, figure-8 to figure-13, or bound-grid, pareto or comparison for any one run.
 
     Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. Figures 8 to 11 show
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
@@ -96,6 +97,8 @@ def _from_rows(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, st
 
     if name in figure_protocols.trajectory_names():
         return _trajectories(name, csv, results)
+    if name == "comparison":
+        return _comparison(name, csv, results)
     if name in figure_protocols.pareto_names():
         return _pareto(name, csv, results)
     return _bounds(name, csv, results)
@@ -149,6 +152,18 @@ def _pareto(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
     manifest = manifests[0] if manifests else {}
     figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
     return figure, _run_stem(name, rows) if name == ANY_PARETO else name
+
+
+def _comparison(name: str, csv: tuple[Path, ...], results: Path) -> tuple[Any, str]:
+    """Quality against cost, of the named files or of the newest comparison of each hyperparameter."""
+    from ntkml import compare_records
+    from ntkml.figures import captions, sources
+
+    paths = list(csv) or [run.rows for run in sources.comparisons(results)]
+    rows = compare_records.read_rows(*paths)
+    _say_read(paths)
+    manifests, notes = sources.manifests_beside(paths)
+    return resolve(FIGURES, name, "figure")(rows, captions.manifest_notes(manifests) + notes), name
 
 
 def _say_read(paths: Iterable[Path]) -> None:

@@ -51,6 +51,20 @@ class EstimatorList(click.ParamType):
         return [CompletionItem(head + name) for name in _completions() if name.startswith(last)]
 
 
+class SystemList(click.ParamType):
+    """Comma-separated names of estimators and other systems."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(canonical_name(name.strip()) for name in str(value).split(","))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class SeedList(click.ParamType):
     """Comma-separated seeds, each once."""
 

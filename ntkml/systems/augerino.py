@@ -64,7 +64,7 @@ class Augerino(System):
         outputs = average_views(objective.model(views(x[batch], noise)), views.num_views)
         fit = -objective.likelihood.log_prob(outputs, y[batch]).mean()
         weights = [weight.square().sum() for weight in trainable_parameters(objective.model).values()]
-        self.spend(len(batch), len(x))
+        self.spend(len(batch))
         decay = 0.5 * self.protocol.prior_init * torch.stack(weights).sum() / len(x)
         yield fit + decay + regulariser(self._widths(), self.strength), ("weights", "augmentation")
 

@@ -78,7 +78,7 @@ class System:
 
     def weight_losses(self, x: Tensor, y: Tensor, batch: Tensor, generator: torch.Generator) -> Iterator[WeightLoss]:
         """The losses of one step on ``batch``, indices into the weights' data; each is descended before the next."""
-        self.spend(len(batch), len(x))
+        self.spend(len(batch))
         yield self.objective.weight_loss(x[batch], y[batch], len(x), generator), ("weights",)
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
@@ -92,9 +92,9 @@ class System:
         """How the network predicts: outputs averaged over views. Shape (n, C)."""
         return self.objective.outputs(x, generator)
 
-    def spend(self, num_inputs: float, num_data: int) -> None:
+    def spend(self, num_inputs: float) -> None:
         """Count gradients or rows of ``num_inputs`` inputs as a share of a data pass."""
-        self.data_passes += num_inputs / num_data
+        self.data_passes += num_inputs / self.protocol.num_data
 
     def state(self) -> dict[str, Any]:
         """What the system keeps beside weights, hyperparameters and optimizers: tensors and numbers."""
@@ -134,7 +134,7 @@ class MarginalLikelihoodSystem(System):
         """Rows of a mean block, ``passes`` times; returns the estimate per datum."""
         partition = self.objective.partition
         assert partition is not None
-        self.spend(passes * sum(block.num_pairs for block in partition.blocks) / len(partition), num_data)
+        self.spend(passes * sum(block.num_pairs for block in partition.blocks) / len(partition))
         return float(total) / num_data
 
 

@@ -60,7 +60,7 @@ class NetworkHoag(System):
         curvature = gauss_newton_product(self._outputs(inputs.detach()), weights, self.objective.likelihood)
 
         def product(vector: Tensor) -> Tensor:
-            self.spend(2 * len(train[0]), self.protocol.num_data)
+            self.spend(2 * len(train[0]))
             return curvature(vector) + precision.detach().to(vector) * vector
 
         tolerance = self.schedule(self.steps)
@@ -70,7 +70,7 @@ class NetworkHoag(System):
         if self.objective.augmentation is not None:
             mixed = mixed + jvp(ours, (weights,), (q,))[1] - theirs(weights)
         (-mixed / count).backward()
-        self.spend(3 * len(train[0]) + 2 * count, self.protocol.num_data)
+        self.spend(3 * len(train[0]) + 2 * count)
         return -float(loss) / count
 
     def _precision(self) -> Tensor:

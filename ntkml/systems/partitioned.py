@@ -83,7 +83,7 @@ class PartitionedNetwork(System):
             fit = -objective.likelihood.log_prob(average_views(outputs, views.num_views), y[batch[seen]]).mean()
             seen_in_all = int((self.shards <= k).sum())
             squares = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
-            self.spend(len(seen), len(x))
+            self.spend(len(seen))
             yield fit + 0.5 * self.protocol.prior_init * squares / seen_in_all, (f"weights-{k}",)
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
@@ -106,7 +106,7 @@ class PartitionedNetwork(System):
             log_p = objective.likelihood.log_prob(outputs, y[chosen]).mean() * len(members) / len(x)
             (-log_p).backward()
             total += float(log_p.detach())
-            self.spend(size, len(x))
+            self.spend(size)
         return total
 
     def state(self) -> dict[str, Any]:

@@ -30,7 +30,12 @@ class SampledLaplace(System):
     """Posterior samples by conjugate gradients on products with the training data's Jacobian."""
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
-        return lambda: self.fixed_point_step(x, y, streams["blocks"])
+        """A fixed-point step; further calls of the same update return what it returned.
+
+        At the same weights more steps would only draw new samples: the loop's number of gradient steps has no meaning here.
+        """
+        value = self.fixed_point_step(x, y, streams["blocks"])
+        return lambda: value
 
     def linearised(self, x: Tensor) -> LinearModel:
         """The network's linearisation at its weights, on all inputs."""
@@ -41,11 +46,11 @@ class SampledLaplace(System):
         precisions = self.objective.prior.of(shapes)
 
         def features(vector: Tensor) -> Tensor:
-            self.spend(len(x), len(x))
+            self.spend(len(x))
             return jvp(outputs, (weights,), (vector,))[1]
 
         def transposed(cotangents: Tensor) -> Tensor:
-            self.spend(len(x), len(x))
+            self.spend(len(x))
             return pull_back(cotangents)[0].detach()
 
         factor = likelihood.factor(f.detach(), "C", sequential(f.shape[1]))
