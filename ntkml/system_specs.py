@@ -27,7 +27,8 @@ class Family:
 
     ``learns``: values of ``--hparam`` that it takes. ``data``: what it learns from, "train", "train + validation" or
     "shards". ``updates``: whether it has hyperparameter updates of its own, between the epochs of the weights.
-    ``learns_prior``: whether its updates move the prior precision. ``counts``: what the number in its name counts.
+    ``learns_prior``: whether its updates move the prior precision, by one ``fixed_point`` step instead of gradients.
+    ``counts``: what the number in its name counts. ``searches``: whether it is a search over fits of other systems.
     """
 
     learns: tuple[str, ...]
@@ -36,6 +37,7 @@ class Family:
     learns_prior: bool = False
     counts: str = ""
     searches: bool = False
+    fixed_point: bool = False
 
 
 _BOTH = (PRIOR, INVARIANCE)
@@ -49,7 +51,7 @@ FAMILIES = {
     "hoag-quadratic": _HOAG,
     "hoag-cubic": _HOAG,
     "hoag-exact": _HOAG,
-    "sampled": Family((PRIOR,), updates=True, learns_prior=True, counts="posterior samples"),
+    "sampled": Family((PRIOR,), updates=True, learns_prior=True, counts="posterior samples", fixed_point=True),
     "augerino": Family((INVARIANCE,)),
     "augerino-lila": Family((INVARIANCE,)),
     "partitioned": Family((INVARIANCE,), "shards", updates=True, counts="shards"),

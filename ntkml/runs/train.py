@@ -88,7 +88,8 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     softmax = as_likelihood(protocol.likelihood).softmax
     if not is_bound(protocol.estimator):
         check_system(protocol, softmax)
-        return protocol
+        # At the same weights a second fixed-point step would mostly draw new samples.
+        return replace(protocol, hyper_steps=1) if family_of(protocol.estimator).fixed_point else protocol
     spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes, softmax)
     if spec.structure == "kfac" and protocol.prior_kind == "diagonal":
         raise ValueError(f"{spec} takes a scalar or layerwise prior, not a diagonal one: use blockdiag, diag or ntk")

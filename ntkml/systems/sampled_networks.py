@@ -30,12 +30,7 @@ class SampledLaplace(System):
     """Posterior samples by conjugate gradients on products with the training data's Jacobian."""
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
-        """A fixed-point step; further calls of the same update return what it returned.
-
-        At the same weights more steps would only draw new samples: the loop's number of gradient steps has no meaning here.
-        """
-        value = self.fixed_point_step(x, y, streams["blocks"])
-        return lambda: value
+        return lambda: self.fixed_point_step(x, y, streams["blocks"])
 
     def linearised(self, x: Tensor) -> LinearModel:
         """The network's linearisation at its weights, on all inputs."""
