@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ntkml.capture import trainable_parameters
 from ntkml.datasets import ImageDataset
-from ntkml.evidence import LogMarginalLikelihood
 from ntkml.full_precision import full_precision
 from ntkml.learning_state import Learner, Position, UnreadLoss, planned
 from ntkml.learning_trouble import check_loss, check_scores, check_update, named_trouble
 from ntkml.randomness import generator_for
 from ntkml.scores import Scores, one_hot, score
+from ntkml.systems.contract import WeightLoss
 from ntkml.two_pass import chunks
 
 #: Network inputs, views included, that are evaluated at a time.
@@ -68,11 +68,12 @@ def steps(learner: Learner, data: ImageDataset) -> Iterator[LearningRecord | Non
     y = data.train_targets
     if not learner.objective.likelihood.softmax:
         y = one_hot(y, data.num_classes)
+    ours, theirs = learner.system.weight_data(x, y)
     while position.epoch <= protocol.epochs:
-        yield from _weight_epoch(learner, x, y)
+        yield from _weight_epoch(learner, ours, theirs)
         if protocol.updates_at(position.epoch):
-            yield from _update(learner, x, y)
-        yield _record(learner, data)
+            yield from _update(learner, x, y, _num_batches(learner, ours))
+        yield _record(learner, data, len(ours))
 
 
 def cosine(step: int, num_steps: int, start: float, end: float) -> float:
@@ -96,33 +97,41 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
             (position.epoch - 1) * count + position.step, protocol.epochs * count, protocol.lr, protocol.lr_min
         )
         with position.timed("weights"), named_trouble(learner, "weights"):
-            _weight_step(learner, _seen(learner, x[batch]), y[batch], len(x), rate)
+            _weight_step(learner, x, y, batch, rate)
             if position.step + 1 == count or len(learner.unread) >= UNREAD_STEPS:
                 settle(learner)
         position.advance(count)
         yield
 
 
-def _seen(learner: Learner, images: Tensor) -> Tensor:
-    """A batch as the weights see it: where the protocol flips, one coin mirrors all of it, as in the authors' code."""
-    if learner.protocol.flip and bool(torch.rand((), generator=learner.streams["views"]) < 0.5):
-        return images.flip(-1)
-    return images
-
-
 @full_precision()
-def _weight_step(learner: Learner, x: Tensor, y: Tensor, num_data: int, rate: float) -> None:
+def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> None:
     """One step of the weights on a batch. On a CPU its loss is checked before the weights move, else when it is read."""
-    optimizer, processes = learner.optimizers["weights"], learner.processes
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
-        loss = learner.objective.weight_loss(x, y, num_data, learner.streams["views"], processes)
-    learner.unread.append(UnreadLoss(processes.total(loss), len(x), learner.position.step, rate))
-    if _reads_at_once(x.device):
-        settle(learner)
-    optimizer.zero_grad()
-    with processes.summed_gradients(trainable_parameters(learner.objective.model).values()):
-        loss.backward()
-    _step(optimizer, rate)
+    protocol, processes = learner.protocol, learner.processes
+    for loss, names in _losses(learner, x, y, batch):
+        share = len(batch) / learner.system.losses_per_step
+        learner.unread.append(UnreadLoss(processes.total(loss), share, learner.position.step, rate))
+        if _reads_at_once(x.device):
+            settle(learner)
+        moved = [learner.optimizers[name] for name in names]
+        for optimizer in moved:
+            optimizer.zero_grad()
+        with processes.summed_gradients(trainable_parameters(learner.objective.model).values()):
+            loss.backward()
+        for name, optimizer in zip(names, moved, strict=True):
+            # An augmentation that the weights' loss moves follows the weights' schedule.
+            _step(optimizer, protocol.lr_aug * rate / protocol.lr if name == "augmentation" else rate)
+
+
+def _losses(learner: Learner, x: Tensor, y: Tensor, batch: Tensor) -> Iterator[WeightLoss]:
+    """The system's losses on a batch, each computed when the one before it has been descended, in the run's precision."""
+    losses = learner.system.weight_losses(x, y, batch, learner.streams["views"])
+    while True:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss
 
 
 def _reads_at_once(device: torch.device) -> bool:
@@ -145,48 +154,23 @@ def settle(learner: Learner) -> None:
         learner.position.loss += value * loss.num_data
 
 
-def _update(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
-    """What is left of the hyperparameter steps of one epoch."""
+def _update(learner: Learner, x: Tensor, y: Tensor, before: int) -> Iterator[None]:
+    """What is left of the hyperparameter steps of one epoch, after its ``before`` weight steps."""
     protocol, position = learner.protocol, learner.position
-    before = _num_batches(learner, x)
     end = before + protocol.steps_per_update
     if position.step >= end:
         return
     with position.timed("hyper"), named_trouble(learner, "hyper"):
-        backward = planned(learner, ["partition", "blocks"], partial(_estimator, learner, x, y))
+        backward = planned(learner, ["partition", "blocks"], partial(learner.system.update, x, y, learner.streams))
     while position.step < end:
         with position.timed("hyper"), named_trouble(learner, "hyper"):
-            position.estimates.append(_hyper_step(learner, backward, position.step - before, len(x)))
+            position.estimates.append(_hyper_step(learner, backward, position.step - before))
         position.advance(end)
         yield
 
 
-def _estimator(learner: Learner, x: Tensor, y: Tensor) -> Callable[[], LogMarginalLikelihood]:
-    """Draw a partition. What every step of this epoch calls for an estimate with its gradients.
-
-    While only the prior is learned, the rows of one draw of blocks serve all steps; otherwise they change with every step,
-    and each step draws its own blocks.
-    """
-    objective, stream, processes = learner.objective, learner.streams["blocks"], learner.processes
-    objective.resample(x, y, learner.streams["partition"])
-    _check_alike(learner)
-    blocks = learner.protocol.blocks_per_step
-    if learner.protocol.learns_invariance:
-        return partial(objective.backward, x, y, blocks, stream, processes)
-    return objective.cached_backward(x, y, blocks, stream, processes)
-
-
-def _check_alike(learner: Learner) -> None:
-    """Raise ValueError where the processes stand at different points: k-means on unlike machines may group otherwise."""
-    objective, partition = learner.objective, learner.objective.partition
-    if learner.processes.count > 1 and partition is not None:
-        parts = (part for block in partition.blocks for part in (block.inputs, block.columns))
-        learner.processes.check_same(parts, "partitions")
-        learner.processes.check_same(objective.parameters(), "hyperparameters")
-
-
-def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood], step: int, num_data: int) -> float:
-    """One step of all hyperparameters, number ``step`` of its update. Returns its estimate of log q / N."""
+def _hyper_step(learner: Learner, backward: Callable[[], float], step: int) -> float:
+    """One step of all hyperparameters, number ``step`` of its update. Returns the estimate of what it ascends."""
     protocol = learner.protocol
     done, total = protocol.num_updates(learner.position.epoch - 1), protocol.num_updates(protocol.epochs)
     schedules = {
@@ -194,7 +178,7 @@ def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood],
         "augmentation": (protocol.lr_aug, protocol.aug_decay, protocol.aug_steps),
     }
     learner.objective.zero_grad()
-    estimate = float(backward().total) / num_data
+    estimate = backward()
     for name, (rate, decay, count) in schedules.items():
         if name in learner.optimizers and step < count:
             _step(learner.optimizers[name], cosine(done * count + step, total * count, rate, rate / decay))
@@ -204,7 +188,7 @@ def _hyper_step(learner: Learner, backward: Callable[[], LogMarginalLikelihood],
     return estimate
 
 
-def _record(learner: Learner, data: ImageDataset) -> LearningRecord:
+def _record(learner: Learner, data: ImageDataset, num_data: int) -> LearningRecord:
     """The record of the epoch whose steps are done; the learner then stands before the next one."""
     protocol, position = learner.protocol, learner.position
     epoch, estimates, test = position.epoch, position.estimates, None
@@ -212,7 +196,7 @@ def _record(learner: Learner, data: ImageDataset) -> LearningRecord:
         with position.timed("eval"), named_trouble(learner, "eval"):
             test = evaluate(learner, data)
             check_scores(learner, test)
-    loss = position.loss / len(data.train_inputs)
+    loss = position.loss / num_data
     estimate = math.fsum(estimates) / len(estimates) if estimates else None
     seconds = position.seconds
     position.move_to(Position(epoch + 1))
@@ -236,5 +220,5 @@ def evaluate(learner: Learner, data: ImageDataset) -> Scores:
     objective, x = learner.objective, data.test_inputs
     generator = generator_for(learner.protocol.seed, "test-views")
     size = max(1, EVALUATION_INPUTS // learner.protocol.samples)
-    outputs = torch.cat([objective.outputs(x[chunk], generator) for chunk in chunks(len(x), size)])
+    outputs = torch.cat([learner.system.outputs(x[chunk], generator) for chunk in chunks(len(x), size)])
     return score(outputs, data.test_targets, objective.likelihood)

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from ntkml.capture import trainable_parameters
 from ntkml.dichotomies import NestedDichotomy
-from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.objective import MarginalLikelihood
 from ntkml.processes import ALONE, Processes
 from ntkml.randomness import generator_for
-from ntkml.specs import NO_ESTIMATOR
+from ntkml.systems import System, make_system
 from ntkml.train_protocols import TrainProtocol
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
@@ -86,14 +85,14 @@ class UnreadLoss:
     """The loss of one step of the weights, still on its device: reading it would make the host wait."""
 
     value: Tensor
-    num_data: int
+    num_data: float  # that it counts for
     step: int
     rate: float
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Everything that training changes. ``optimizers``: "weights", and "prior", "augmentation" where these are learned.
+    """Everything that training changes. ``optimizers``: those of the weights, and "prior", "augmentation" where learned.
 
     ``processes``: those that train together, each with a learner in the same state.
     ``precision``: of the weights' forward and backward pass, one of :data:`PRECISIONS`; estimates have their own.
@@ -101,13 +100,18 @@ class Learner:
     """
 
     protocol: TrainProtocol
-    objective: MarginalLikelihood
+    system: System
     optimizers: Mapping[str, torch.optim.Optimizer]
     streams: Mapping[str, torch.Generator]
     position: Position = field(default_factory=Position)
     processes: Processes = ALONE
     precision: str = "float32"
     unread: list[UnreadLoss] = field(default_factory=list)
+
+    @property
+    def objective(self) -> MarginalLikelihood:
+        """Where the hyperparameters live."""
+        return self.system.objective
 
 
 def new_learner(
@@ -128,26 +132,19 @@ def new_learner(
     if protocol.optimizer not in _WEIGHT_OPTIMIZERS:
         known = ", ".join(_WEIGHT_OPTIMIZERS)
         raise ValueError(f"unknown optimizer {protocol.optimizer!r}; known: {known}")
-    learned = protocol.estimator != NO_ESTIMATOR
-    # MAP needs the loss and the outputs of the objective, never its estimate: any name serves.
-    name = protocol.estimator if learned else "ntk-N-C"
-    views = AffineInvariance(protocol.samples) if protocol.learns_invariance else None
     # Convolutions and pooling of a few channels run twice as fast on a CPU with the channels last in memory.
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = MarginalLikelihood(
-        model, name, protocol.likelihood, protocol.prior_kind, protocol.prior_init, views, chunk
-    )
-    objective.to(device)
-    groups = _weight_groups(model, protocol.optimizer)
-    optimizers = {"weights": _WEIGHT_OPTIMIZERS[protocol.optimizer](groups, lr=protocol.lr)}
-    if learned:
-        noise = objective.log_observation_noise
-        learned_with_it = [objective.log_prior_precision, *([] if noise is None else [noise])]
-        optimizers["prior"] = torch.optim.Adam(learned_with_it, lr=protocol.lr_hyper)
-    if views is not None:
-        optimizers["augmentation"] = torch.optim.Adam(views.parameters(), lr=protocol.lr_aug)
+    system = make_system(protocol, model, chunk, processes)
+    system.objective.to(device)
+    optimizers = {
+        name: _WEIGHT_OPTIMIZERS[protocol.optimizer](_weight_groups(model, protocol.optimizer), lr=protocol.lr)
+        for name in system.weight_optimizers()
+    }
+    rates = {"prior": protocol.lr_hyper, "augmentation": protocol.lr_aug}
+    for name, learned in system.hyper_parameters().items():
+        optimizers[name] = torch.optim.Adam(learned, lr=rates[name])
     streams = {name: generator_for(protocol.seed, name) for name in STREAMS}
-    return Learner(protocol, objective, optimizers, streams, processes=processes, precision=precision)
+    return Learner(protocol, system, optimizers, streams, processes=processes, precision=precision)
 
 
 def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
@@ -190,6 +187,7 @@ def state_of(learner: Learner) -> dict[str, Any]:
     return {
         "weights": learner.objective.model.state_dict(),
         "hyperparameters": learner.objective.state_dict(),
+        "system": learner.system.state(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
         "generators": _states(learner, STREAMS),
         "position": {part.name: getattr(learner.position, part.name) for part in fields(Position)},
@@ -203,6 +201,8 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     """Put a learner of the same protocol into a state that :func:`state_of` returned."""
     restore_values(learner, state)
     learner.objective.chunk = state["chunk"]
+    if "system" in state:  # older checkpoints lack it
+        learner.system.restore(state["system"])
     for name, optimizer in learner.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
     _set_states(learner, state["generators"])

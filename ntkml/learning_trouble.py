@@ -18,6 +18,7 @@ from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.scores import Scores
 from ntkml.specs import parse_estimator
+from ntkml.system_specs import is_bound
 
 
 class DivergenceError(ValueError):
@@ -133,6 +134,10 @@ def _less_for_weights(learner: Learner) -> str:
 
 
 def _less_for_blocks(learner: Learner) -> str:
+    if not is_bound(learner.protocol.estimator):
+        return (
+            f"an update takes too much; lower --num-data (now {learner.protocol.num_data}) or choose a smaller --model"
+        )
     greedy = parse_estimator(learner.protocol.estimator).grouping == "greedy"
     ungrouped = ", or another grouping than greedy, which needs the kernel of all data" * greedy
     return f"{_smaller(learner)} or fewer inputs at a time ({_chunk(learner)}){ungrouped}"

@@ -64,12 +64,28 @@ FIGURES = {
     "figure-16": "ntkml.figures.subsets:draw",
     "bound-grid": "ntkml.figures.bounds:draw_run",
     "pareto": "ntkml.figures.pareto:draw",
+    "comparison": "ntkml.figures.comparison:draw",
+}
+
+#: Ways of learning hyperparameters beside the bounds on the marginal likelihood; ntkml.system_specs says what they learn.
+SYSTEMS = {
+    "none": "ntkml.systems.contract:System",
+    "fixed-augmentation": "ntkml.systems.contract:FixedAugmentation",
+    "hoag": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-quadratic": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-cubic": "ntkml.systems.hoag_networks:NetworkHoag",
+    "hoag-exact": "ntkml.systems.hoag_networks:NetworkHoag",
+    "sampled": "ntkml.systems.sampled_networks:SampledLaplace",
+    "augerino": "ntkml.systems.augerino:Augerino",
+    "augerino-lila": "ntkml.systems.augerino:LilaAugerino",
+    "partitioned": "ntkml.systems.partitioned:PartitionedNetwork",
 }
 
 COMMANDS = {
     "bound-grid": "ntkml.commands.bound_grid:bound_grid",
     "train": "ntkml.commands.train:train",
     "pareto": "ntkml.commands.pareto:pareto",
+    "compare": "ntkml.commands.compare:compare",
     "sweep": "ntkml.commands.sweep:sweep",
     "table": "ntkml.commands.table:table",
     "plot": "ntkml.commands.plot:plot",

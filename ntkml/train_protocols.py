@@ -15,6 +15,7 @@ from typing import Any
 from ntkml.protocols import TRAIN, VARIANTS, kind_of, merge_tables, protocol_names, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR, parse_estimator
+from ntkml.system_specs import family_of, is_bound
 
 #: What is learned: the prior precision, or the prior precision and the six affine half-widths.
 TRAIN_HPARAMS = ("prior", "invariance")
@@ -52,7 +53,7 @@ class TrainProtocol:
     dataset: str
     model: str
     likelihood: str  # classes as integers for "categorical", one-hot for "bernoulli" and "gaussian"
-    estimator: str  # "none" is MAP: nothing but the weights is learned
+    estimator: str  # or another system; "none" is MAP: nothing but the weights is learned
     num_data: int
     seed: int
     samples: int  # augmentation views S
@@ -78,7 +79,7 @@ class TrainProtocol:
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""
         waited = epoch - self.burn_in
-        return self.estimator != "none" and waited >= 0 and waited % self.update_every == 0
+        return family_of(self.estimator).updates and waited >= 0 and waited % self.update_every == 0
 
     def num_updates(self, epochs: int) -> int:
         """How many of the first ``epochs`` epochs update the hyperparameters."""
@@ -182,4 +183,4 @@ def _scope(estimator: str) -> str:
     """Which table of a file is for ``estimator`` alone."""
     if estimator == NO_ESTIMATOR:
         return "none"
-    return "full" if parse_estimator(estimator).inputs is None else ""
+    return "full" if is_bound(estimator) and parse_estimator(estimator).inputs is None else ""

@@ -24,6 +24,7 @@ SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
     "pareto": "Time per estimate against what each estimator reaches.",
+    "compare": "Systems that learn hyperparameters, by quality and cost.",
     "sweep": "Every training run of a protocol, by many processes.",
     "table": "A table of the paper, our runs beside the published numbers.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",

@@ -26,6 +26,7 @@ What has to be run before:
   figures 1, 8, 9     ntkml pareto --hparam invariance
   figures 13, 10, 11  ntkml pareto --hparam prior
   figures 7, 14-16    ntkml train --protocol figure-7-reduced, for several --num-data
+  comparison          ntkml compare --hparam prior   (and rotation)
 """
 
 
@@ -70,7 +71,7 @@ class FigureName(click.ParamType):
     help="May be repeated.",
 )
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
-    """Draw NAME: figure-1 to figure-16, or bound-grid or pareto for any one run.
+    """Draw NAME: figure-1 to figure-16, or bound-grid, pareto or comparison for any one run.
 
     Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. Figures 8 to 11 show
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.

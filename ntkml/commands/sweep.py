@@ -13,7 +13,7 @@ import click
 
 from ntkml import cell_protocols
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import ChunkSize, EstimatorList, NameList, NumberList, SeedList
+from ntkml.commands.types import ChunkSize, NameList, NumberList, SeedList, SystemList
 from ntkml.sweep_protocols import SweepProtocol, load_sweep
 from ntkml.train_protocols import TRAIN_HPARAMS
 
@@ -44,7 +44,7 @@ _COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--estimators",
-    type=EstimatorList(none_too=True),
+    type=SystemList(),
     help="Comma-separated names, or none (MAP).  [default: the protocol's]",
 )
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")

@@ -59,7 +59,11 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
-@_setting("--estimator", TrainEstimator(), "What hyperparameters are learned by, or none (MAP: they stay).")
+@_setting(
+    "--estimator",
+    TrainEstimator(),
+    "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
+)
 @_setting("--prior", click.Choice(_PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
 @_setting("--prior-init", PRECISION, "Initial prior precision.")
 @_setting("--num-data", _COUNT, "Training images N.")
@@ -168,7 +172,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
     from ntkml.runs.folders import UNFINISHED, finished, replace_when_finished, replacement
-    from ntkml.runs.train import run_train
+    from ntkml.runs.search import run_any
     from ntkml.runs.train_journal import Pace, holds_checkpoint
 
     force, resume = options["force"], options["resume"]
@@ -184,7 +188,7 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
 
     def compute(into: Path) -> Path:
-        return run_train(run, into, _track, resume, pace, _warn, stops.requested)
+        return run_any(run, into, _track, resume, pace, _warn, stops.requested)
 
     replace_when_finished(folder, compute, resume) if replacing else compute(folder)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ntkml.registry import STRUCTURES
-from ntkml.specs import GROUPINGS, NO_ESTIMATOR, parse_estimator
+from ntkml.specs import GROUPINGS, parse_estimator
+from ntkml.system_specs import ALIASES, FAMILIES, canonical_name
 
 
 class PositiveNumber(click.FloatRange):
@@ -25,31 +27,44 @@ class PositiveNumber(click.FloatRange):
         return number
 
 
+_SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
+
 #: A prior precision: any positive number.
 PRECISION = PositiveNumber()
 
 
 class EstimatorList(click.ParamType):
-    """Comma-separated names of estimators, and with ``none_too`` the name for training without one."""
+    """Comma-separated names of estimators."""
 
     name = "names"
-
-    def __init__(self, none_too: bool = False) -> None:
-        self._whole = (NO_ESTIMATOR,) if none_too else ()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            names = [name.strip() for name in str(value).split(",")]
-            return tuple(name if name in self._whole else str(parse_estimator(name)) for name in names)
+            return tuple(str(parse_estimator(name.strip())) for name in str(value).split(","))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        done, _, last = incomplete.rpartition(",")
-        head = f"{done}," if done else ""
-        return [CompletionItem(head + name) for name in _completions() if name.startswith(last)]
+        return _last_completed(incomplete, _completions())
+
+
+class SystemList(click.ParamType):
+    """Comma-separated names of estimators and other systems, ``none`` among them."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(canonical_name(name.strip()) for name in str(value).split(","))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _last_completed(incomplete, [*FAMILIES, *ALIASES, *_completions()])
 
 
 class SeedList(click.ParamType):
@@ -97,18 +112,18 @@ class NameList(click.ParamType):
 
 
 class TrainEstimator(click.ParamType):
-    """The name of one estimator, or ``none``."""
+    """The name of one estimator, of another system, or ``none``."""
 
     name = "name"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return NO_ESTIMATOR if value == NO_ESTIMATOR else str(parse_estimator(str(value)))
+            return canonical_name(str(value))
         except ValueError as error:
-            self.fail(f"{error}; none trains without one", param, ctx)
+            self.fail(f"{error}; none trains without one, and other systems are called {_SYSTEMS}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in (NO_ESTIMATOR, *_completions()) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in (*FAMILIES, *ALIASES, *_completions()) if name.startswith(incomplete)]
 
 
 class TrainProtocolName(click.ParamType):
@@ -147,3 +162,9 @@ def _completions() -> list[str]:
         for outputs in ("1", "C", "tree")
     ]
     return plain + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
+
+
+def _last_completed(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+    """Completions of the last name of a list with commas."""
+    done, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(done + comma + name) for name in names if name.startswith(last)]

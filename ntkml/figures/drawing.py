@@ -10,12 +10,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ntkml import figure_protocols, pareto_records, records
+from ntkml import compare_records, figure_protocols, pareto_records, records
 from ntkml.figures import captions, sources, subset_sources, training_sources
 from ntkml.protocols import HPARAMS, figure_names
 from ntkml.registry import FIGURES, resolve
 
 WITHOUT_ROWS = ("figure-2",)
+COMPARISON = "comparison"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,8 @@ def draw(name: str, csv: Sequence[Path], results: Path) -> Drawing:
         return _trajectories(name, csv, results)
     if name in figure_protocols.subset_names():
         return _subsets(name, csv, results)
+    if name == COMPARISON:
+        return _comparison(csv, results)
     if name in figure_protocols.pareto_names():
         return _pareto(name, csv, results)
     return _bounds(name, csv, results)
@@ -87,6 +90,15 @@ def _pareto(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     manifest = manifests[0] if manifests else {}
     figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
     return Drawing(figure, _run_stem(name, rows) if name == figure_protocols.ANY_PARETO else name, tuple(paths))
+
+
+def _comparison(csv: Sequence[Path], results: Path) -> Drawing:
+    """Quality against cost, of the named files or of the newest comparison of each hyperparameter."""
+    paths = list(csv) or [run.rows for run in sources.comparisons(results)]
+    rows = compare_records.read_rows(*paths)
+    manifests, notes = sources.manifests_beside(paths)
+    function = resolve(FIGURES, COMPARISON, "figure")
+    return Drawing(function(rows, captions.manifest_notes(manifests) + notes), COMPARISON, tuple(paths))
 
 
 def _run_stem(name: str, rows: Any) -> str:

@@ -54,6 +54,20 @@ def pareto_run_for(name: str, results: Path) -> Run:
     return runs[0]
 
 
+def comparisons(results: Path) -> list[Run]:
+    """The newest finished comparison of every hyperparameter and data set below ``results``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    newest: dict[tuple[str, str], Run] = {}
+    for run in finished_runs(results, "compare"):
+        newest.setdefault((run.settings["hparam"], run.settings["dataset"]), run)
+    if not newest:
+        raise ValueError(f"no finished comparison under {results}; run: ntkml compare --hparam prior (and rotation)")
+    return [newest[key] for key in sorted(newest, key=lambda key: (key[1].partition("_")[0], key[0] != "prior"))]
+
+
 def manifests_beside(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Manifests of row files, and a sentence for the caption on every file that has none."""
     manifests, notes = [], []

@@ -74,6 +74,11 @@ class AffineInvariance(nn.Module):
         self.num_views = num_views
         self.eta = nn.Parameter(torch.zeros(len(GENERATOR_NAMES)) if eta is None else eta.detach().clone())
 
+    @property
+    def half_widths(self) -> Tensor:
+        """eta (6,), whatever parameter it is made from."""
+        return self.eta
+
     def draw(self, num_inputs: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise for :meth:`forward`. Shape (num_inputs, num_views, 6)."""
         noise = draw_noise(num_inputs, self.num_views, generator, self.eta.dtype)
@@ -82,4 +87,4 @@ class AffineInvariance(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Views (n * S, ...) of images (n, ...); see :func:`affine_views`."""
-        return affine_views(images, self.eta, noise)
+        return affine_views(images, self.half_widths, noise)

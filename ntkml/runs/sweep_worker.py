@@ -23,9 +23,10 @@ import torch
 from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.memory import is_out_of_memory
 from ntkml.runs.folders import BusyError
+from ntkml.runs.search import run_any
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.sweep_plan import PlannedCell, threads_of
-from ntkml.runs.train import TrainRun, run_train
+from ntkml.runs.train import TrainRun
 from ntkml.runs.train_journal import Pace
 
 #: What a report says: the worker waits for a cell; a cell has begun, has finished an epoch, warns, or has ended somehow.
@@ -65,7 +66,7 @@ def train_cell(cell: PlannedCell, site: Site, report: Callable[[Report], None], 
     try:
         torch.set_num_threads(threads_of(cell.folder, site.threads))
         run = _run_of(cell, site)
-        run_train(run, cell.folder, track, True, Pace(), lambda line: report(Report(WARNING, line=line)), stop)
+        run_any(run, cell.folder, track, True, Pace(), lambda line: report(Report(WARNING, line=line)), stop)
         end = Report(FINISHED, cell.protocol.epochs)
     except BusyError as error:
         end = Report(BUSY, line=str(error))

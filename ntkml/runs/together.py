@@ -17,12 +17,15 @@ from ntkml.learning_state import Learner, restore, state_of
 from ntkml.processes import Processes, ProcessLostError
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.specs import NO_ESTIMATOR
+from ntkml.system_specs import is_bound
 from ntkml.train_protocols import TrainProtocol
 
 
 def check_shares(protocol: TrainProtocol, processes: Processes) -> None:
     """Raise ValueError where the processes cannot share a step's blocks, or a batch, evenly."""
     blocks, count = protocol.blocks_per_step, processes.count
+    if count > 1 and protocol.estimator != NO_ESTIMATOR and not is_bound(protocol.estimator):
+        raise ValueError(f"{protocol.estimator} trains in one process: start it without torchrun")
     if protocol.estimator != NO_ESTIMATOR and blocks % count:
         raise ValueError(
             f"{count} processes share the blocks of a step evenly, and a step has {blocks}: take --blocks-per-step {count} "

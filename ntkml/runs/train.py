@@ -34,6 +34,7 @@ from ntkml.runs.together import agreed, begin, follow
 from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
+from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.train_protocols import WORDS, TrainProtocol
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
@@ -96,17 +97,15 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     if protocol.num_data > available:
         raise ValueError(f"--num-data {protocol.num_data}: {data.name} has {available} training images")
     protocol = replace(protocol, dataset=data.name)
-    if protocol.estimator == NO_ESTIMATOR:
-        return protocol
     softmax = as_likelihood(protocol.likelihood).softmax
+    if not is_bound(protocol.estimator):
+        check_system(protocol, softmax)
+        # At the same weights a second fixed-point step would mostly draw new samples.
+        return replace(protocol, hyper_steps=1) if family_of(protocol.estimator).fixed_point else protocol
     spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes, softmax)
     if spec.structure == "kfac" and protocol.prior_kind == "diagonal":
         raise ValueError(f"{spec} takes a scalar or layerwise prior, not a diagonal one: use blockdiag, diag or ntk")
-    if not protocol.num_updates(protocol.epochs):
-        raise ValueError(
-            f"in {protocol.epochs} epochs no hyperparameter is updated: take more --epochs, an earlier --burn-in (now "
-            f"{protocol.burn_in}), or --estimator none"
-        )
+    _check_updates(protocol)
     blocks = num_blocks(protocol, data)
     if protocol.blocks_per_step > blocks:
         raise ValueError(
@@ -114,6 +113,29 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
             f"{protocol.num_data} inputs"
         )
     return replace(protocol, estimator=str(spec))
+
+
+def check_system(protocol: TrainProtocol, softmax: bool) -> None:
+    """Raise ValueError where a system cannot learn what the protocol asks for, with its prior and likelihood."""
+    name, family = protocol.estimator, family_of(protocol.estimator)
+    if protocol.hparam not in family.learns:
+        raise ValueError(f"{name} learns the {family.learns[0]} alone: write --hparam {family.learns[0]}")
+    if family.learns_prior and protocol.prior_kind == "diagonal":
+        raise ValueError(f"{name} takes a scalar or layerwise prior, not a diagonal one")
+    if name != NO_ESTIMATOR and not softmax:
+        raise ValueError(f"{name} is offered for --likelihood categorical, not for {protocol.likelihood}")
+    if family.updates:
+        _check_updates(protocol)
+    if family.data == "shards" and not family.searches and (parse_system(name).number or 0) > protocol.num_data:
+        raise ValueError(f"{name} needs a datum in every shard, there are {protocol.num_data}")
+
+
+def _check_updates(protocol: TrainProtocol) -> None:
+    if not protocol.num_updates(protocol.epochs):
+        raise ValueError(
+            f"in {protocol.epochs} epochs no hyperparameter is updated: take more --epochs, an earlier --burn-in (now "
+            f"{protocol.burn_in}), or --estimator none"
+        )
 
 
 def num_blocks(protocol: TrainProtocol, data: ImageDataset) -> int:
@@ -189,7 +211,9 @@ def _rows(run: TrainRun, journal: Journal, data: ImageDataset) -> Iterator[dict[
     common = common_columns(learner, run.run_id, data.num_classes, run.device)
     for record in steps(learner, data):
         if record is not None:
-            measured = measured_columns(record) | {"peak_bytes": peak_bytes(run.device)}
+            measured = measured_columns(record, is_bound(run.protocol.estimator)) | {
+                "peak_bytes": peak_bytes(run.device)
+            }
             journal.rows.append(common | measured | hyperparameter_columns(learner))
             yield journal.rows[-1]
         journal.between_steps()
@@ -197,7 +221,7 @@ def _rows(run: TrainRun, journal: Journal, data: ImageDataset) -> Iterator[dict[
 
 def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
     protocol, estimators = run.protocol, {}
-    if protocol.estimator != NO_ESTIMATOR:
+    if is_bound(protocol.estimator):
         spec = parse_estimator(protocol.estimator)
         certified = is_certified(spec, run.data.num_classes, learner.objective.likelihood.softmax)
         estimators = {str(spec): {"certified": certified, "num_blocks": num_blocks(protocol, run.data)}}

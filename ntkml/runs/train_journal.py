@@ -132,6 +132,11 @@ class Journal:
     def finish(self) -> Path:
         """Write what a finished run leaves. Returns the path of its rows."""
         save_weights(self.folder / "weights.pt", self.learner.objective.model.cpu())
+        self.manifest["budget"] = {
+            "fits": 1,
+            "data_passes": self.learner.system.data_passes,
+            "seconds": sum(row["seconds_weights"] + row["seconds_hyper"] for row in self.rows),
+        }
         path = self.show(finished_at=now())
         previous(self.checkpoint).unlink(missing_ok=True)
         return path

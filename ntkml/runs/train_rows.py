@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from ntkml.capture import trainable_parameters
-from ntkml.hyperparameters.affine import GENERATOR_NAMES
+from ntkml.hyperparameters.affine import GENERATOR_NAMES, AffineInvariance
 from ntkml.learning import LearningRecord
 from ntkml.learning_state import Learner
-from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator
+from ntkml.specs import is_certified, parse_estimator
+from ntkml.system_specs import is_bound, parse_system
 
 
 def common_columns(learner: Learner, run_id: str, num_classes: int, device: torch.device) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def common_columns(learner: Learner, run_id: str, num_classes: int, device: torc
         "grouping": "",
         "certified": None,
     }
-    if protocol.estimator != NO_ESTIMATOR:
+    if not is_bound(protocol.estimator):
+        described["structure"] = parse_system(protocol.estimator).family
+    else:
         spec = parse_estimator(protocol.estimator)
         described = {
             "structure": spec.structure,
@@ -43,13 +46,13 @@ def common_columns(learner: Learner, run_id: str, num_classes: int, device: torc
     )
 
 
-def measured_columns(record: LearningRecord) -> dict[str, Any]:
-    """What the epoch's record says."""
+def measured_columns(record: LearningRecord, bound: bool) -> dict[str, Any]:
+    """What the epoch's record says. ``bound``: whether its estimates are of the log marginal likelihood."""
     test = record.test
     return {
         "epoch": record.epoch,
         "train_loss": record.train_loss,
-        "log_marginal_likelihood": record.log_marginal_likelihood,
+        "log_marginal_likelihood": record.log_marginal_likelihood if bound else None,
         "test_log_likelihood": test.log_likelihood if test else None,
         "test_accuracy": test.accuracy if test else None,
         "test_ece": test.ece if test else None,
@@ -77,4 +80,4 @@ def hyperparameter_columns(learner: Learner) -> dict[str, Any]:
 
 def _eta(learner: Learner) -> list[float | None] | None:
     views = learner.objective.augmentation
-    return None if views is None else [float(eta) for eta in next(iter(views.parameters())).detach().cpu()]
+    return [float(eta) for eta in views.half_widths.detach().cpu()] if isinstance(views, AffineInvariance) else None

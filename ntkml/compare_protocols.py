@@ -1,0 +1,60 @@
+"""What ``ntkml compare`` compares, read from ``experiments/*.toml`` of kind "comparison".
+
+A file names the training protocol that all cells start from (``base``), what they change (``[settings]``), the ``seeds``
+and, under ``[prior]`` and ``[invariance]``, the ``systems`` that learn it and settings of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ntkml.protocols import kind_of, merge_tables, protocol_names, read_tables
+from ntkml.system_specs import canonical_name
+from ntkml.train_protocols import TrainProtocol, departures, load_train
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareProtocol:
+    """The cells, one training run each; ``asked`` is the protocol that they start from."""
+
+    name: str
+    title: str
+    hparam: str
+    asked: TrainProtocol
+    cells: tuple[TrainProtocol, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a caption must show."""
+        return list(dict.fromkeys(note for cell in self.cells for note in departures(cell, self.asked, "paper")))
+
+
+def compare_names() -> list[str]:
+    """Names that :func:`load_compare` knows."""
+    return [name for name in protocol_names() if kind_of(name) == "comparison"]
+
+
+def load_compare(
+    name: str,
+    hparam: str,
+    systems: tuple[str, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> CompareProtocol:
+    """The comparison ``name`` when ``hparam`` is learned, with other systems, seeds and settings where they are given.
+
+    Raises:
+        ValueError: unknown name, hyperparameter or system.
+    """
+    table = read_tables(name, compare_names())
+    asked = load_train(table["base"], hparam)
+    changes = merge_tables(table.get("settings", {}), table[hparam].get("settings", {})) | (settings or {})
+    base = replace(asked, **changes)
+    chosen = systems or tuple(table[hparam]["systems"])
+    cells = [
+        replace(base, estimator=canonical_name(system), seed=seed)
+        for seed in seeds or tuple(table["seeds"])
+        for system in dict.fromkeys(chosen)
+    ]
+    return CompareProtocol(name=name, title=table["title"], hparam=hparam, asked=asked, cells=tuple(cells))

@@ -1,0 +1,99 @@
+"""Quality against cost of systems that learn hyperparameters: one row of panels for every comparison.
+
+Across, data passes (left) and seconds (right); up, the test log likelihood. A point is the mean over seeds, a thin bar
+their range. The caption names the best of every row, whichever system it is, and what each learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ntkml.figures import captions, style
+from ntkml.figures.layout import Sheet
+
+PANEL_HEIGHT = 2.0  # inches
+COSTS = {"data_passes": "data passes", "seconds": "seconds of training"}
+QUALITY = "test_log_likelihood"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_FILLED = {"bound"}
+
+
+def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[str, Any] | None = None) -> Figure:
+    """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption."""
+    groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
+    names = list(dict.fromkeys(rows["system"]))
+    looks = {
+        name: _look(index, str(rows.loc[rows["system"] == name, "family"].iloc[0])) for index, name in enumerate(names)
+    }
+    handles = [Line2D([], [], linestyle="none", label=name, **looks[name]) for name in names]
+    sentences = [_provenance(group) for group in groups] + [_findings(group) for group in groups]
+    sentences += [
+        "Filled marks: bounds on the marginal likelihood; open marks: other systems.",
+        "A data pass is a gradient, or a product with the Jacobian, of N inputs; all fits of a search count. "
+        "hoag holds out a fifth of the training data and keeps the weights of the rest; searches fit once more on all of it.",
+        *notes,
+    ]
+    with style.context():
+        sheet = Sheet(
+            width=style.FULL_WIDTH, shape=(len(groups), 2), panel_height=PANEL_HEIGHT, titles=True, legend=handles,
+            legend_title="", caption=captions.wrap(sentences, style.FULL_WIDTH - 0.12, style.CAPTION_SIZE),
+        )  # fmt: skip
+        for row, group in enumerate(groups):
+            first = None
+            for column, (cost, words) in enumerate(COSTS.items()):
+                part = sheet.panel(row, column)
+                first = first or part
+                _fill(part, group, cost, looks)
+                part.set(xscale="log", xlabel=words)
+                part.set_title(f"{group['hparam'].iloc[0]} on {group['dataset'].iloc[0]}")
+            assert first is not None
+            sheet.label_y(first, "test log likelihood [nats]")
+    return sheet.figure
+
+
+def _look(index: int, family: str) -> dict[str, Any]:
+    color = f"C{index % 10}"
+    filled = family in _FILLED
+    return {
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "markersize": 4.5,
+        "color": color,
+        "markerfacecolor": color if filled else "white",
+        "markeredgewidth": 0.9,
+    }
+
+
+def _fill(part: Axes, group: pandas.DataFrame, cost: str, looks: Mapping[str, dict[str, Any]]) -> None:
+    for name, own in group.groupby("system", sort=False):
+        x, values = own[cost].mean(), own[QUALITY]
+        if len(own) > 1:
+            part.plot([x, x], [values.min(), values.max()], color=looks[str(name)]["color"], linewidth=0.5)
+        part.plot([x], [values.mean()], linestyle="none", gid=str(name), **looks[str(name)])
+
+
+def _provenance(group: pandas.DataFrame) -> str:
+    first = group.iloc[0]
+    seeds = ", ".join(str(seed) for seed in sorted(set(group["seed"])))
+    return (
+        f"{first['hparam']}: {first['dataset']}, N\u00a0=\u00a0{captions.grouped(first['num_data'])}, {first['model']} "
+        f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {first['epochs']} epochs per fit, seeds {seeds}."
+    )
+
+
+def _findings(group: pandas.DataFrame) -> str:
+    """The best system of a row, and the hyperparameter that each ended with."""
+    means = group.groupby("system", sort=False)[QUALITY].mean()
+    column = "eta_2" if group["hparam"].iloc[0] == "invariance" else "prior_precision_median"
+    words = "half-width of the rotation" if column == "eta_2" else "prior precision"
+    found = group.groupby("system", sort=False)[column].mean().dropna()
+    ends = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    return (
+        f"Best on {group['dataset'].iloc[0]} ({group['hparam'].iloc[0]}): {means.idxmax()} at {means.max():.3f} nats. "
+        f"Final {words}: {ends}."
+    )

@@ -1,0 +1,128 @@
+"""A comparison of systems: one training run per system and seed, under the same results folder, and one row for each.
+
+Finished runs are reused, stopped ones go on, missing ones are run: a comparison that was stopped loses the steps since the
+last checkpoint of one run at most. The rows are written after every run; the manifest says when all are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ntkml import compare_records, records, train_records
+from ntkml.compare_protocols import CompareProtocol
+from ntkml.datasets import ImageDataset
+from ntkml.provenance import now
+from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.search import run_any
+from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.train import TrainRun, resolve_protocol
+from ntkml.runs.train_journal import Pace
+from ntkml.system_specs import family_of, is_bound, parse_system
+from ntkml.train_protocols import TrainProtocol
+
+#: track(items, total, label) yields the items and shows progress.
+Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+_FROM_ROWS = (
+    "dataset", "model", "seed", "num_data", "num_params", "hparam", "test_log_likelihood", "test_accuracy", "test_ece",
+    "prior_precision_median", "eta_2", "device",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CompareRun:
+    """What is compared, its data, and where."""
+
+    protocol: CompareProtocol
+    data: ImageDataset
+    device: torch.device
+    chunk: int | None = None
+
+    @property
+    def runs(self) -> list[TrainRun]:
+        """The cells in order, resolved on the data; those that turn out equal stay once.
+
+        Raises:
+            ValueError: a system that cannot learn what is asked.
+        """
+        cells = dict.fromkeys(resolve_protocol(cell, self.data) for cell in self.protocol.cells)
+        return [TrainRun(cell, self.data, self.device, self.chunk) for cell in cells]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the cells have in common, and the ids of their runs."""
+        first = asdict(self.protocol.cells[0])
+        shared = {key: first[key] for key in ("hparam", "dataset", "model", "num_data", "samples", "epochs")}
+        threads = torch.get_num_threads()
+        return shared | {"device": self.device.type, "threads": threads, "cells": [run.run_id for run in self.runs]}
+
+    @property
+    def run_id(self) -> str:
+        return records.run_id(self.settings)
+
+    def folder(self, results: Path) -> Path:
+        """Where the comparison lives below ``results``."""
+        first = self.protocol.cells[0]
+        return results / "compare" / f"{first.hparam}-{first.dataset}-{self.run_id}"
+
+
+def run_compare(
+    run: CompareRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest = never
+) -> Path:
+    """Run what is missing and return the path of the finished ``rows.csv``; the runs live under ``results``.
+
+    Raises:
+        Stopped: ``stop`` asked for it; the same comparison goes on from there.
+        ValueError: see :func:`ntkml.runs.train.run_train`.
+    """
+    with exclusive(folder):
+        manifest = _manifest(run)
+        rows: list[dict[str, Any]] = []
+        for cell in track(run.runs, len(run.runs), "systems"):
+            where = cell.folder(results)
+            if not finished(where):
+                run_any(cell, where, _quiet_track, True, Pace(), warn, stop)
+            rows.append(compared_row(run.run_id, cell.protocol, where))
+            path = records.write_rows(folder / "rows.csv", rows, compare_records.COLUMNS)
+        records.write_manifest(folder / "manifest.json", manifest | {"finished_at": now()})
+    return path
+
+
+def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str, Any]:
+    """The row of one finished run in the folder ``where``."""
+    last = records.as_rows(train_records.read_rows(where / "rows.csv"))[-1]
+    budget: Mapping[str, Any] | None = records.read_manifest(where / "manifest.json").get("budget")
+    if budget is None:
+        raise ValueError(f"{where} was run before costs were counted: compute it again with ntkml train --force")
+    name = protocol.estimator
+    return {
+        "run_id": run_id,
+        "command": "compare",
+        "system": name,
+        "family": "bound" if is_bound(name) else parse_system(name).family,
+        "learns_from": family_of(name).data,
+        "epochs": protocol.epochs,
+        **{key: last[key] for key in _FROM_ROWS},
+        **{key: budget[key] for key in ("fits", "data_passes", "seconds")},
+    }
+
+
+def _quiet_track(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterable[dict[str, Any]]:
+    return rows
+
+
+def _manifest(run: CompareRun) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "command": "compare",
+        "settings": run.settings,
+        "environment": records.environment(),
+        "data_checksum": run.data.checksum,
+        "estimators": {cell.protocol.estimator: {"run_id": cell.run_id} for cell in run.runs},
+        "notes": run.protocol.notes,
+    }

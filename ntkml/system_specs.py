@@ -1,0 +1,120 @@
+"""Names of the ways to learn hyperparameters: estimators of the marginal likelihood, and the other systems.
+
+``map`` is another word for ``none`` and ``lila`` for ``kfac-N-C`` (Immer et al. 2022). Stdlib-only, like :mod:`ntkml.specs`.
+
+>>> str(parse_system("sampled-16"))
+'sampled-16'
+>>> canonical_name("lila")
+'kfac-N-C'
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ntkml.registry import STRUCTURES, unknown_name
+from ntkml.specs import NO_ESTIMATOR, parse_estimator
+
+ALIASES = {"map": NO_ESTIMATOR, "lila": "kfac-N-C"}
+
+PRIOR, INVARIANCE = "prior", "invariance"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a system by its name alone.
+
+    ``learns``: values of ``--hparam`` that it takes. ``data``: what it learns from, "train", "train + validation" or
+    "shards". ``updates``: whether it has hyperparameter updates of its own, between the epochs of the weights.
+    ``learns_prior``: whether its updates move the prior precision, by one ``fixed_point`` step instead of gradients.
+    ``counts``: what the number in its name counts. ``searches``: whether it is a search over fits of other systems.
+    """
+
+    learns: tuple[str, ...]
+    data: str = "train"
+    updates: bool = False
+    learns_prior: bool = False
+    counts: str = ""
+    searches: bool = False
+    fixed_point: bool = False
+
+
+_BOTH = (PRIOR, INVARIANCE)
+_HOAG = Family(_BOTH, "train + validation", updates=True, learns_prior=True)
+_SEARCH = Family(_BOTH, "train + validation", counts="fits", searches=True)
+
+FAMILIES = {
+    NO_ESTIMATOR: Family(_BOTH),
+    "fixed-augmentation": Family((INVARIANCE,), counts="degrees of rotation"),
+    "hoag": _HOAG,
+    "hoag-quadratic": _HOAG,
+    "hoag-cubic": _HOAG,
+    "hoag-exact": _HOAG,
+    "sampled": Family((PRIOR,), updates=True, learns_prior=True, counts="posterior samples", fixed_point=True),
+    "augerino": Family((INVARIANCE,)),
+    "augerino-lila": Family((INVARIANCE,)),
+    "partitioned": Family((INVARIANCE,), "shards", updates=True, counts="shards"),
+    "grid": _SEARCH,
+    "random": _SEARCH,
+    "tpe": _SEARCH,
+    "gp": _SEARCH,
+    "cross-validation": Family(_BOTH, "train + validation", counts="folds", searches=True),
+}
+
+#: The marginal likelihood, for what is the same question about every system.
+_BOUND = Family(_BOTH, updates=True, learns_prior=True)
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """A system by its name: the family and, where it counts something, the number."""
+
+    family: str
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return self.family if self.number is None else f"{self.family}-{self.number}"
+
+
+def is_bound(name: str) -> bool:
+    """Whether ``name`` is an estimator of the marginal likelihood."""
+    return name.split("-")[0] in STRUCTURES
+
+
+def family_of(name: str) -> Family:
+    """What is known of an estimator or a system, by its canonical name."""
+    return _BOUND if is_bound(name) else FAMILIES[parse_system(name).family]
+
+
+def parse_system(text: str) -> SystemSpec:
+    """The system called ``text``.
+
+    Raises:
+        ValueError: no system of that name, or a number that is missing, too many or zero.
+    """
+    if text in FAMILIES:
+        if counts := FAMILIES[text].counts:
+            raise ValueError(f"{text!r} lacks its number of {counts}: write for example {text}-4")
+        return SystemSpec(text)
+    family, _, number = text.rpartition("-")
+    if family not in FAMILIES or not FAMILIES[family].counts:
+        names = [f"{name}-K" if known.counts else name for name, known in FAMILIES.items()]
+        raise ValueError(unknown_name("system", text, [*names, *ALIASES]))
+    if not re.fullmatch(r"[1-9][0-9]*", number):
+        raise ValueError(f"{text!r}: the number of {FAMILIES[family].counts} is a positive integer, got {number!r}")
+    return SystemSpec(family, int(number))
+
+
+def canonical_name(text: str) -> str:
+    """The one spelling of an estimator or a system.
+
+    Raises:
+        ValueError: neither is called so.
+    """
+    text = ALIASES.get(text, text)
+    if is_bound(text):
+        return str(parse_estimator(text))
+    head = text.split("-")[0]
+    known = {name.split("-")[0] for name in FAMILIES}
+    return str(parse_system(text)) if head in known else str(parse_estimator(text))

@@ -1,0 +1,125 @@
+"""Sampled linearised Laplace (Antoran et al., ICLR 2023): posterior samples by optimisation, and MacKay's update from them.
+
+The linear model y_i = Phi_i theta + noise with theta ~ N(0, A^-1) and noise N(0, B_i^-1) has the posterior covariance
+H^-1, H = Phi^T B Phi + A. A sample of N(0, H^-1) is the minimiser of either of
+
+    1/2 sum_i ||eps_i - Phi_i z||^2_B + 1/2 ||z - theta_0||^2_A                  theta_0 ~ N(0, A^-1), eps_i ~ N(0, B_i^-1)
+    1/2 sum_i ||Phi_i z||^2_B         + 1/2 ||z - theta_n||^2_A                  theta_n = theta_0 + A^-1 Phi^T B eps
+
+whose gradients have the same mean over random batches; the second has the smaller variance. (Without the halves of the
+data terms, as a poster of the paper has them, the covariance is another one.) A softmax has singular B_i, for which
+N(0, B_i^-1) does not exist: only B eps enters the second form, and it is drawn as L xi with L L^T = B, xi standard normal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntkml.systems.hoag import conjugate_gradients
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Phi by its products. ``features`` v -> Phi v, (P,) -> (N, C); ``transposed`` u -> Phi^T u; ``factor`` L, (N, C, R).
+
+    B_i = L_i L_i^T is the noise precision; ``precision`` (P,) the diagonal of A.
+    """
+
+    features: Product
+    transposed: Product
+    factor: Tensor
+    precision: Tensor
+
+    @property
+    def noise_precision(self) -> Tensor:
+        """B, (N, C, C)."""
+        return self.factor @ self.factor.mT
+
+    def curvature(self, vector: Tensor) -> Tensor:
+        """Phi^T B Phi v, (P,)."""
+        weighted = torch.einsum("ncd,nd->nc", self.noise_precision, self.features(vector))
+        return self.transposed(weighted)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one sample is made from: theta_0 (P,) and B eps = L xi, (N, C)."""
+
+    theta: Tensor
+    weighted: Tensor
+
+
+def draw_noise(model: LinearModel, generator: torch.Generator | None) -> Noise:
+    """theta_0 ~ N(0, A^-1) over the whole parameter vector at once, and L xi: no two tensors share draws."""
+    factor = model.factor
+    shape = (*factor.shape[:1], factor.shape[2])
+    theta = torch.randn(model.precision.shape, generator=generator, dtype=model.precision.dtype)
+    xi = torch.randn(shape, generator=generator, dtype=factor.dtype)
+    return Noise(theta.to(factor.device) / model.precision.sqrt(), torch.einsum("ncr,nr->nc", factor, xi.to(factor)))
+
+
+def noisy_targets_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
+    """The first form, for invertible B. Scalar."""
+    eps = torch.linalg.solve(model.noise_precision, noise.weighted)
+    residual = eps - model.features(z)
+    fit = torch.einsum("nc,ncd,nd->", residual, model.noise_precision, residual)
+    return 0.5 * fit + 0.5 * (model.precision * (z - noise.theta).square()).sum()
+
+
+def quiet_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
+    """The second form, whose gradients vary less over batches. Scalar."""
+    pushed = model.features(z)
+    fit = torch.einsum("nc,ncd,nd->", pushed, model.noise_precision, pushed)
+    centre = noise.theta + model.transposed(noise.weighted) / model.precision
+    return 0.5 * fit + 0.5 * (model.precision * (z - centre).square()).sum()
+
+
+def sample(
+    model: LinearModel, noise: Noise, tolerance: float = 1e-10, start: Tensor | None = None, most: int | None = None
+) -> Tensor:
+    """The minimiser of both forms, H z = A theta_0 + Phi^T B eps, by conjugate gradients. (P,)."""
+
+    def hessian(vector: Tensor) -> Tensor:
+        return model.curvature(vector) + model.precision * vector
+
+    right_side = model.precision * noise.theta + model.transposed(noise.weighted)
+    return conjugate_gradients(hessian, right_side, tolerance, start, most)
+
+
+def effective_dimensions(model: LinearModel, samples: list[Tensor]) -> Tensor:
+    """The mean over samples of z (Phi^T B Phi z), entry by entry: sums are traces of blocks of H^-1 Phi^T B Phi. (P,)."""
+    return torch.stack([z * model.curvature(z) for z in samples]).mean(0)
+
+
+def mackay_update(effective: Tensor, mean: Tensor) -> Tensor:
+    """alpha = gamma / ||theta||^2 for gamma effective dimensions, a scalar, and the posterior mean theta."""
+    return effective / mean.square().sum()
+
+
+def g_prior_scale(model: LinearModel, num_params: int, basis: Callable[[int], Tensor]) -> tuple[Tensor, int]:
+    """diag(Phi^T B Phi)^(-1/2), and how many zeros of the diagonal kept the scale 1.
+
+    With features Phi diag(scale) the result does not depend on how columns were scaled. ``basis``: index -> unit vector.
+    """
+    columns = (model.features(basis(index)) for index in range(num_params))
+    diagonal = torch.stack([torch.einsum("nc,ncd,nd->", c, model.noise_precision, c) for c in columns])
+    empty = diagonal <= 0
+    return torch.where(
+        empty, torch.ones_like(diagonal), diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt()
+    ), int(empty.sum())
+
+
+def rescaled(model: LinearModel, scale: Tensor) -> LinearModel:
+    """The model in theta / scale: features Phi diag(scale), and the same A for the new parameters."""
+    return LinearModel(
+        features=lambda vector: model.features(scale * vector),
+        transposed=lambda vector: scale * model.transposed(vector),
+        factor=model.factor,
+        precision=model.precision,
+    )

@@ -1,0 +1,90 @@
+"""Augerino: its regulariser, when it stops, and that it widens the augmentation of rotated digits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ntkml.datasets import load_dataset, subset
+from ntkml.learning import evaluate, learn
+from ntkml.learning_state import new_learner
+from ntkml.models import build_model
+from ntkml.randomness import generator_for
+from ntkml.systems.augerino import Augerino, SoftplusWidths, regulariser
+from ntkml.train_protocols import load_train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def learner_on(name, strength=None, **settings):
+    settings = {"num_data": 40, "epochs": 2, "batch_size": 20, "samples": 2} | settings
+    protocol = replace(load_train("train-digits", "invariance"), estimator=name, **settings)
+    data = subset(load_dataset("digits_r180"), protocol.num_data, generator_for(0, "data"))
+    model = build_model("mininet", (1, 8, 8), 10, generator_for(0, "init"))
+    learner = new_learner(protocol, model, torch.device("cpu"))
+    if strength is not None:
+        learner.system.strength = strength
+    return learner, data
+
+
+def test_the_gradient_of_the_regulariser():
+    rho = torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    widths = F.softplus(rho)
+    (gradient,) = torch.autograd.grad(regulariser(widths, 0.1), rho)
+    expected = -0.1 * widths * torch.sigmoid(rho) / widths.norm()
+    torch.testing.assert_close(gradient, expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_it_is_off_once_a_width_reaches_ten():
+    for values, on in (([9.99] + [1.0] * 5, True), ([10.0] + [1.0] * 5, False)):
+        widths = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(regulariser(widths, 0.1), widths)
+        assert bool((gradient != 0).any()) == on
+
+
+def test_widths_of_zero_have_a_finite_gradient():
+    eta = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(regulariser(eta, 0.01), eta)
+    assert torch.equal(gradient, torch.zeros_like(eta))
+
+
+def test_views_are_drawn_from_half_the_width():
+    views = SoftplusWidths(1)
+    torch.testing.assert_close(views.half_widths, F.softplus(torch.zeros(6)) / 2)
+
+
+def test_augerino_predicts_the_mean_log_softmax_and_its_variant_mean_logits():
+    learner, data = learner_on("augerino")
+    assert isinstance(learner.system, Augerino)
+    log_p = learner.system.outputs(data.test_inputs[:3], generator_for(0, "t"))
+    assert (log_p.logsumexp(-1) < 0).all()  # a mean of log-probabilities is below the log of their mean
+    learner, data = learner_on("augerino-lila")
+    ours = learner.system.outputs(data.test_inputs[:3], generator_for(0, "t"))
+    torch.testing.assert_close(ours, learner.objective.outputs(data.test_inputs[:3], generator_for(0, "t")))
+    assert torch.equal(learner.objective.augmentation.eta.detach(), torch.zeros(6))
+
+
+def test_widths_and_weights_move_in_the_same_step_and_the_prior_stays():
+    learner, data = learner_on("augerino")
+    before = learner.objective.augmentation.eta.detach().clone()
+    list(learn(learner, data))
+    assert not torch.equal(learner.objective.augmentation.eta.detach(), before)
+    assert set(learner.optimizers) == {"weights", "augmentation"}
+    assert (learner.objective.prior.values == learner.protocol.prior_init).all()
+
+
+@pytest.mark.slow
+def test_the_regulariser_wins_over_no_augmentation_on_rotated_digits():
+    settings = {"num_data": 1000, "epochs": 75, "batch_size": 50, "lr_aug": 0.1, "prior_init": 0.1, "lr": 1e-3}
+    accuracy, width = {}, {}
+    for name, strength in (("none", None), ("augerino", 0.0), ("augerino", 0.1)):
+        learner, data = learner_on(name, strength, **settings)
+        list(learn(learner, data))
+        accuracy[name, strength] = evaluate(learner, data).accuracy
+        views = learner.objective.augmentation
+        width[name, strength] = 0.0 if views is None else float(views.half_widths[2].abs())
+    assert width["augerino", 0.0] < width["augerino", 0.1] / 2
+    assert accuracy["augerino", 0.1] > accuracy["none", None] + 0.1, (accuracy, width)

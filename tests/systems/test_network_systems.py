@@ -1,0 +1,121 @@
+"""Systems in the training loop: the hypergradient of a network, resuming, and the samplers of a search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ntkml.datasets import load_dataset, subset
+from ntkml.learning import learn, steps
+from ntkml.learning_state import new_learner, restore, state_of
+from ntkml.models import build_model
+from ntkml.randomness import generator_for
+from ntkml.system_specs import parse_system
+from ntkml.systems import make_system
+from ntkml.systems.hoag import Bilevel, fully_solved, solve_inner
+from ntkml.systems.search import best_value, folds, grid_values
+from ntkml.train_protocols import load_train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def learner_on(name, hparam="prior", **settings):
+    settings = {"num_data": 30, "epochs": 4, "batch_size": 10, "burn_in": 2, "update_every": 1} | settings
+    settings |= {"samples": 2, "aug_steps": 2} if hparam == "invariance" else {"hyper_steps": 2}
+    protocol = replace(load_train("train-digits", hparam), estimator=name, **settings)
+    data = subset(load_dataset(protocol.dataset), protocol.num_data, generator_for(0, "data"))
+    model = build_model("mininet", (1, 8, 8), 10, generator_for(0, "init"))
+    return new_learner(protocol, model, torch.device("cpu")), data
+
+
+def test_the_hypergradient_of_a_linear_network_is_the_slope_of_the_reoptimised_loss():
+    protocol = replace(load_train("train-digits", "prior"), estimator="hoag-exact", num_data=30, prior_kind="scalar")
+    data = subset(load_dataset("digits"), 30, generator_for(0, "data"))
+    x, y = data.train_inputs.flatten(1)[:, 20:30].double(), data.train_targets
+    system = make_system(protocol, nn.Sequential(nn.Linear(10, 10, bias=False)).double())
+    weight = system.objective.model[0].weight
+
+    def loss(part, w):
+        return nn.functional.cross_entropy(x[part] @ w.view(10, 10).T, y[part], reduction="sum")
+
+    problem = Bilevel(
+        inner=lambda w, lam: loss(system.train, w) + 0.5 * (lam.exp() * w.square().sum()).sum(),
+        outer=lambda w, lam: loss(system.validation, w),
+    )
+    zeros, lam = torch.zeros(100, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        weight.copy_(solve_inner(problem, zeros, lam, 1e-9).view(10, 10))
+    parts = [(x[part], y[part]) for part in (system.train, system.validation)]
+    for _ in range(4):  # conjugate gradients go on from the last q
+        system.objective.zero_grad()
+        system.backward(*parts, None)
+    slope = (fully_solved(problem, zeros, lam + 1e-3) - fully_solved(problem, zeros, lam - 1e-3)) / 2e-3
+    assert float(system.objective.log_prior_precision.grad) == pytest.approx(slope / len(parts[1][0]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hparam"),
+    [("hoag", "prior"), ("hoag", "invariance"), pytest.param("sampled-2", "prior", marks=pytest.mark.slow), ("augerino", "invariance"), ("partitioned-2", "invariance")],
+)  # fmt: skip
+def test_a_run_left_between_any_two_steps_goes_on_bit_by_bit(name, hparam):
+    whole, data = learner_on(name, hparam)
+    list(learn(whole, data))
+    first, _ = learner_on(name, hparam)
+    walk = steps(first, data)
+    for _ in range(12):
+        next(walk)
+    second, _ = learner_on(name, hparam)
+    restore(second, state_of(first))
+    list(learn(second, data))
+    ours, theirs = state_of(whole), state_of(second)
+    for part in ("weights", "hyperparameters"):
+        assert all(torch.equal(ours[part][key], theirs[part][key]) for key in ours[part])
+    assert ours["system"]["data_passes"] == theirs["system"]["data_passes"]
+
+
+def test_hoag_holds_the_validation_part_back_from_the_weights():
+    learner, data = learner_on("hoag", burn_in=99)
+    x, _ = learner.system.weight_data(data.train_inputs, data.train_targets)
+    assert len(x) == 24
+    assert sorted([*learner.system.train.tolist(), *learner.system.validation.tolist()]) == list(range(30))
+
+
+def peak(value):
+    return -((torch.tensor(value).log() - 1.0) ** 2).item()
+
+
+@pytest.mark.parametrize("name", ["grid-7", "random-7"])
+def test_a_search_returns_the_best_of_what_it_tried(name):
+    tried = []
+    best = best_value(parse_system(name), "prior", 0, lambda value: tried.append(value) or peak(value))
+    assert len(tried) == 7
+    assert best == max(tried, key=peak)
+
+
+@pytest.mark.parametrize("name", ["tpe-12", "gp-12"])
+def test_black_box_search_repeats_itself_and_finds_the_peak(name):
+    pytest.importorskip("optuna")
+    best = [best_value(parse_system(name), "prior", 0, peak) for _ in range(2)]
+    assert best[0] == best[1]
+    assert peak(best[0]) > -4
+
+
+def test_without_optuna_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ValueError, match=r"tpe-3 needs optuna: pip install 'ntkml\[search\]'"):
+        best_value(parse_system("tpe-3"), "prior", 0, peak)
+
+
+def test_grids_run_from_end_to_end():
+    assert grid_values("prior", 3) == [0.01, 3.162, 1000.0]
+    assert grid_values("invariance", 3) == [0.0, 90.0, 180.0]
+    assert grid_values("invariance", 1) == [90.0]
+
+
+def test_folds_are_a_disjoint_cover():
+    parts = list(folds(11, 3, 0))
+    assert sorted(index for _, part in parts for index in part.tolist()) == list(range(11))
+    assert all(sorted([*train.tolist(), *part.tolist()]) == list(range(11)) for train, part in parts)

@@ -1,0 +1,85 @@
+"""Partitioned networks: a shard never reaches the subnetwork that predicts it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ntkml.datasets import load_dataset, subset
+from ntkml.learning import learn
+from ntkml.learning_state import new_learner
+from ntkml.models import build_model
+from ntkml.randomness import generator_for
+from ntkml.systems.partitioned import shards_of, weight_parts
+from ntkml.train_protocols import load_train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def problem(name, dataset="digits_r180", **settings):
+    settings = {"num_data": 40, "epochs": 2, "batch_size": 20, "samples": 1, "burn_in": 99} | settings
+    protocol = replace(load_train("train-digits", "invariance"), estimator=name, dataset=dataset, **settings)
+    data = subset(load_dataset(dataset), protocol.num_data, generator_for(0, "data"))
+    model = build_model("mininet", (1, 8, 8), 10, generator_for(0, "init"))
+    return new_learner(protocol, model, torch.device("cpu")), data
+
+
+def test_changing_a_shard_leaves_the_subnetworks_before_it_as_they_were():
+    trained = []
+    for changed in (False, True):
+        learner, data = problem("partitioned-4")
+        if changed:
+            data.train_inputs[learner.system.shards == 2] = 0.0
+            data.train_targets[learner.system.shards == 2] = 0
+        list(learn(learner, data))
+        trained.append([learner.system.subnetwork(k) for k in range(4)])
+    same = [all(torch.equal(ours[name], theirs[name]) for name in ours) for ours, theirs in zip(*trained, strict=True)]
+    assert same == [True, True, False, False]
+
+
+def test_parts_and_shards_are_disjoint_covers():
+    learner, _ = problem("partitioned-3")
+    parts = weight_parts(learner.objective.model, 3, 0)
+    for name, weight in learner.objective.model.named_parameters():
+        assert parts[name].shape == weight.shape
+        assert torch.equal(sum((parts[name] == k).int() for k in range(3)), torch.ones_like(parts[name]).int())
+    assert sorted((shards_of(10, 3, 0) == k).sum().item() for k in range(3)) == [3, 3, 4]
+
+
+def test_one_shard_is_plain_training():
+    ends = []
+    for name in ("partitioned-1", "fixed-augmentation-180"):
+        learner, data = problem(name)
+        with torch.no_grad():
+            learner.objective.augmentation.eta.zero_()
+        list(learn(learner, data))
+        ends.append(torch.cat([w.detach().reshape(-1) for w in learner.objective.model.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_the_objective_is_direct():
+    learner, data = problem("partitioned-2")
+    list(learn(learner, data))
+    system = learner.system
+    system.objective.model.zero_grad()
+    with torch.no_grad():
+        system.objective.augmentation.eta.fill_(0.2)
+    value = system.backward(data.train_inputs, data.train_targets, generator_for(0, "noise"), most=80)
+    assert value < 0
+    assert system.objective.augmentation.eta.grad.abs().min() > 0
+    assert all(weight.grad is None for weight in system.objective.model.parameters())
+
+
+@pytest.mark.slow
+def test_rotation_is_learned_where_there_is_one():
+    learned = {}
+    for dataset in ("digits", "digits_r180"):
+        learner, data = problem(
+            "partitioned-2", dataset, num_data=1000, epochs=60, batch_size=100, samples=4, burn_in=10, aug_steps=2
+        )
+        list(learn(learner, data))
+        learned[dataset] = abs(float(learner.objective.augmentation.eta[2]))
+    assert learned["digits_r180"] > 1.0
+    assert learned["digits"] < 0.5
