@@ -189,6 +189,7 @@ def test_a_folder_says_where_its_run_stands(tmp_path):
     with exclusive(folder):
         assert state_of(folder) == "running"
     assert state_of(folder) == "missing"
+    folder.mkdir(exist_ok=True)
     (folder / "checkpoint.pt").write_bytes(b"")
     assert state_of(folder) == "stopped"
     finish(folder)
