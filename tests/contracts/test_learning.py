@@ -241,17 +241,17 @@ def test_a_coin_for_each_batch_mirrors_all_of_it(monkeypatch, flip):
     images = {image.numpy().tobytes() for image in data.train_inputs}
     mirrored = {image.numpy().tobytes() for image in data.train_inputs.flip(-1)}
     seen = {"weights": [], "blocks": []}
-    weight_step, first_pass = learning._weight_step, TwoPass.first
+    weight_loss, first_pass = BayesianModel.weight_loss, TwoPass.first
 
-    def watched(learner, x, *others):
+    def watched(self, x, *others):
         seen["weights"].append([image.numpy().tobytes() for image in x])
-        return weight_step(learner, x, *others)
+        return weight_loss(self, x, *others)
 
     def watched_block(self, data):
         seen["blocks"].append([image.numpy().tobytes() for image in data.inputs])
         return first_pass(self, data)
 
-    monkeypatch.setattr(learning, "_weight_step", watched)
+    monkeypatch.setattr(BayesianModel, "weight_loss", watched)
     monkeypatch.setattr(TwoPass, "first", watched_block)
     list(learn(learner, data))
     flipped = [set(batch) <= mirrored for batch in seen["weights"]]
