@@ -96,7 +96,7 @@ def test_an_unknown_command_names_the_nearest(run):
     assert run("plt") == (
         2,
         "",
-        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, train, pareto, plot (see ntkml --help)\n",
+        "Error: unknown command 'plt'; did you mean 'plot'? known: bound-grid, train, pareto, compare, plot (see ntkml --help)\n",
     )
 
 
