@@ -172,7 +172,9 @@ def planned(learner: Learner, streams: Sequence[str], draw: Callable[[], _Plan])
         learner.position.phase_start = now
         return draw()
     _set_states(learner, learner.position.phase_start)
+    counted = learner.system.data_passes
     plan = draw()
+    learner.system.data_passes = counted  # what the plan costs was counted when the phase began
     _set_states(learner, now)
     return plan
 

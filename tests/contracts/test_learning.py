@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ntkml
-from ntkml import learning, learning_state, train_protocols, train_records
+from ntkml import learning_state, train_protocols, train_records
+from ntkml.bayesian_model import BayesianModel
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning import cosine, evaluate, learn
 from ntkml.learning_state import new_learner, restore, state_of

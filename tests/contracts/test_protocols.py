@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from ntkml import figure_protocols, pareto_protocols, protocols, sweep_protocols, train_protocols
+from ntkml import compare_protocols, figure_protocols, pareto_protocols, protocols, sweep_protocols, train_protocols
 from ntkml.protocols import HPARAMS, Grid, bound_grid_names, figure_names, load_bound_grid, load_figure
 from ntkml.registry import FIGURES
 from ntkml.specs import parse_estimator, resolve_estimator
@@ -158,10 +158,11 @@ def test_files_of_other_kinds_have_their_own_readers():
     every = {*bound_grid_names(), *train_protocols.train_names(), *figure_protocols.trajectory_names()}
     every |= set(figure_protocols.subset_names())
     every |= {*figure_protocols.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.sweep_names()}
+    every |= set(compare_protocols.compare_names())
     assert every == {*protocols.protocol_names(), "pareto"}
     known = {*figure_names(), *figure_protocols.trajectory_names(), *figure_protocols.pareto_names()}
     known |= set(figure_protocols.subset_names())
-    assert known | {"figure-2", "bound-grid"} == set(FIGURES)
+    assert known | {"figure-2", "bound-grid", "comparison"} == set(FIGURES)
 
 
 @pytest.mark.parametrize(

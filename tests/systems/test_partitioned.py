@@ -77,7 +77,15 @@ def test_rotation_is_learned_where_there_is_one():
     learned = {}
     for dataset in ("digits", "digits_r180"):
         learner, data = problem(
-            "partitioned-2", dataset, num_data=1000, epochs=60, batch_size=100, samples=4, burn_in=10, aug_steps=2
+            "partitioned-2",
+            dataset,
+            num_data=1000,
+            epochs=80,
+            batch_size=100,
+            samples=4,
+            burn_in=10,
+            aug_steps=4,
+            lr=5e-3,
         )
         list(learn(learner, data))
         learned[dataset] = abs(float(learner.objective.augmentation.eta[2]))

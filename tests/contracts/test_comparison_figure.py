@@ -1,0 +1,44 @@
+"""The comparison of systems: every row is drawn where it stands, and the best is named whichever it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from ntkml import compare_records, records
+from ntkml.figures import comparison
+
+SYSTEMS = {"none": ("none", -0.9), "ntk-50-tree": ("bound", -0.6), "grid-5": ("grid", -0.5)}
+
+
+def rows_file(tmp_path, seeds=(0, 1)):
+    rows = [
+        {
+            "run_id": "r", "command": "compare", "dataset": "digits", "model": "mininet", "seed": seed, "num_data": 500,
+            "num_params": 3658, "hparam": "prior", "system": name, "family": family, "learns_from": "train",
+            "epochs": 60, "test_log_likelihood": value + 0.1 * seed, "test_accuracy": 0.8, "test_ece": None,
+            "prior_precision_median": 3.0, "eta_2": None, "fits": 1, "data_passes": 60.0 + index, "seconds": 2.0 + index,
+            "device": "cpu",
+        }
+        for seed in seeds
+        for index, (name, (family, value)) in enumerate(SYSTEMS.items())
+    ]  # fmt: skip
+    return records.write_rows(tmp_path / "rows.csv", rows, compare_records.COLUMNS)
+
+
+def test_points_are_means_over_seeds_and_the_best_is_named(tmp_path):
+    figure = comparison.draw(compare_records.read_rows(rows_file(tmp_path)), ["A note."])
+    passes, seconds = figure.axes
+    points = {line.get_gid(): line for line in passes.lines if line.get_gid() in SYSTEMS}
+    for name, (_, value) in SYSTEMS.items():
+        assert points[name].get_ydata()[0] == pytest.approx(value + 0.05)
+    assert points["none"].get_xdata()[0] == 60
+    assert {line.get_gid() for line in seconds.lines} >= set(SYSTEMS)
+    caption = next(text.get_text() for text in figure.texts if text.get_gid() == "caption").replace("\n", " ")
+    assert "Best on digits (prior): grid-5 at -0.450 nats." in caption
+    assert "A note." in caption
+
+
+def test_a_row_that_is_there_twice_is_refused(tmp_path):
+    path = rows_file(tmp_path)
+    with pytest.raises(ValueError, match="none with seed 0 is there more than once"):
+        compare_records.read_rows(path, path)
