@@ -7,7 +7,7 @@ from: from the capture of one batch (here) or from a table of all Jacobians (:mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class Rows(Protocol):
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors whose Kronecker product approximates R_l^T R_l, one per channel group."""
 
+    def column_squares(self) -> dict[str, Tensor]:
+        """By parameter, the sums of squares of the columns: the diagonal of R_l^T R_l in float64, (size,)."""
+
 
 class CapturedRows:
     """Rows of one captured batch for given cotangents."""
@@ -75,6 +78,12 @@ class CapturedRows:
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
 
+    def column_squares(self) -> dict[str, Tensor]:
+        return merge_squares(self._layers)
+
+
+#: What of a block outlives a chunk: explicit rows, sums of Kronecker factors, or sums of squares of columns.
+Kept = Literal["rows", "factors", "squares"]
 
 #: Makes the chunks of a block anew, each as the rows of its layers.
 Chunks = Callable[[], Iterable[Mapping[str, LayerRows]]]
@@ -83,19 +92,22 @@ Chunks = Callable[[], Iterable[Mapping[str, LayerRows]]]
 class ChunkedRows:
     """Rows of one block captured in chunks of its inputs: only what the structure needs outlives a chunk.
 
-    A factored structure keeps sums of Kronecker factors, so its memory does not grow with the block. The others keep
-    explicit rows, b x P values, of one group of parameter tensors at a time: where ``groups`` are several, asking for a
-    tensor of another group captures the chunks again.
+    Sums of Kronecker factors or of squares do not grow with the block. Explicit rows, b x P values, are those of one
+    group of parameter tensors at a time: where ``groups`` are several, asking for a tensor of another group captures the
+    chunks again.
     """
 
-    def __init__(self, chunks: Chunks, shapes: Mapping[str, torch.Size], factored: bool, groups: Groups):
+    def __init__(self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups):
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
         self._chunks = chunks
         self._rows: dict[str, list[Tensor]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
-        if factored:
+        self._squares: dict[str, Tensor] = {}
+        if kept == "factors":
             self._load(self._add_factors)
+        elif kept == "squares":
+            self._load(self._add_squares)
         else:
             self._load_group(groups[0])
 
@@ -131,6 +143,10 @@ class ChunkedRows:
                 second_moment = [old + share * (new - old) for old, new in zip(old_moment, second_moment, strict=True)]
             self._factors[name] = (scatter, *second_moment)
 
+    def _add_squares(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
+        for name, squares in merge_squares(chunk).items():
+            self._squares[name] = self._squares[name].add_(squares) if name in self._squares else squares
+
     def explicit(self, name: str) -> Tensor:
         if name not in self._rows:
             self._load_group(next(group for group in self.groups if name in group))
@@ -146,6 +162,9 @@ class ChunkedRows:
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return self._factors
+
+    def column_squares(self) -> dict[str, Tensor]:
+        return self._squares
 
 
 def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
@@ -191,3 +210,8 @@ def _stack(gradients: Sequence[Tensor]) -> Tensor:
 def merge_factors(layers: Mapping[str, KroneckerPart]) -> dict[str, tuple[Tensor, ...]]:
     """Kronecker factors of all layers by qualified parameter name."""
     return {qualified(layer, key): pair for layer, kept in layers.items() for key, pair in kept.factors().items()}
+
+
+def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:
+    """Sums of squares of all columns by qualified parameter name."""
+    return {qualified(layer, key): sums for layer, rows in layers.items() for key, sums in rows.squares().items()}

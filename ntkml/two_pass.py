@@ -72,7 +72,7 @@ class TwoPass:
 
         entry_bytes = next(self.model.parameters()).element_size()
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.factored, groups))
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups))
         return FirstPass(structure, torch.cat(seen))
 
     def second(
@@ -117,7 +117,7 @@ class TwoPass:
         """The rows of the block's columns of L for one chunk."""
         columns = data.block.columns if data.block.columns.ndim == 1 else data.block.columns[part]
         factor = Block(data.block.inputs[part], columns).select(self.factor(outputs))
-        return rows_by_layer(captured, factor, keep_graph, over_views=self._kind.factored)
+        return rows_by_layer(captured, factor, keep_graph, over_views=self._kind.keeps == "factors")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import no_factors
+from ntkml.layers.layer_rows import no_factors, squares_of
 
 #: Float64 entries of one tile of the direct route (256 MiB).
 _DIRECT_TILE_ENTRIES = 32 * 2**20
@@ -35,6 +35,9 @@ class EmbeddingRows:
         table = self.gradients.new_zeros(n, k, self.num_entries, d)
         where = self.indices[:, None, :, None].expand_as(self.gradients)
         return {"weight": table.scatter_add(2, where, self.gradients).flatten(2)}
+
+    def squares(self) -> dict[str, Tensor]:
+        return squares_of(self.rows())
 
     def gram(self, key: str) -> Tensor:
         """<J[n,k], J[m,j]> = sum over pairs of positions with one index of <g[n,k,t], g[m,j,s]>."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ntkml.layers.kronecker import ExactBlocks, KroneckerPart, NoFactors
@@ -25,6 +26,9 @@ class LayerRows(Protocol):
     def gram(self, key: str) -> Tensor:
         """Float64 Gram matrix of one parameter's rows. Shape (n * k, n * k), index order (input, cotangent)."""
 
+    def squares(self) -> dict[str, Tensor]:
+        """Sums of squares of the rows' columns by parameter, float64. Shape (size,) each."""
+
     def direct_is_cheaper(self) -> bool:
         """Whether :meth:`gram` needs fewer multiplications than the Gram matrix of explicit rows."""
 
@@ -40,6 +44,9 @@ class PlainRows:
 
     def gram(self, key: str) -> Tensor:
         return gram(self.rows()[key].flatten(0, 1))
+
+    def squares(self) -> dict[str, Tensor]:
+        return squares_of(self.rows())
 
     def direct_is_cheaper(self) -> bool:
         return False
@@ -65,6 +72,11 @@ class ElementwiseRows(PlainRows):
 
     def reduced(self) -> KroneckerPart:
         return ExactBlocks(self.layer, self.values)
+
+
+def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of squares over inputs and cotangents, added up in float64. (n, k, size) -> (size,)."""
+    return {key: row.square().flatten(0, 1).sum(0, dtype=torch.float64) for key, row in rows.items()}
 
 
 def no_factors(layer: str, keys: tuple[str, ...], why: str) -> NoFactors:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ntkml.layers.kronecker import KroneckerInputs
+from ntkml.layers.layer_rows import squares_of
 
 #: Float64 entries of one tile of the direct route (256 MiB).
 _DIRECT_TILE_ENTRIES = 32 * 2**20
@@ -47,8 +48,27 @@ class Positions:
         if self.weight:
             rows["weight"] = self._weight_rows()
         if self.bias:
-            rows["bias"] = self.summed_gradients.sum(-1).flatten(2)
+            rows["bias"] = self._bias_rows()
         return rows
+
+    def _bias_rows(self) -> Tensor:
+        """(n, k, q * o)."""
+        return self.summed_gradients.sum(-1).flatten(2)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that a row sums over, those of all views."""
+        return self.gradients.shape[1] * self.gradients.shape[5]
+
+    def squares(self) -> dict[str, Tensor]:
+        """Sums of squares of the rows' columns by parameter, float64. Shape (size,) each."""
+        if not self.weight or self.num_positions > 1:
+            return squares_of(self.rows())
+        # One position: (g a^T)^2 = g^2 (a^2)^T entry by entry, summed over inputs and cotangents without any row.
+        g = self.gradients.square().sum((1, 2, 5)).double()  # (n, q, o)
+        a = self.inputs.square().sum((1, 4)).double()  # (n, q, d)
+        squares = {"weight": torch.einsum("nqo,nqd->qod", g, a).flatten()}
+        return squares | (squares_of({"bias": self._bias_rows()}) if self.bias else {})
 
     def _weight_rows(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape
