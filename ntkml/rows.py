@@ -94,14 +94,19 @@ class ChunkedRows:
 
     Sums of Kronecker factors or of squares do not grow with the block. Explicit rows, b x P values, are those of one
     group of parameter tensors at a time: where ``groups`` are several, asking for a tensor of another group captures the
-    chunks again.
+    chunks again. Layers whose Grams cost less by the direct route keep their inputs and gradients until rows are asked for.
     """
 
-    def __init__(self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups):
+    def __init__(
+        self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups, spectra_only: bool = False
+    ):
+        """``spectra_only``: of Kronecker factors only the eigenvalues will be asked for, and the block is one chunk."""
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
         self._chunks = chunks
+        self._spectra_only = spectra_only
         self._rows: dict[str, list[Tensor]] = {}
+        self._direct: dict[str, list[LayerRows]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
@@ -121,20 +126,32 @@ class ChunkedRows:
             del chunk  # or it would be alive beside the next one
 
     def _load_group(self, names: tuple[str, ...]) -> None:
-        self._rows = {}
+        self._rows, self._direct = {}, {}
         loaded: dict[str, list[Tensor]] = {}
-        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names), loaded))
-        self._rows = loaded  # whole, or not at all
+        direct: dict[str, list[LayerRows]] = {}
+        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names), loaded, direct))
+        self._rows, self._direct = loaded, direct  # whole, or not at all
 
-    def _add_rows(self, chunk: Mapping[str, LayerRows], names: set[str], loaded: dict[str, list[Tensor]]) -> None:
+    def _add_rows(
+        self,
+        chunk: Mapping[str, LayerRows],
+        names: set[str],
+        loaded: dict[str, list[Tensor]],
+        direct: dict[str, list[LayerRows]],
+    ) -> None:
+        first = self.num_inputs == 0
         for name, layer in chunk.items():
-            if any(wanted.rpartition(".")[0] == name for wanted in names):
-                for key, rows in layer.rows().items():
-                    loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+            if not any(wanted.rpartition(".")[0] == name for wanted in names):
+                continue
+            if name in direct or (first and layer.direct_is_cheaper()):  # the first chunk decides for all of them
+                direct.setdefault(name, []).append(layer)
+                continue
+            for key, rows in layer.rows().items():
+                loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
 
     def _add_factors(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
-        factors = merge_factors({name: layer.reduced() for name, layer in chunk.items()})
+        factors = merge_factors({name: layer.reduced() for name, layer in chunk.items()}, self._spectra_only)
         share = inputs / (self.num_inputs + inputs)
         for name, (scatter, *second_moment) in factors.items():
             if name in self._factors:
@@ -148,14 +165,31 @@ class ChunkedRows:
             self._squares[name] = self._squares[name].add_(squares) if name in self._squares else squares
 
     def explicit(self, name: str) -> Tensor:
+        self._have(name)
         if name not in self._rows:
-            self._load_group(next(group for group in self.groups if name in group))
+            layer, _, _ = name.rpartition(".")
+            for key, rows in self._joined(layer).rows().items():
+                self._rows[qualified(layer, key)] = [rows.flatten(0, 1)]
         if len(self._rows[name]) > 1:
             self._rows[name] = [torch.cat(self._rows[name])]
         return self._rows[name][0]
 
     def gram(self, name: str) -> Tensor:
-        return gram(self.explicit(name))
+        self._have(name)
+        layer, _, key = name.rpartition(".")
+        return self._joined(layer).gram(key) if layer in self._direct else gram(self.explicit(name))
+
+    def _have(self, name: str) -> None:
+        """Capture the group of a tensor, unless it is the one that is held."""
+        if name not in self._rows and name.rpartition(".")[0] not in self._direct:
+            self._load_group(next(group for group in self.groups if name in group))
+
+    def _joined(self, layer: str) -> LayerRows:
+        """What is kept of a layer that takes the direct route, its chunks as one."""
+        first, *others = self._direct[layer]
+        if others:
+            self._direct[layer] = [first.joined(others)]
+        return self._direct[layer][0]
 
     def total_gram(self) -> Tensor:
         return sum_of_grams(self, self.shapes)
@@ -199,6 +233,8 @@ def rows_by_layer(
 
 def _summed(gradients: Sequence[Tensor], num_views: int) -> tuple[Tensor, ...]:
     """Sums over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
+    if num_views == 1:
+        return tuple(gradients)
     return tuple(gradient.unflatten(0, (-1, num_views)).sum(1) for gradient in gradients)
 
 
@@ -207,9 +243,13 @@ def _stack(gradients: Sequence[Tensor]) -> Tensor:
     return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(list(gradients), dim=1)
 
 
-def merge_factors(layers: Mapping[str, KroneckerPart]) -> dict[str, tuple[Tensor, ...]]:
-    """Kronecker factors of all layers by qualified parameter name."""
-    return {qualified(layer, key): pair for layer, kept in layers.items() for key, pair in kept.factors().items()}
+def merge_factors(layers: Mapping[str, KroneckerPart], spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    """Kronecker factors of all layers by qualified parameter name; see :meth:`KroneckerPart.factors`."""
+    return {
+        qualified(layer, key): pair
+        for layer, kept in layers.items()
+        for key, pair in kept.factors(spectra_only).items()
+    }
 
 
 def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:

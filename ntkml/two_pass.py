@@ -58,8 +58,8 @@ class TwoPass:
     factor: Callable[[Tensor], Tensor]
     chunk: int
 
-    def first(self, data: BlockData) -> FirstPass:
-        """Rows of one block, without a graph, as its structure."""
+    def first(self, data: BlockData, adjoint: bool = True) -> FirstPass:
+        """Rows of one block, without a graph, as its structure; without ``adjoint`` no second pass can follow."""
         seen: list[Tensor] = []
 
         def rows_of_chunks() -> Iterator[dict[str, LayerRows]]:
@@ -72,7 +72,8 @@ class TwoPass:
 
         entry_bytes = next(self.model.parameters()).element_size()
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups))
+        spectra_only = not adjoint and len(data.inputs) <= self.chunk
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, spectra_only))
         return FirstPass(structure, torch.cat(seen))
 
     def second(

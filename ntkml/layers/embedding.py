@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,11 @@ class EmbeddingRows:
     def direct_is_cheaper(self) -> bool:
         n, k, t, d = self.gradients.shape
         return t**2 * (d + 2) < self.num_entries * d
+
+    def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
+        indices = torch.cat([self.indices, *(other.indices for other in others)])
+        gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
+        return EmbeddingRows(self.layer, indices, gradients, self.num_entries)
 
     def reduced(self) -> KroneckerPart:
         return no_factors(self.layer, ("weight",), "an embedding has no Kronecker factors of moderate size")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class LayerRows(Protocol):
     def direct_is_cheaper(self) -> bool:
         """Whether :meth:`gram` needs fewer multiplications than the Gram matrix of explicit rows."""
 
+    def joined(self, others: Sequence[Any]) -> LayerRows:
+        """The rows of these inputs and those of ``others`` behind them; only where the direct route is the cheaper one."""
+
     def reduced(self) -> KroneckerPart:
         """What KFAC keeps."""
 
@@ -50,6 +53,9 @@ class PlainRows:
 
     def direct_is_cheaper(self) -> bool:
         return False
+
+    def joined(self, others: Sequence[Any]) -> LayerRows:
+        raise AssertionError("without a direct route the rows themselves are kept")
 
 
 @dataclass(frozen=True)
