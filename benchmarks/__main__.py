@@ -45,16 +45,17 @@ def main(suite: str, only: str, repeats: int, data_root: str | None, memory: boo
     if data_root is None and any(case.data == "mnist" for case in cases):
         error_line("no --data-root: random pixels take the place of MNIST")
         cases = [replace(case, data="random") for case in cases]
-    folder, rows = Path(out), []
+    name, folder, rows = f"{suite}-{only}" if only else suite, Path(out), []
+    where = {key: value for key, value in environment().items() if key != "argv"}  # it may name folders
+    settings = {"suite": suite, "only": only, "repeats": repeats, **where}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     for row in measure(cases, repeats, data_root, memory):
         print(line(row), flush=True)
         rows.append(row)
-        write(rows, folder / f"{suite}.csv")
-    where = {key: value for key, value in environment().items() if key != "argv"}  # it may name folders
-    settings = {"suite": suite, "only": only, "repeats": repeats, **where}
-    (folder / f"{suite}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    draw(pandas.read_csv(folder / f"{suite}.csv"), folder / f"{suite}.png")
-    print(f"wrote {folder / suite}.csv, .png and .json")
+        write(rows, folder / f"{name}.csv")
+    draw(pandas.read_csv(folder / f"{name}.csv"), folder / f"{name}.png")
+    print(f"wrote {folder / name}.csv, .png and .json")
 
 
 if __name__ == "__main__":

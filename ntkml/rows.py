@@ -6,7 +6,7 @@ from: from the capture of one batch (here) or from a table of all Jacobians (:mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -85,8 +85,8 @@ class CapturedRows:
 #: What of a block outlives a chunk: explicit rows, sums of Kronecker factors, or sums of squares of columns.
 Kept = Literal["rows", "factors", "squares"]
 
-#: Makes the chunks of a block anew, each as the rows of its layers.
-Chunks = Callable[[], Iterable[Mapping[str, LayerRows]]]
+#: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or one by one.
+Chunks = Callable[[], Iterable[Iterable[Mapping[str, LayerRows]]]]
 
 
 class ChunkedRows:
@@ -116,20 +116,23 @@ class ChunkedRows:
         else:
             self._load_group(groups[0])
 
-    def _load(self, add: Callable[[Mapping[str, LayerRows], int], None]) -> None:
+    def _load(self, add: Callable[[Mapping[str, LayerRows], bool], None]) -> None:
+        """``add`` takes the rows of some columns of a chunk, and whether they are the chunk's first ones."""
         self.num_inputs = self.num_rows = 0
         for chunk in self._chunks():
-            inputs, columns = next(iter(chunk.values())).counts
-            add(chunk, inputs)
+            inputs = 0
+            for layers in chunk:
+                first, (inputs, columns) = inputs == 0, next(iter(layers.values())).counts
+                add(layers, first)
+                self.num_rows += inputs * columns
+                del layers  # or they would be alive beside the next ones
             self.num_inputs += inputs
-            self.num_rows += inputs * columns
-            del chunk  # or it would be alive beside the next one
 
     def _load_group(self, names: tuple[str, ...]) -> None:
         self._rows, self._direct = {}, {}
         loaded: dict[str, list[Tensor]] = {}
         direct: dict[str, list[LayerRows]] = {}
-        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names), loaded, direct))
+        self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, direct))
         self._rows, self._direct = loaded, direct  # whole, or not at all
 
     def _add_rows(
@@ -139,28 +142,31 @@ class ChunkedRows:
         loaded: dict[str, list[Tensor]],
         direct: dict[str, list[LayerRows]],
     ) -> None:
-        first = self.num_inputs == 0
+        undecided = self.num_inputs == 0
         for name, layer in chunk.items():
             if not any(wanted.rpartition(".")[0] == name for wanted in names):
                 continue
-            if name in direct or (first and layer.direct_is_cheaper()):  # the first chunk decides for all of them
+            if name in direct or (undecided and layer.direct_is_cheaper()):  # the first chunk decides for all of them
                 direct.setdefault(name, []).append(layer)
                 continue
             for key, rows in layer.rows().items():
                 loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
 
-    def _add_factors(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
+    def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
-        factors = merge_factors({name: layer.reduced() for name, layer in chunk.items()}, self._spectra_only)
+        reduced = {name: layer.reduced() for name, layer in chunk.items()}
+        factors = merge_factors(reduced, self._spectra_only, moments=first)
+        inputs, _ = next(iter(chunk.values())).counts
         share = inputs / (self.num_inputs + inputs)
         for name, (scatter, *second_moment) in factors.items():
             if name in self._factors:
                 old_scatter, *old_moment = self._factors[name]
                 scatter = old_scatter + scatter
-                second_moment = [old + share * (new - old) for old, new in zip(old_moment, second_moment, strict=True)]
+                pairs = zip(old_moment, second_moment, strict=True) if first else ()
+                second_moment = [old + share * (new - old) for old, new in pairs] if first else old_moment
             self._factors[name] = (scatter, *second_moment)
 
-    def _add_squares(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
+    def _add_squares(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         for name, squares in merge_squares(chunk).items():
             self._squares[name] = self._squares[name].add_(squares) if name in self._squares else squares
 
@@ -217,13 +223,33 @@ def rows_by_layer(
 
     ``over_views``: reduced over the views at once, as KFAC asks for and nothing else may: S times less to keep.
     """
+    return _rows_of(captured, _uses(captured, over_views), factor, keep_graph, over_views)
+
+
+def rows_by_column(captured: Capture, factor: Tensor, over_views: bool) -> Iterator[dict[str, LayerRows]]:
+    """As :func:`rows_by_layer`, one column of the factor (n, C, k) after the other: the gradients of one are held.
+
+    The graph is freed with the last one.
+    """
+    uses = _uses(captured, over_views)
+    columns = factor.split(1, dim=-1)
+    for i, column in enumerate(columns):
+        yield _rows_of(captured, uses, column, i < len(columns) - 1, over_views)
+
+
+def _uses(captured: Capture, over_views: bool) -> Sequence[LayerUse]:
+    return [use.over_views() for use in captured.layers] if over_views else captured.layers
+
+
+def _rows_of(
+    captured: Capture, uses: Sequence[LayerUse], factor: Tensor, keep_graph: bool, over_views: bool
+) -> dict[str, LayerRows]:
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = []
     for i, column in enumerate(columns):
         own = captured.pull_back(column, keep_graph or i < len(columns) - 1)
         pulled.append([_summed(gradients, captured.num_views) for gradients in own] if over_views else own)
         del own  # or it would be alive beside the next one
-    uses: Sequence[LayerUse] = [use.over_views() for use in captured.layers] if over_views else captured.layers
     layers: dict[str, LayerRows] = {}
     for i, use in enumerate(uses):
         by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
@@ -243,12 +269,14 @@ def _stack(gradients: Sequence[Tensor]) -> Tensor:
     return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(list(gradients), dim=1)
 
 
-def merge_factors(layers: Mapping[str, KroneckerPart], spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+def merge_factors(
+    layers: Mapping[str, KroneckerPart], spectra_only: bool = False, moments: bool = True
+) -> dict[str, tuple[Tensor, ...]]:
     """Kronecker factors of all layers by qualified parameter name; see :meth:`KroneckerPart.factors`."""
     return {
         qualified(layer, key): pair
         for layer, kept in layers.items()
-        for key, pair in kept.factors(spectra_only).items()
+        for key, pair in kept.factors(spectra_only, moments).items()
     }
 
 

@@ -20,11 +20,12 @@ Factors = Mapping[str, tuple[Tensor, ...]]
 class KroneckerPart(Protocol):
     """One layer's share of the Kronecker factors; keys are the layer's own parameter names."""
 
-    def factors(self, spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean.
 
         ``spectra_only``: a factor of fewer vectors than entries may be the Gram of its vectors, whose non-zero
-        eigenvalues are the same; such factors of several chunks do not add up.
+        eigenvalues are the same; such factors of several chunks do not add up. Without ``moments`` only the first factors
+        are made: a second one is the same for every cotangent.
         """
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
@@ -43,7 +44,7 @@ class KroneckerInputs:
     weight: bool
     bias: bool
 
-    def factors(self, spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
@@ -53,10 +54,11 @@ class KroneckerInputs:
         summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
         factors: dict[str, tuple[Tensor, ...]] = {}
         if self.weight:
+            factors["weight"] = (summed / num_positions,)
+        if self.weight and moments:
             narrow = spectra_only and n * num_positions < self.inputs.shape[2]
             product = _gram_of_vectors if narrow else scatter
-            second_moment = torch.stack([product(a) for a in self.inputs.unbind(1)])
-            factors["weight"] = (summed / num_positions, second_moment / n)
+            factors["weight"] += (torch.stack([product(a) for a in self.inputs.unbind(1)]) / n,)
         if self.bias:
             factors["bias"] = (summed,)
         return factors
@@ -85,7 +87,7 @@ class ExactBlocks:
     layer: str
     rows: Mapping[str, Tensor]
 
-    def factors(self, spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError where a block would be larger than :data:`MAX_EXACT_SIZE`."""
         for key, rows in self.rows.items():
             if rows.shape[-1] > MAX_EXACT_SIZE:
@@ -114,7 +116,7 @@ class NoFactors:
     names: tuple[str, ...]
     why: str
 
-    def factors(self, spectra_only: bool = False) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError, naming the parameters and what to use."""
         raise ValueError(
             f"kfac has no meaning for parameter {', '.join(map(repr, self.names))} ({self.why}): use ntk, blockdiag or diag, or "

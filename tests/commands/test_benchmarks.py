@@ -23,13 +23,13 @@ def test_a_suite_writes_rows_a_manifest_and_a_picture(tmp_path):
         main, ["tiny", "--only", "ntk-N-C", "--repeats", "1", "--no-memory", "--out", str(tmp_path)]
     )
     assert run.exit_code == 0, run.output
-    rows = pandas.read_csv(tmp_path / "tiny.csv").set_index("system")
+    rows = pandas.read_csv(tmp_path / "tiny-ntk-N-C.csv").set_index("system")
     assert {"plain", "ntkml", "ntkml cached", "torch.func whole Jacobian"} <= set(rows.index)
     assert rows.ratio["plain"] == 1.0
     assert (rows.cpu_seconds > 0).all()
     assert rows.difference["torch.func whole Jacobian"] < 1e-4
-    assert (tmp_path / "tiny.png").stat().st_size > 1000
-    assert "argv" not in (tmp_path / "tiny.json").read_text()
+    assert (tmp_path / "tiny-ntk-N-C.png").stat().st_size > 1000
+    assert "argv" not in (tmp_path / "tiny-ntk-N-C.json").read_text()
 
 
 def test_recipes_agree_with_ntkml_and_the_one_graph_too():
