@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from benchmarks.cases import Case, problem
 from benchmarks.systems import system_for
 
-#: ru_maxrss counts KiB on Linux and bytes on macOS.
-_UNIT = 1 if sys.platform == "darwin" else 1024
+_STATUS = Path("/proc/self/status")
 
 
 def peak_mib(system: str, case: Case, data_root: str | None) -> float | None:
@@ -25,9 +26,18 @@ def peak_mib(system: str, case: Case, data_root: str | None) -> float | None:
 def _measure(system: str, case: Case, data_root: str | None) -> float:
     given = problem(case, data_root)
     step = system_for(system, case.work, case.network, case.num_inputs).prepare(given)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * _UNIT / 2**20
+    return (_peak_bytes() - before) / 2**20
+
+
+def _peak_bytes() -> int:
+    """Of this process so far. Linux hands ru_maxrss down from the parent, which is larger; VmHWM starts anew."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    if found:
+        return 1024 * int(found[1])
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return counted if sys.platform == "darwin" else 1024 * counted
 
 
 if __name__ == "__main__":

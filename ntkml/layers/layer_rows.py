@@ -12,7 +12,6 @@ from torch import Tensor
 from ntkml.layers.kronecker import ExactBlocks, KroneckerPart, NoFactors
 from ntkml.linalg import gram
 
-
 #: Squares that are added in the dtype of the rows before their sums are added in float64.
 _SUMMED_AS_THEY_ARE = 16
 
