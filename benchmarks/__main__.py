@@ -32,6 +32,7 @@ def main(suite: str, only: str, repeats: int, data_root: str | None, memory: boo
     import pandas
     import torch
 
+    from benchmarks.growth import exponents
     from benchmarks.picture import draw
     from benchmarks.run import measure
     from benchmarks.table import line, write
@@ -54,6 +55,10 @@ def main(suite: str, only: str, repeats: int, data_root: str | None, memory: boo
         print(line(row), flush=True)
         rows.append(row)
         write(rows, folder / f"{name}.csv")
+    if suite == "growth":
+        fits = exponents(pandas.read_csv(folder / f"{name}.csv"))
+        fits.to_csv(folder / f"{name}-exponents.csv", index=False, float_format="%.3g")
+        print(fits.to_string(index=False))
     draw(pandas.read_csv(folder / f"{name}.csv"), folder / f"{name}.png")
     print(f"wrote {folder / name}.csv, .png and .json")
 

@@ -124,4 +124,16 @@ FULL = [
     *_wrn((64,), "kfac-N-1"),
 ]
 
-SUITES = {"tiny": TINY, "quick": QUICK, "full": FULL}
+#: How cost grows in M, C and S.
+GROWTH = [
+    case
+    for structure in ("ntk", "kfac")
+    for case in (
+        *_mininet((50, 100, 200, 400), f"{structure}-N-1"),
+        *_mininet((50,), f"{structure}-N-3"),
+        *_mininet((50,), f"{structure}-N-C"),
+        *(Case("mininet", 50, f"{structure}-N-1", views, "mnist") for views in (2, 4, 8)),
+    )
+]
+
+SUITES = {"tiny": TINY, "quick": QUICK, "full": FULL, "growth": GROWTH}

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from benchmarks import systems
 from benchmarks.__main__ import main
 from benchmarks.cases import FULL, QUICK, TINY, Case
+from benchmarks.growth import exponents
 from benchmarks.run import measure
 from benchmarks.timing import interleaved
 
@@ -75,6 +76,18 @@ def test_the_peak_of_a_fresh_process_is_measured():
 
     assert peak_mib("ntkml", TINY[0], None) > 0
     assert peak_mib("no such system", TINY[0], None) is None
+
+
+def test_exponents_are_those_of_a_power_law_and_need_three_sizes():
+    rows = [
+        {"system": "a", "network": "n", "estimator": "ntk-N-1", "num_inputs": m, "views": 0, "cpu_seconds": 3e-6 * m**2}
+        for m in (10, 100, 1000)
+    ]
+    rows += [{**rows[0], "system": "b"}, {**rows[1], "system": "b"}]
+    found = exponents(pandas.DataFrame(rows))
+    assert list(found.system) == ["a"]
+    assert list(found["in"]) == ["M"]
+    assert found.exponent[0] == pytest.approx(2.0)
 
 
 def test_every_case_has_a_name_of_its_own():
