@@ -7,7 +7,7 @@ import re
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.cases import Case, problem
@@ -16,15 +16,18 @@ from benchmarks.systems import system_for
 _STATUS = Path("/proc/self/status")
 
 
-def peak_mib(system: str, case: Case, data_root: str | None) -> float | None:
-    """Of the first step of ``system`` in a process of its own, in MiB; None where that process failed."""
-    given = json.dumps({"system": system, "case": asdict(case), "data_root": data_root})
+def peak_mib(system: str, case: Case) -> float | None:
+    """Of the first step of ``system`` in a process of its own, in MiB; None where that process failed.
+
+    The inputs are random pixels: reading a data set would set a peak of its own, which could hide that of the step.
+    """
+    given = json.dumps({"system": system, "case": asdict(replace(case, data="random"))})
     run = subprocess.run([sys.executable, "-m", "benchmarks.memory", given], capture_output=True, text=True)
     return float(run.stdout.split()[-1]) if run.returncode == 0 else None
 
 
-def _measure(system: str, case: Case, data_root: str | None) -> float:
-    given = problem(case, data_root)
+def _measure(system: str, case: Case) -> float:
+    given = problem(case)
     step = system_for(system, case.work, case.network, case.num_inputs).prepare(given)
     before = _peak_bytes()
     step()
@@ -42,4 +45,4 @@ def _peak_bytes() -> int:
 
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
-    print(_measure(arguments["system"], Case(**arguments["case"]), arguments["data_root"]))
+    print(_measure(arguments["system"], Case(**arguments["case"])))

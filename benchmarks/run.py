@@ -53,7 +53,7 @@ def _rows(
             cpu_seconds=timing.cpu_seconds,
             wall_seconds=timing.wall_seconds,
             ratio=timing.ratio,
-            peak_mib=peak_mib(name, case, data_root) if memory else None,
+            peak_mib=peak_mib(name, case) if memory else None,
             difference=differences.get(name),
             repeats=repeats,
             threads=torch.get_num_threads(),

@@ -74,8 +74,8 @@ def test_ratios_are_those_of_the_same_round():
 def test_the_peak_of_a_fresh_process_is_measured():
     from benchmarks.memory import peak_mib
 
-    assert peak_mib("ntkml", TINY[0], None) > 0
-    assert peak_mib("no such system", TINY[0], None) is None
+    assert peak_mib("ntkml", TINY[0]) > 0
+    assert peak_mib("no such system", TINY[0]) is None
 
 
 def test_exponents_are_those_of_a_power_law_and_need_three_sizes():
