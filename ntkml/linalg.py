@@ -15,7 +15,11 @@ from torch import Tensor
 _TILE_ENTRIES = 8 * 2**20
 
 #: Rows of a tile on the diagonal of a Gram matrix: wide enough for full speed, narrow enough to leave out the upper half.
-_TILE_ROWS = 1024
+#: At 1000 x 1152 on one thread tiles of 128, 256, 512 and 1024 rows took 42, 48, 59 and 77 ms; at 3000 rows 256 was best.
+_TILE_ROWS = 256
+
+#: Float64 entries of one tile of vectors at many positions (512 KiB): it is made and used within a core's cache.
+_MOMENT_ENTRIES = 2**16
 
 
 class NotPositiveDefiniteError(ValueError):
@@ -41,6 +45,23 @@ def gram(rows: Tensor) -> Tensor:
         tile = total[part, part]
         tile.copy_(tile.tril() + tile.tril(-1).T)  # a product need not round its two halves alike
     return total
+
+
+def scatter(vectors: Tensor) -> Tensor:
+    """sum over n and t of v v^T in float64. vectors: (n, m, T). Returns (m, m).
+
+    Short vectors at many positions are multiplied input by input where they lie: a Gram matrix of them side by side would
+    first copy all of them (4.0 against 7.0 ms for (100, 25, 576), 7.8 against 29 ms for (900, 8, 576)).
+    """
+    num_inputs, size, positions = vectors.shape
+    if positions < size:
+        return gram(vectors.transpose(0, 1).flatten(1))
+    total = torch.zeros(size, size, dtype=torch.float64, device=vectors.device)
+    step = max(1, _MOMENT_ENTRIES // (size * positions)) if vectors.device.type == "cpu" else num_inputs
+    for start in range(0, num_inputs, step):
+        tile = vectors[start : start + step].double()
+        total += (tile @ tile.transpose(1, 2)).sum(0)
+    return (total + total.T) / 2  # a product need not round its two halves alike
 
 
 def channel_gram(rows: Tensor) -> Tensor | None:

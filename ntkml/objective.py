@@ -201,17 +201,17 @@ class MarginalLikelihood(BayesianModel):
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
 
     def _first(self, data: BlockData) -> FirstPass:
-        return self._in_memory(data, lambda passes: passes.first(data))
+        return self._in_memory(data, lambda passes: passes.first(data, adjoint=False))
 
     def _value(self, data: BlockData, passes: TwoPass) -> tuple[Tensor, Tensor]:
-        return self._terms(data, passes.first(data))
+        return self._terms(data, passes.first(data, adjoint=False))
 
     def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
         """Gradients of -weight (rho - 1/2 log-determinant) / N of one block; the rows of one are alive at a time."""
         targets = self._forward_hyperparameters
 
         def both(passes: TwoPass) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
-            first = passes.first(data)
+            first = passes.first(data, adjoint=bool(targets))
             terms = self._terms(data, first)  # before the adjoint: a matrix that cannot be factorised is named here
             return terms, passes.second(data, first, self._scaled_prior, targets) if targets else []
 

@@ -6,8 +6,8 @@ from: from the capture of one batch (here) or from a table of all Jacobians (:mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class Rows(Protocol):
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors whose Kronecker product approximates R_l^T R_l, one per channel group."""
 
+    def column_squares(self) -> dict[str, Tensor]:
+        """By parameter, the sums of squares of the columns: the diagonal of R_l^T R_l in float64, (size,)."""
+
 
 class CapturedRows:
     """Rows of one captured batch for given cotangents."""
@@ -75,77 +78,133 @@ class CapturedRows:
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
 
+    def column_squares(self) -> dict[str, Tensor]:
+        return merge_squares(self._layers)
 
-#: Makes the chunks of a block anew, each as the rows of its layers.
-Chunks = Callable[[], Iterable[Mapping[str, LayerRows]]]
+
+#: What of a block outlives a chunk: explicit rows, sums of Kronecker factors, or sums of squares of columns.
+Kept = Literal["rows", "factors", "squares"]
+
+#: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or one by one.
+Chunks = Callable[[], Iterable[Iterable[Mapping[str, LayerRows]]]]
 
 
 class ChunkedRows:
     """Rows of one block captured in chunks of its inputs: only what the structure needs outlives a chunk.
 
-    A factored structure keeps sums of Kronecker factors, so its memory does not grow with the block. The others keep
-    explicit rows, b x P values, of one group of parameter tensors at a time: where ``groups`` are several, asking for a
-    tensor of another group captures the chunks again.
+    Sums of Kronecker factors or of squares do not grow with the block. Explicit rows, b x P values, are those of one
+    group of parameter tensors at a time: where ``groups`` are several, asking for a tensor of another group captures the
+    chunks again. Layers whose Grams cost less by the direct route keep their inputs and gradients until rows are asked for.
     """
 
-    def __init__(self, chunks: Chunks, shapes: Mapping[str, torch.Size], factored: bool, groups: Groups):
+    def __init__(
+        self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups, spectra_only: bool = False
+    ):
+        """``spectra_only``: of Kronecker factors only the eigenvalues will be asked for, and the block is one chunk."""
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
         self._chunks = chunks
+        self._spectra_only = spectra_only
         self._rows: dict[str, list[Tensor]] = {}
+        self._direct: dict[str, list[LayerRows]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
-        if factored:
+        self._squares: dict[str, Tensor] = {}
+        if kept == "factors":
             self._load(self._add_factors)
+        elif kept == "squares":
+            self._load(self._add_squares)
         else:
             self._load_group(groups[0])
 
-    def _load(self, add: Callable[[Mapping[str, LayerRows], int], None]) -> None:
+    def _load(self, add: Callable[[Mapping[str, LayerRows], bool], None]) -> None:
+        """``add`` takes the rows of some columns of a chunk, and whether they are the chunk's first ones."""
         self.num_inputs = self.num_rows = 0
         for chunk in self._chunks():
-            inputs, columns = next(iter(chunk.values())).counts
-            add(chunk, inputs)
+            inputs = 0
+            for layers in chunk:
+                first, (inputs, columns) = inputs == 0, next(iter(layers.values())).counts
+                add(layers, first)
+                self.num_rows += inputs * columns
+                del layers  # or they would be alive beside the next ones
             self.num_inputs += inputs
-            self.num_rows += inputs * columns
-            del chunk  # or it would be alive beside the next one
 
     def _load_group(self, names: tuple[str, ...]) -> None:
-        self._rows = {}
+        self._rows, self._direct = {}, {}
         loaded: dict[str, list[Tensor]] = {}
-        self._load(lambda chunk, inputs: self._add_rows(chunk, set(names), loaded))
-        self._rows = loaded  # whole, or not at all
+        direct: dict[str, list[LayerRows]] = {}
+        self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, direct))
+        self._rows, self._direct = loaded, direct  # whole, or not at all
 
-    def _add_rows(self, chunk: Mapping[str, LayerRows], names: set[str], loaded: dict[str, list[Tensor]]) -> None:
+    def _add_rows(
+        self,
+        chunk: Mapping[str, LayerRows],
+        names: set[str],
+        loaded: dict[str, list[Tensor]],
+        direct: dict[str, list[LayerRows]],
+    ) -> None:
+        undecided = self.num_inputs == 0
         for name, layer in chunk.items():
-            if any(wanted.rpartition(".")[0] == name for wanted in names):
-                for key, rows in layer.rows().items():
-                    loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+            if not any(wanted.rpartition(".")[0] == name for wanted in names):
+                continue
+            if name in direct or (undecided and layer.direct_is_cheaper()):  # the first chunk decides for all of them
+                direct.setdefault(name, []).append(layer)
+                continue
+            for key, rows in layer.rows().items():
+                loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
 
-    def _add_factors(self, chunk: Mapping[str, LayerRows], inputs: int) -> None:
+    def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
-        factors = merge_factors({name: layer.reduced() for name, layer in chunk.items()})
+        reduced = {name: layer.reduced() for name, layer in chunk.items()}
+        factors = merge_factors(reduced, self._spectra_only, moments=first)
+        inputs, _ = next(iter(chunk.values())).counts
         share = inputs / (self.num_inputs + inputs)
         for name, (scatter, *second_moment) in factors.items():
             if name in self._factors:
                 old_scatter, *old_moment = self._factors[name]
                 scatter = old_scatter + scatter
-                second_moment = [old + share * (new - old) for old, new in zip(old_moment, second_moment, strict=True)]
+                pairs = zip(old_moment, second_moment, strict=True) if first else ()
+                second_moment = [old + share * (new - old) for old, new in pairs] if first else old_moment
             self._factors[name] = (scatter, *second_moment)
 
+    def _add_squares(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
+        for name, squares in merge_squares(chunk).items():
+            self._squares[name] = self._squares[name].add_(squares) if name in self._squares else squares
+
     def explicit(self, name: str) -> Tensor:
+        self._have(name)
         if name not in self._rows:
-            self._load_group(next(group for group in self.groups if name in group))
+            layer, _, _ = name.rpartition(".")
+            for key, rows in self._joined(layer).rows().items():
+                self._rows[qualified(layer, key)] = [rows.flatten(0, 1)]
         if len(self._rows[name]) > 1:
             self._rows[name] = [torch.cat(self._rows[name])]
         return self._rows[name][0]
 
     def gram(self, name: str) -> Tensor:
-        return gram(self.explicit(name))
+        self._have(name)
+        layer, _, key = name.rpartition(".")
+        return self._joined(layer).gram(key) if layer in self._direct else gram(self.explicit(name))
+
+    def _have(self, name: str) -> None:
+        """Capture the group of a tensor, unless it is the one that is held."""
+        if name not in self._rows and name.rpartition(".")[0] not in self._direct:
+            self._load_group(next(group for group in self.groups if name in group))
+
+    def _joined(self, layer: str) -> LayerRows:
+        """What is kept of a layer that takes the direct route, its chunks as one."""
+        first, *others = self._direct[layer]
+        if others:
+            self._direct[layer] = [first.joined(others)]
+        return self._direct[layer][0]
 
     def total_gram(self) -> Tensor:
         return sum_of_grams(self, self.shapes)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return self._factors
+
+    def column_squares(self) -> dict[str, Tensor]:
+        return self._squares
 
 
 def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
@@ -164,13 +223,33 @@ def rows_by_layer(
 
     ``over_views``: reduced over the views at once, as KFAC asks for and nothing else may: S times less to keep.
     """
+    return _rows_of(captured, _uses(captured, over_views), factor, keep_graph, over_views)
+
+
+def rows_by_column(captured: Capture, factor: Tensor, over_views: bool) -> Iterator[dict[str, LayerRows]]:
+    """As :func:`rows_by_layer`, one column of the factor (n, C, k) after the other: the gradients of one are held.
+
+    The graph is freed with the last one.
+    """
+    uses = _uses(captured, over_views)
+    columns = factor.split(1, dim=-1)
+    for i, column in enumerate(columns):
+        yield _rows_of(captured, uses, column, i < len(columns) - 1, over_views)
+
+
+def _uses(captured: Capture, over_views: bool) -> Sequence[LayerUse]:
+    return [use.over_views() for use in captured.layers] if over_views else captured.layers
+
+
+def _rows_of(
+    captured: Capture, uses: Sequence[LayerUse], factor: Tensor, keep_graph: bool, over_views: bool
+) -> dict[str, LayerRows]:
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = []
     for i, column in enumerate(columns):
         own = captured.pull_back(column, keep_graph or i < len(columns) - 1)
         pulled.append([_summed(gradients, captured.num_views) for gradients in own] if over_views else own)
         del own  # or it would be alive beside the next one
-    uses: Sequence[LayerUse] = [use.over_views() for use in captured.layers] if over_views else captured.layers
     layers: dict[str, LayerRows] = {}
     for i, use in enumerate(uses):
         by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
@@ -180,6 +259,8 @@ def rows_by_layer(
 
 def _summed(gradients: Sequence[Tensor], num_views: int) -> tuple[Tensor, ...]:
     """Sums over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
+    if num_views == 1:
+        return tuple(gradients)
     return tuple(gradient.unflatten(0, (-1, num_views)).sum(1) for gradient in gradients)
 
 
@@ -188,6 +269,17 @@ def _stack(gradients: Sequence[Tensor]) -> Tensor:
     return gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(list(gradients), dim=1)
 
 
-def merge_factors(layers: Mapping[str, KroneckerPart]) -> dict[str, tuple[Tensor, ...]]:
-    """Kronecker factors of all layers by qualified parameter name."""
-    return {qualified(layer, key): pair for layer, kept in layers.items() for key, pair in kept.factors().items()}
+def merge_factors(
+    layers: Mapping[str, KroneckerPart], spectra_only: bool = False, moments: bool = True
+) -> dict[str, tuple[Tensor, ...]]:
+    """Kronecker factors of all layers by qualified parameter name; see :meth:`KroneckerPart.factors`."""
+    return {
+        qualified(layer, key): pair
+        for layer, kept in layers.items()
+        for key, pair in kept.factors(spectra_only, moments).items()
+    }
+
+
+def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:
+    """Sums of squares of all columns by qualified parameter name."""
+    return {qualified(layer, key): sums for layer, rows in layers.items() for key, sums in rows.squares().items()}

@@ -104,6 +104,9 @@ class TabulatedRows:
         kept = self._table.kept.items()
         return merge_factors({layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept})
 
+    def column_squares(self) -> dict[str, Tensor]:
+        return {name: self.explicit(name).double().square().sum(0) for name in self.shapes}
+
     def _cut(self, full: Tensor) -> Tensor:
         """L^T (J J^T) L on the block. full: (N C, N C) -> (n k, n k)."""
         num_outputs = self._table.outputs.shape[1]

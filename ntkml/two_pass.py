@@ -9,7 +9,7 @@ one group of parameter tensors for the others, for which both passes are repeate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
-from ntkml.rows import ChunkedRows, rows_by_layer
+from ntkml.rows import ChunkedRows, rows_by_column, rows_by_layer
 from ntkml.structures import Structure, structure_named
 from ntkml.structures.adjoints import Pairing
 
@@ -58,21 +58,22 @@ class TwoPass:
     factor: Callable[[Tensor], Tensor]
     chunk: int
 
-    def first(self, data: BlockData) -> FirstPass:
-        """Rows of one block, without a graph, as its structure."""
+    def first(self, data: BlockData, adjoint: bool = True) -> FirstPass:
+        """Rows of one block, without a graph, as its structure; without ``adjoint`` no second pass can follow."""
         seen: list[Tensor] = []
 
-        def rows_of_chunks() -> Iterator[dict[str, LayerRows]]:
+        def rows_of_chunks() -> Iterator[Iterable[dict[str, LayerRows]]]:
             seen.clear()
             for part in chunks(len(data.inputs), self.chunk):
                 outputs, layers = self._chunk_rows(data, part)
                 seen.append(outputs)
                 yield layers
-                del layers  # or it would be alive beside the next one
+                del layers  # or they would be alive beside the next ones
 
         entry_bytes = next(self.model.parameters()).element_size()
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.factored, groups))
+        spectra_only = not adjoint and len(data.inputs) <= self.chunk
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, spectra_only))
         return FirstPass(structure, torch.cat(seen))
 
     def second(
@@ -95,14 +96,19 @@ class TwoPass:
     def _kind(self) -> type[Structure]:
         return structure_named(self.structure)
 
-    def _chunk_rows(self, data: BlockData, part: slice) -> tuple[Tensor, dict[str, LayerRows]]:
-        """Outputs (n, C) and rows of one chunk, without a graph."""
+    def _chunk_rows(self, data: BlockData, part: slice) -> tuple[Tensor, Iterable[dict[str, LayerRows]]]:
+        """Outputs (n, C) and rows of one chunk, without a graph.
+
+        Where factors are all that is kept, the columns come one by one: their gradients are used while a cache holds them.
+        """
         with torch.no_grad():
             views = data.views(part)
         captured = capture(self.model, views, data.num_views, plan=self.plan)
         outputs = captured.outputs.detach()
         self.likelihood.check_targets(outputs, data.targets[part])
-        return outputs, self._rows(captured, outputs, data, part, keep_graph=False)
+        if self._over_views:
+            return outputs, rows_by_column(captured, self._factor(outputs, data, part), over_views=True)
+        return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]
 
     def _chunk_value(self, data: BlockData, part: slice, pairing: Pairing, share: float) -> Tensor:
         """share rho - 1/2 <V, R> of one chunk, with its graph."""
@@ -115,9 +121,16 @@ class TwoPass:
         self, captured: Capture, outputs: Tensor, data: BlockData, part: slice, keep_graph: bool
     ) -> dict[str, LayerRows]:
         """The rows of the block's columns of L for one chunk."""
+        return rows_by_layer(captured, self._factor(outputs, data, part), keep_graph, self._over_views)
+
+    def _factor(self, outputs: Tensor, data: BlockData, part: slice) -> Tensor:
+        """The block's columns of L for one chunk, (n, C, k)."""
         columns = data.block.columns if data.block.columns.ndim == 1 else data.block.columns[part]
-        factor = Block(data.block.inputs[part], columns).select(self.factor(outputs))
-        return rows_by_layer(captured, factor, keep_graph, over_views=self._kind.factored)
+        return Block(data.block.inputs[part], columns).select(self.factor(outputs))
+
+    @property
+    def _over_views(self) -> bool:
+        return self._kind.keeps == "factors"
 
 
 @dataclass(frozen=True)

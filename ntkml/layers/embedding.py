@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import no_factors
+from ntkml.layers.layer_rows import no_factors, squares_of
 
 #: Float64 entries of one tile of the direct route (256 MiB).
 _DIRECT_TILE_ENTRIES = 32 * 2**20
@@ -36,6 +37,9 @@ class EmbeddingRows:
         where = self.indices[:, None, :, None].expand_as(self.gradients)
         return {"weight": table.scatter_add(2, where, self.gradients).flatten(2)}
 
+    def squares(self) -> dict[str, Tensor]:
+        return squares_of(self.rows())
+
     def gram(self, key: str) -> Tensor:
         """<J[n,k], J[m,j]> = sum over pairs of positions with one index of <g[n,k,t], g[m,j,s]>."""
         n, k, t, _ = self.gradients.shape
@@ -52,6 +56,11 @@ class EmbeddingRows:
     def direct_is_cheaper(self) -> bool:
         n, k, t, d = self.gradients.shape
         return t**2 * (d + 2) < self.num_entries * d
+
+    def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
+        indices = torch.cat([self.indices, *(other.indices for other in others)])
+        gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
+        return EmbeddingRows(self.layer, indices, gradients, self.num_entries)
 
     def reduced(self) -> KroneckerPart:
         return no_factors(self.layer, ("weight",), "an embedding has no Kronecker factors of moderate size")

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram
+from ntkml.linalg import gram, scatter
 
 #: Largest scale or bias whose block KFAC forms exactly, as one size x size matrix.
 MAX_EXACT_SIZE = 4096
@@ -20,8 +20,13 @@ Factors = Mapping[str, tuple[Tensor, ...]]
 class KroneckerPart(Protocol):
     """One layer's share of the Kronecker factors; keys are the layer's own parameter names."""
 
-    def factors(self) -> dict[str, tuple[Tensor, ...]]:
-        """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean."""
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
+        """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean.
+
+        ``spectra_only``: a factor of fewer vectors than entries may be the Gram of its vectors, whose non-zero
+        eigenvalues are the same; such factors of several chunks do not add up. Without ``moments`` only the first factors
+        are made: a second one is the same for every cotangent.
+        """
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
         """<V, factors> for gradients V shaped like them, of a block of ``num_inputs`` inputs. Scalar, with its graph."""
@@ -39,28 +44,31 @@ class KroneckerInputs:
     weight: bool
     bias: bool
 
-    def factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block sum_{n,k,t} g g^T, (q, o, o).
         """
         n, _, _, _, num_positions = self.gradients.shape
-        scatter = torch.stack([gram(g.permute(2, 0, 1, 3).flatten(1)) for g in self.gradients.unbind(2)])
+        summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
         factors: dict[str, tuple[Tensor, ...]] = {}
         if self.weight:
-            second_moment = torch.stack([gram(a.transpose(0, 1).flatten(1)) for a in self.inputs.unbind(1)])
-            factors["weight"] = (scatter / num_positions, second_moment / n)
+            factors["weight"] = (summed / num_positions,)
+        if self.weight and moments:
+            narrow = spectra_only and n * num_positions < self.inputs.shape[2]
+            product = _gram_of_vectors if narrow else scatter
+            factors["weight"] += (torch.stack([product(a) for a in self.inputs.unbind(1)]) / n,)
         if self.bias:
-            factors["bias"] = (scatter,)
+            factors["bias"] = (summed,)
         return factors
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
         total = self.gradients.new_zeros(())
         num_positions = self.gradients.shape[-1]
         if self.weight:
-            scatter, second_moment = gradients["weight"]
-            total = total + _quadratic(scatter / num_positions, self.gradients.flatten(0, 1))
+            summed, second_moment = gradients["weight"]
+            total = total + _quadratic(summed / num_positions, self.gradients.flatten(0, 1))
             total = total + _quadratic(second_moment / num_inputs, self.inputs)
         if self.bias:
             total = total + _quadratic(gradients["bias"][0], self.gradients.flatten(0, 1))
@@ -79,7 +87,7 @@ class ExactBlocks:
     layer: str
     rows: Mapping[str, Tensor]
 
-    def factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError where a block would be larger than :data:`MAX_EXACT_SIZE`."""
         for key, rows in self.rows.items():
             if rows.shape[-1] > MAX_EXACT_SIZE:
@@ -108,7 +116,7 @@ class NoFactors:
     names: tuple[str, ...]
     why: str
 
-    def factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError, naming the parameters and what to use."""
         raise ValueError(
             f"kfac has no meaning for parameter {', '.join(map(repr, self.names))} ({self.why}): use ntk, blockdiag or diag, or "
@@ -120,6 +128,11 @@ class NoFactors:
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> NoFactors:
         return self
+
+
+def _gram_of_vectors(vectors: Tensor) -> Tensor:
+    """Products of all pairs of vectors in float64. vectors: (n, m, T). Returns (n T, n T)."""
+    return gram(vectors.transpose(1, 2).flatten(0, 1))
 
 
 def _quadratic(matrix: Tensor, vectors: Tensor) -> Tensor:

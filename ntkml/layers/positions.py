@@ -6,6 +6,7 @@ J[n, k] = sum over views v and positions t of g[n, v, k, :, t]                  
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ntkml.layers.kronecker import KroneckerInputs
+from ntkml.layers.layer_rows import squares_of
+from ntkml.linalg import gram
 
 #: Float64 entries of one tile of the direct route (256 MiB).
 _DIRECT_TILE_ENTRIES = 32 * 2**20
@@ -34,7 +37,7 @@ class Positions:
     @cached_property
     def summed_gradients(self) -> Tensor:
         """Gradients summed over the views. Shape (n, k, q, o, T)."""
-        return self.gradients.sum(1)
+        return self.gradients.squeeze(1) if self.gradients.shape[1] == 1 else self.gradients.sum(1)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -47,8 +50,27 @@ class Positions:
         if self.weight:
             rows["weight"] = self._weight_rows()
         if self.bias:
-            rows["bias"] = self.summed_gradients.sum(-1).flatten(2)
+            rows["bias"] = self._bias_rows()
         return rows
+
+    def _bias_rows(self) -> Tensor:
+        """(n, k, q * o)."""
+        return self.summed_gradients.sum(-1).flatten(2)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that a row sums over, those of all views."""
+        return self.gradients.shape[1] * self.gradients.shape[5]
+
+    def squares(self) -> dict[str, Tensor]:
+        """Sums of squares of the rows' columns by parameter, float64. Shape (size,) each."""
+        if not self.weight or self.num_positions > 1:
+            return squares_of(self.rows())
+        # One position: (g a^T)^2 = g^2 (a^2)^T entry by entry, summed over inputs and cotangents without any row.
+        g = self.gradients.square().sum((1, 2, 5)).double()  # (n, q, o)
+        a = self.inputs.square().sum((1, 4)).double()  # (n, q, d)
+        squares = {"weight": torch.einsum("nqo,nqd->qod", g, a).flatten()}
+        return squares | (squares_of({"bias": self._bias_rows()}) if self.bias else {})
 
     def _weight_rows(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape
@@ -78,6 +100,8 @@ class Positions:
     def _weight_gram(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape
         p = views * t
+        if p == 1:
+            return self._one_position_gram()
         g = self.gradients.double().permute(3, 0, 2, 1, 5, 4).reshape(q, n, k * p, o)
         a = self.inputs.double().permute(2, 0, 1, 4, 3).reshape(q, n, p, -1)
         total = torch.zeros(n, k, n, k, dtype=torch.float64, device=g.device)
@@ -88,7 +112,16 @@ class Positions:
                 outer = (g[group, rows].flatten(0, 1) @ g[group].flatten(0, 1).T).reshape(-1, k, p, n, k, p)
                 inner = a[group, rows].flatten(0, 1) @ a[group].flatten(0, 1).T
                 outer.mul_(inner.reshape(-1, 1, p, n, 1, p))
-                total[rows] += outer.sum((2, 5)) if p > 1 else outer[:, :, 0, :, :, 0]
+                total[rows] += outer.sum((2, 5))
+        return total.reshape(n * k, n * k)
+
+    def _one_position_gram(self) -> Tensor:
+        """<a[n], a[m]> <g[n,k], g[m,j]>: two symmetric Grams, multiplied entry by entry."""
+        n, _, k, q, _, _ = self.gradients.shape
+        total = torch.zeros(n, k, n, k, dtype=torch.float64, device=self.gradients.device)
+        for group in range(q):
+            outer = gram(self.gradients[:, 0, :, group, :, 0].flatten(0, 1)).reshape(n, k, n, k)
+            total += outer.mul_(gram(self.inputs[:, 0, group, :, 0]).reshape(n, 1, n, 1))
         return total.reshape(n * k, n * k)
 
     def direct_is_cheaper(self) -> bool:
@@ -100,9 +133,15 @@ class Positions:
         direct = q * ((n * p) ** 2 * d + (n * k * p) ** 2 * (o + 2))
         return direct < explicit
 
+    def joined(self, others: Sequence[Positions]) -> Positions:
+        inputs = torch.cat([self.inputs, *(other.inputs for other in others)])
+        gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
+        return Positions(inputs, gradients, self.weight, self.bias)
+
     def reduced(self) -> KroneckerInputs:
         """Inputs averaged and gradients summed over the views, before KFAC takes outer products.
 
         The gradients are of the averaged outputs and carry 1/S already, so their sum is the mean of the views' own.
         """
-        return KroneckerInputs(self.inputs.mean(1), self.summed_gradients, self.weight, self.bias)
+        inputs = self.inputs.squeeze(1) if self.inputs.shape[1] == 1 else self.inputs.mean(1)
+        return KroneckerInputs(inputs, self.summed_gradients, self.weight, self.bias)

@@ -100,7 +100,7 @@ class ElementwiseUse:
 
 def average_views(values: Tensor, num_views: int) -> Tensor:
     """Means over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
-    return values.unflatten(0, (-1, num_views)).mean(1)
+    return values if num_views == 1 else values.unflatten(0, (-1, num_views)).mean(1)
 
 
 def use_of(

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ntkml.priors import PriorPrecision
 from ntkml.registry import STRUCTURES, resolve
-from ntkml.rows import Rows
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import Adjoint
 
 
 class Structure(Protocol):
     """What one block's rows are reduced to. Built once per block; every prior afterwards costs only linear algebra."""
 
-    #: Whether it is built from Kronecker factors alone, so that no explicit rows need to be kept.
-    factored: bool
+    #: What it is built from, and all that is kept of a block that is captured in chunks.
+    keeps: Kept
 
     def __init__(self, rows: Rows) -> None: ...
 

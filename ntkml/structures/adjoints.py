@@ -92,6 +92,34 @@ class KroneckerAdjoint:
         return {key: gradients for (owner, key), gradients in split.items() if owner == layer}
 
 
+@dataclass(frozen=True)
+class SquareAdjoint:
+    """Gradients in the sums of squares of the columns, by parameter (size,)."""
+
+    squares: Mapping[str, Tensor]
+
+    @property
+    def groups(self) -> Groups:
+        """One: there is one number per parameter."""
+        return [tuple(self.squares)]
+
+    def of(self, names: tuple[str, ...]) -> SquareAdjoint:
+        return self
+
+    def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
+        """<V, R(chunk)> with V = 2 R w, the gradients w times that of a square, V fixed: one product with the rows' graph.
+
+        Autograd through the sums of squares gives the same and took 2.6 times as long (34 against 13 ms for 378 rows of
+        12 800 columns).
+        """
+        terms = [
+            (2.0 * self.squares[qualified(name, key)].to(row) * row.detach() * row).sum()
+            for name, layer in layers.items()
+            for key, row in layer.rows().items()
+        ]
+        return torch.stack(terms).sum()
+
+
 def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjoint:
     """V = 2 (I + K)^-1 R P0^-1 of ntk. kernel: K = R P0^-1 R^T, (b, b), float64."""
     precision = prior.of(rows.shapes)
@@ -120,14 +148,3 @@ def tensor_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
     """V of blockdiag, one parameter tensor at a time."""
     precision = prior.of(rows.shapes)
     return RowAdjoint(rows, lambda name, explicit: log_det_row_gradient(explicit, precision[name].detach()))
-
-
-def diagonal_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
-    """V of diag: 2 R / (delta + h), with h the sums of squares of the columns."""
-    precision = prior.of(rows.shapes)
-
-    def gradient(name: str, explicit: Tensor) -> Tensor:
-        total = precision[name].detach() + explicit.double().square().sum(0)
-        return 2.0 * explicit / total.to(explicit)
-
-    return RowAdjoint(rows, gradient)

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, tensor_adjoint
 
 
 class BlockDiagonal:
     """sum over tensors of log|H_l P0_l^-1 + I|, each on the smaller of its two sides."""
 
-    factored = False
+    keeps: Kept = "rows"
 
     def __init__(self, rows: Rows):
         self._rows = rows

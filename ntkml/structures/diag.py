@@ -7,18 +7,19 @@ from torch import Tensor
 
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
-from ntkml.structures.adjoints import RowAdjoint, diagonal_adjoint
+from ntkml.rows import Kept, Rows
+from ntkml.structures.adjoints import SquareAdjoint
 
 
 class Diagonal:
     """sum over parameters of log(1 + h_p / delta_p), with h_p the sum of squares of column p of R."""
 
-    factored = False
+    keeps: Kept = "squares"
 
     def __init__(self, rows: Rows):
-        self._rows, self._shapes = rows, rows.shapes
-        self._diagonal = {name: rows.explicit(name).double().square().sum(0) for name in rows.shapes}
+        self._shapes = rows.shapes
+        squares = rows.column_squares()
+        self._diagonal = {name: squares[name] for name in rows.shapes}
         if not all(bool(torch.isfinite(h).all()) for h in self._diagonal.values()):
             raise NotPositiveDefiniteError(
                 "a block (structure diag) has rows with NaN or infinite values; check the data and weights"
@@ -28,8 +29,10 @@ class Diagonal:
         precision = prior.of(self._shapes)
         return torch.stack([(h / precision[name]).log1p().sum() for name, h in self._diagonal.items()]).sum()
 
-    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
-        return diagonal_adjoint(self._rows, prior)
+    def adjoint(self, prior: PriorPrecision) -> SquareAdjoint:
+        """The gradient in h_p: 1 / (delta_p + h_p)."""
+        precision = prior.of(self._shapes)
+        return SquareAdjoint({name: (precision[name].detach() + h).reciprocal() for name, h in self._diagonal.items()})
 
     def spectrum(self) -> Tensor:
         return torch.cat(list(self._diagonal.values()))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, matrix_adjoint
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
@@ -21,7 +21,7 @@ class GGN:
         ValueError: the matrix would exceed :data:`MEMORY_BUDGET_BYTES`; ``ntk`` gives the same number.
     """
 
-    factored = False
+    keeps: Kept = "rows"
 
     def __init__(self, rows: Rows):
         num_params = sum(shape.numel() for shape in rows.shapes.values())

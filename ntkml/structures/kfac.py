@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
 
 
@@ -18,7 +18,7 @@ class KFAC:
     approximation of blockdiag that may fall on either side of it.
     """
 
-    factored = True
+    keeps: Kept = "factors"
 
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes

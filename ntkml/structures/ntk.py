@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Rows
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, kernel_adjoint, matrix_adjoint
 
 
@@ -18,7 +18,7 @@ class NTK:
     (Sylvester's identity); other priors take the kernel.
     """
 
-    factored = False
+    keeps: Kept = "rows"
 
     def __init__(self, rows: Rows):
         self._rows = rows

@@ -100,6 +100,17 @@ def test_rows_are_those_of_jacrev(name, num_views):
     check_model(model, x)
 
 
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_sums_of_squares_are_those_of_the_rows(name, num_views):
+    model, x, factor = example(name, num_views)
+    squares = CapturedRows(capture(model, x, num_views), factor, shapes_of(model)).column_squares()
+    dense = dense_rows(model, x, factor, num_views)
+    assert set(squares) == set(dense)
+    for key, expected in dense.items():
+        assert_same(squares[key], expected.square().sum(0))
+
+
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("num_views", [1, 3])
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,4 +1,4 @@
-"""What one estimate and its gradient hold at once, in bytes of CPU tensors: no more for a larger block under kfac."""
+"""What one estimate and its gradient hold at once, in bytes of CPU tensors: no more for a larger block under kfac and diag."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def peak_bytes(name, num_inputs, chunk=CHUNK):
     return peak
 
 
-def test_kfac_holds_one_chunk_whatever_the_block():
-    small, large = peak_bytes("kfac-N-1", 20), peak_bytes("kfac-N-1", 200)
+@pytest.mark.parametrize("name", ["kfac-N-1", "diag-N-1"])
+def test_kfac_and_diag_hold_one_chunk_whatever_the_block(name):
+    small, large = peak_bytes(name, 20), peak_bytes(name, 200)
     assert large - 180 * DATA_BYTES < 1.05 * small
-    assert peak_bytes("kfac-N-1", 20, chunk=20) > 1.5 * small  # a chunk is what is held
+    assert peak_bytes(name, 20, chunk=20) > 1.5 * small  # a chunk is what is held
 
 
 def test_ntk_holds_the_rows_of_its_block():

@@ -1,0 +1,1 @@
+"""Speed and memory of ntkml beside other packages on the same work: ``python -m benchmarks --help``."""

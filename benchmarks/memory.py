@@ -1,0 +1,48 @@
+"""Peak memory of a fresh process: what one step adds to the process that holds packages, network and data."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from benchmarks.cases import Case, problem
+from benchmarks.systems import system_for
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_mib(system: str, case: Case) -> float | None:
+    """Of the first step of ``system`` in a process of its own, in MiB; None where that process failed.
+
+    The inputs are random pixels: reading a data set would set a peak of its own, which could hide that of the step.
+    """
+    given = json.dumps({"system": system, "case": asdict(replace(case, data="random"))})
+    run = subprocess.run([sys.executable, "-m", "benchmarks.memory", given], capture_output=True, text=True)
+    return float(run.stdout.split()[-1]) if run.returncode == 0 else None
+
+
+def _measure(system: str, case: Case) -> float:
+    given = problem(case)
+    step = system_for(system, case.work, case.network, case.num_inputs).prepare(given)
+    before = _peak_bytes()
+    step()
+    return (_peak_bytes() - before) / 2**20
+
+
+def _peak_bytes() -> int:
+    """Of this process so far. Linux hands ru_maxrss down from the parent, which is larger; VmHWM starts anew."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    if found:
+        return 1024 * int(found[1])
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return counted if sys.platform == "darwin" else 1024 * counted
+
+
+if __name__ == "__main__":
+    arguments = json.loads(sys.argv[1])
+    print(_measure(arguments["system"], Case(**arguments["case"])))

@@ -1,0 +1,96 @@
+"""The benchmark harness on a case of six images: numbers that agree, rows, a picture, and what is left out by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import systems
+from benchmarks.__main__ import main
+from benchmarks.cases import FULL, QUICK, TINY, Case
+from benchmarks.growth import exponents
+from benchmarks.run import measure
+from benchmarks.timing import interleaved
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_suite_writes_rows_a_manifest_and_a_picture(tmp_path):
+    run = CliRunner().invoke(
+        main, ["tiny", "--only", "ntk-N-C", "--repeats", "1", "--no-memory", "--out", str(tmp_path)]
+    )
+    assert run.exit_code == 0, run.output
+    rows = pandas.read_csv(tmp_path / "tiny-ntk-N-C.csv").set_index("system")
+    assert {"plain", "ntkml", "ntkml cached", "torch.func whole Jacobian"} <= set(rows.index)
+    assert rows.ratio["plain"] == 1.0
+    assert (rows.cpu_seconds > 0).all()
+    assert rows.difference["torch.func whole Jacobian"] < 1e-4
+    assert (tmp_path / "tiny-ntk-N-C.png").stat().st_size > 1000
+    assert "argv" not in (tmp_path / "tiny-ntk-N-C.json").read_text()
+
+
+def test_recipes_agree_with_ntkml_and_the_one_graph_too():
+    said = []
+    rows = list(measure([TINY[0], TINY[-1]], 1, None, memory=False, say=said.append))
+    agree = {row.system: row.difference for row in rows if row.system in ("torch.func per-tensor Gram", "one graph")}
+    assert len(agree) == 2
+    assert max(agree.values()) < 1e-4
+    assert not [line for line in said if "left out" in line]
+
+
+def test_a_missing_package_is_skipped_with_a_line_and_a_wrong_number_is_not_timed(monkeypatch):
+    absent = systems.System("elsewhere", systems.OURS.prepare, ("ntk-1",), "no-such-package-anywhere")
+    wrong = dataclasses.replace(
+        systems.OURS, name="wrong", prepare=lambda given: lambda: (1.0, torch.zeros(8, dtype=torch.float64))
+    )
+    failing = dataclasses.replace(systems.OURS, name="failing", prepare=lambda given: lambda: 1 / 0)
+    monkeypatch.setattr("benchmarks.run.SYSTEMS", [systems.PLAIN, systems.OURS, absent, wrong, failing])
+    said = []
+    rows = list(measure(TINY[:1], 1, None, memory=False, say=said.append))
+    assert [row.system for row in rows] == ["plain", "ntkml"]
+    text = "\n".join(said)
+    assert "elsewhere: skipped, no-such-package-anywhere is not installed" in text
+    assert "wrong: left out, its value or gradient differs by" in text
+    assert "failing: left out, it failed with ZeroDivisionError" in text
+
+
+def test_an_unknown_case_is_refused_with_the_known_ones():
+    run = CliRunner().invoke(main, ["tiny", "--only", "nothing"])
+    assert run.exit_code == 2
+    assert "mininet-8-6-ntk-N-1" in run.output
+
+
+def test_ratios_are_those_of_the_same_round():
+    found = interleaved({"a": lambda: sum(range(20000)), "b": lambda: sum(range(80000))}, repeats=3, least_seconds=0.01)
+    assert found["a"].ratio == 1.0
+    assert 2.0 < found["b"].ratio < 8.0
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_fresh_process_is_measured():
+    from benchmarks.memory import peak_mib
+
+    assert peak_mib("ntkml", TINY[0]) > 0
+    assert peak_mib("no such system", TINY[0]) is None
+
+
+def test_exponents_are_those_of_a_power_law_and_need_three_sizes():
+    rows = [
+        {"system": "a", "network": "n", "estimator": "ntk-N-1", "num_inputs": m, "views": 0, "cpu_seconds": 3e-6 * m**2}
+        for m in (10, 100, 1000)
+    ]
+    rows += [{**rows[0], "system": "b"}, {**rows[1], "system": "b"}]
+    found = exponents(pandas.DataFrame(rows))
+    assert list(found.system) == ["a"]
+    assert list(found["in"]) == ["M"]
+    assert found.exponent[0] == pytest.approx(2.0)
+
+
+def test_every_case_has_a_name_of_its_own():
+    for suite in (TINY, QUICK, FULL):
+        assert len({case.name for case in suite}) == len(suite)
+    assert Case("mininet", 4, "ntk-N-1", views=2).name == "mininet-4-2views-ntk-N-1"

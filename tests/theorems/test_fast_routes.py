@@ -1,0 +1,63 @@
+"""Every shorter route gives the number of the plain one: float64, 1e-10."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ntkml import linalg
+from ntkml.capture import capture
+from ntkml.layers.positions import Positions
+from ntkml.linalg import scatter
+from ntkml.rows import ChunkedRows, rows_by_layer
+from ntkml.structures.kfac import KFAC
+from tests.factories import assert_same, generator
+from tests.objectives import Brightness, everything, problem
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOLERANCE = 1e-10
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (5, 7, 3), (4, 6, 1), (3, 2, 2)])
+def test_scatter_is_the_gram_of_all_vectors_side_by_side(shape, monkeypatch):
+    """Input by input in tiles that leave a rest, or all at once."""
+    monkeypatch.setattr(linalg, "_MOMENT_ENTRIES", 2 * shape[1] * shape[2])
+    vectors = torch.randn(*shape, generator=generator(), dtype=torch.float64)
+    side_by_side = vectors.transpose(0, 1).flatten(1)
+    assert_same(scatter(vectors), side_by_side @ side_by_side.T, TOLERANCE)
+    assert torch.equal(scatter(vectors), scatter(vectors).T)
+
+
+@pytest.mark.parametrize("augmentation", [None, Brightness()])
+@pytest.mark.parametrize("name", ["ntk-N-1", "ntk-N-C", "blockdiag-N-C", "ntk-4-tree"])
+def test_layers_that_keep_inputs_and_gradients_equal_those_that_keep_rows(name, augmentation, monkeypatch):
+    """Value and every gradient, in chunks that leave a rest; the route is forced for all captured layers."""
+    found = []
+    for direct in (True, False):
+        monkeypatch.setattr(Positions, "direct_is_cheaper", lambda self, direct=direct: direct)
+        found.append(everything(*problem(augmentation, name, chunk=2)))
+    for key, expected in found[1].items():
+        assert_same(found[0][key], expected, TOLERANCE)
+
+
+def test_the_first_chunk_decides_the_route_of_a_layer(monkeypatch):
+    """A last chunk that is smaller may count otherwise, but rows and positions of one layer cannot be joined."""
+    expected = everything(*problem(None, "ntk-N-C", chunk=4))
+    monkeypatch.setattr(Positions, "direct_is_cheaper", lambda self: self.counts[0] == 4)
+    for key, value in everything(*problem(None, "ntk-N-C", chunk=4)).items():
+        assert_same(value, expected[key], TOLERANCE)
+
+
+def test_spectra_from_the_smaller_side_lack_only_zeros():
+    """The wide last layer has fewer inputs (3) than entries (16): its factor is 3 x 3 then."""
+    objective, x, _ = problem(None, "kfac-N-C")
+    captured = capture(objective.model, x[:3])
+    factor = objective.likelihood.factor(captured.outputs.detach(), "C", objective.tree)
+    layers = rows_by_layer(captured, factor, keep_graph=True, over_views=True)
+    shapes = {name: weight.shape for name, weight in objective.model.named_parameters() if "slope" not in name}
+    values = []
+    for spectra_only in (True, False):
+        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], spectra_only)
+        values.append(KFAC(rows).log_det(objective.prior))
+        assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if spectra_only else 16)
+    assert_same(values[0], values[1], TOLERANCE)
