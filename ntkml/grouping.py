@@ -5,7 +5,7 @@ Features and kernels are computed in chunks of the automatic size: resampling ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from ntkml.partitions import (
     make_partition,
     random_batches,
 )
-from ntkml.rows import ChunkedRows, rows_by_layer
+from ntkml.rows import ChunkedRows, Chunks, rows_by_layer
 from ntkml.specs import EstimatorSpec
 
 
@@ -95,14 +95,14 @@ def input_kernel(
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
     parts, tree = x.split(chunk or automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
 
-    def rows_of(column: int) -> Callable[[], Iterator[dict[str, LayerRows]]]:
-        def chunks() -> Iterator[dict[str, LayerRows]]:
+    def rows_of(column: int) -> Chunks:
+        def chunks() -> Iterator[list[dict[str, LayerRows]]]:
             for part in parts:
                 captured = capture(model, part, plan=plan)
                 factor = likelihood.factor(captured.outputs.detach(), "C", tree)
                 rows = rows_by_layer(captured, factor[:, :, column : column + 1], keep_graph=False)
                 del captured
-                yield rows
+                yield [rows]
                 del rows  # or it would be alive beside the next chunk
 
         return chunks
@@ -111,7 +111,7 @@ def input_kernel(
         num_columns = likelihood.factor(model(x[:1].clone()), "C", tree).shape[2]
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     for column in range(num_columns):
-        kernel += ChunkedRows(rows_of(column), shapes, False, groups).total_gram()
+        kernel += ChunkedRows(rows_of(column), shapes, "rows", groups).total_gram()
     root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return kernel.diagonal().mean() * kernel / torch.outer(root, root)
 

@@ -87,9 +87,9 @@ def test_prior_steps_share_one_block_and_invariance_steps_draw_their_own(monkeyp
     drawn = []
     first_pass = TwoPass.first
 
-    def watched(self, data):
+    def watched(self, data, **options):
         drawn.append(data.block)
-        return first_pass(self, data)
+        return first_pass(self, data, **options)
 
     monkeypatch.setattr(TwoPass, "first", watched)
     list(learn(*problem(epochs=2, hyper_steps=5)))
@@ -248,9 +248,9 @@ def test_a_coin_for_each_batch_mirrors_all_of_it(monkeypatch, flip):
         seen["weights"].append([image.numpy().tobytes() for image in x])
         return weight_loss(self, x, *others)
 
-    def watched_block(self, data):
+    def watched_block(self, data, **options):
         seen["blocks"].append([image.numpy().tobytes() for image in data.inputs])
-        return first_pass(self, data)
+        return first_pass(self, data, **options)
 
     monkeypatch.setattr(BayesianModel, "weight_loss", watched)
     monkeypatch.setattr(TwoPass, "first", watched_block)
