@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from ntkml.capture import trainable_parameters
+from ntkml.processes import ALONE, Processes
 from ntkml.systems.contract import System, split_validation
 from ntkml.systems.hoag import SCHEDULES, conjugate_gradients
 from ntkml.systems.products import flattened, gauss_newton_product, outputs_of
@@ -27,8 +28,8 @@ MOST_PRODUCTS = 30
 class NetworkHoag(System):
     """Hypergradients from a training and a validation part; the schedule stands in the name."""
 
-    def __init__(self, protocol: TrainProtocol, model: nn.Module, chunk: int | None):
-        super().__init__(protocol, model, chunk)
+    def __init__(self, protocol: TrainProtocol, model: nn.Module, chunk: int | None, processes: Processes = ALONE):
+        super().__init__(protocol, model, chunk, processes)
         self.train, self.validation = split_validation(protocol.num_data, protocol.seed)
         self.schedule = SCHEDULES[protocol.estimator.removeprefix("hoag").removeprefix("-") or "exponential"]
         self.start: Tensor | None = None
