@@ -28,6 +28,7 @@ def exponents(rows: pandas.DataFrame) -> pandas.DataFrame:
     for size in ("M", "C", "S"):
         others = ["system", "network", "structure", *({"M", "C", "S"} - {size})]
         for key, group in rows.groupby(others):
+            group = group[group[size] > 0]  # without views the work is another one: no gradient in eta
             if group[size].nunique() >= 3:
                 fit = exponent(list(group[size]), list(group.cpu_seconds))
                 sizes = " ".join(str(n) for n in sorted(group[size].unique()))

@@ -23,7 +23,7 @@ Step = Callable[[], Result]
 
 @dataclass(frozen=True)
 class System:
-    """``works``: what it can do, by structure and outputs (``kfac-C``), with ``+eta`` for augmentation gradients.
+    """``works``: what it can do, by structure and outputs (``kfac-C``, ``k`` for groups), with ``+eta`` for augmentation gradients.
 
     ``package``: the distribution it needs, None where torch is enough.
     """
@@ -40,7 +40,8 @@ class System:
         estimator, _, eta = problem_work.partition("+")
         spec = parse_estimator(estimator)
         outputs = 9 if spec.outputs == "C" else 1
-        work = f"{spec.structure}-{spec.outputs}" + (f"+{eta}" if eta else "")
+        outputs_of = "k" if spec.outputs.isdigit() and spec.outputs != "1" else spec.outputs
+        work = f"{spec.structure}-{outputs_of}" + (f"+{eta}" if eta else "")
         return network in self.networks and work in self.works and num_inputs * outputs <= self.max_rows
 
     @property
@@ -52,7 +53,7 @@ class System:
             return None
 
 
-_EVERYTHING = tuple(f"{s}-{o}" for s in ("ntk", "blockdiag", "kfac", "diag") for o in ("1", "C"))
+_EVERYTHING = tuple(f"{s}-{o}" for s in ("ntk", "blockdiag", "kfac", "diag") for o in ("1", "k", "C"))
 _MININET = ("mininet", "mininet-8")
 
 PLAIN = System("plain", ours.plain, (*_EVERYTHING, *(f"{work}+eta" for work in _EVERYTHING)))
