@@ -11,15 +11,20 @@ from typing import Any
 import pandas
 from matplotlib import pyplot
 
-from ntkml import pareto_records, records
+from ntkml import compare_records, pareto_records, records
 from ntkml.figures import drawing, render, training_sources
 from ntkml.finished_runs import Run, finished_runs
 from ntkml.protocols import protocol_names, read_tables
 from ntkml.registry import FIGURES
-from ntkml.report.summaries import Table, bound_table, pareto_table, training_table
+from ntkml.report.summaries import Cell, Table, bound_table, comparison_table, pareto_table, training_table
+from ntkml.tables import render as render_table
+from ntkml.tables.panels import panels
 
 #: Figures of whatever run is the newest; a report shows every run in its tables instead.
 _ANY_RUN = ("bound-grid", "pareto")
+
+#: Tables of the paper, in its order.
+PAPER_TABLES = ("table-1", "table-2")
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,14 @@ def gather(results: Path) -> Contents:
     """
     if not results.is_dir():
         raise ValueError(f"no folder {results}: name one that holds runs with --results")
-    runs = {command: finished_runs(results, command) for command in ("bound-grid", "train", "pareto")}
+    runs = {command: finished_runs(results, command) for command in ("bound-grid", "train", "pareto", "compare")}
     if not any(runs.values()):
         raise ValueError(
             f"no finished run under {results}: run ntkml train, bound-grid or pareto first, or name --results"
         )
     pictures, missing = _pictures(results)
     entries = [_entry(run, results) for kind in runs.values() for run in kind]
-    return Contents(str(results), tuple(pictures), tuple(missing), tuple(_tables(runs)), tuple(entries))
+    return Contents(str(results), tuple(pictures), tuple(missing), tuple(_tables(runs, results)), tuple(entries))
 
 
 def _pictures(results: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
@@ -95,7 +100,7 @@ def _title(name: str) -> str:
     return str(read_tables(name, [name])["title"]) if name in protocol_names() else "The family of bounds"
 
 
-def _tables(runs: dict[str, list[Run]]) -> list[Table]:
+def _tables(runs: dict[str, list[Run]], results: Path) -> list[Table]:
     tables = []
     if runs["pareto"]:
         tables.append(pareto_table(pareto_records.read_rows(*[run.rows for run in runs["pareto"]])))
@@ -105,6 +110,20 @@ def _tables(runs: dict[str, list[Run]]) -> list[Table]:
     files = [run.rows for run in runs["train"]] + [path for path in joined if path.is_file()]
     if training := training_sources.training_runs(files):
         tables.append(training_table(pandas.concat([run.rows for run in training], ignore_index=True)))
+    if runs["compare"]:
+        tables.append(comparison_table(compare_records.read_rows(*[run.rows for run in runs["compare"]])))
+    return [*_published(results), *tables]
+
+
+def _published(results: Path) -> list[Table]:
+    """The paper's tables, our runs beside the published numbers."""
+    tables = []
+    for name in PAPER_TABLES:
+        for panel in panels(name, results):
+            columns, rows = render_table.plain(panel)
+            lines = tuple(tuple(Cell(text) for text in row) for row in rows)
+            title = f"{name.replace('-', ' ').capitalize()}: {panel.title}"
+            tables.append(Table(title, " ".join(render_table.notes_of(panel)), tuple(columns), lines))
     return tables
 
 

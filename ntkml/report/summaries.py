@@ -59,6 +59,22 @@ _PARETO = {
     "rotation (rad)": "eta_2",
     "on frontier": "on_frontier",
 }
+_COMPARISON = {
+    "data set": "dataset",
+    "learned": "hparam",
+    "system": "system",
+    "learns from": "learns_from",
+    "seed": "seed",
+    "N": "num_data",
+    "epochs": "epochs",
+    "test log lik.": "test_log_likelihood",
+    "test accuracy": "test_accuracy",
+    "prior median": "prior_precision_median",
+    "rotation (rad)": "eta_2",
+    "fits": "fits",
+    "data passes": "data_passes",
+    "seconds": "seconds",
+}
 
 
 def training_table(rows: pandas.DataFrame) -> Table:
@@ -78,6 +94,13 @@ def pareto_table(rows: pandas.DataFrame) -> Table:
         "exact: the log marginal likelihood where training ended."
     )
     return table("Tightness against time", caption, rows.sort_values("seconds", kind="stable"), _PARETO)
+
+
+def comparison_table(rows: pandas.DataFrame) -> Table:
+    """Every system of the comparisons, the best test log likelihood of each data set first."""
+    order = rows.sort_values(["dataset", "hparam", "test_log_likelihood"], ascending=[True, True, False], kind="stable")
+    caption = "Bounds and other systems on the same data; cost in fits, data passes and seconds of all fits together."
+    return table("Systems compared", caption, order, _COMPARISON)
 
 
 def bound_table(rows: pandas.DataFrame) -> Table:

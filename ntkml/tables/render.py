@@ -30,20 +30,23 @@ def markdown(panels: Sequence[Panel]) -> str:
     """All panels, one below the other."""
     parts = []
     for panel in panels:
-        heads = [heading for heading, _ in COLUMNS[panel.table].values()]
-        timed = ["time"] if panel.table == "table-1" else []
-        columns = [
-            "",
-            "estimator",
-            *(f"published {h}" for h in [*heads, *timed]),
-            *(f"ours {h}" for h in [*heads, *timed]),
-            "seeds",
-        ]
+        columns = _columns(panel)
         lines = [f"### {panel.title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(cells)} |" for cells in _cells(panel, _markdown_value, lambda name: f"`{name}`")]
         lines += ["", *(f"- {note}" for note in notes_of(panel))]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, "\n".join(f"- {sentence}" for sentence in _READING)]) + "\n"
+
+
+def plain(panel: Panel) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells as text, without marks for bold."""
+    return _columns(panel), _cells(panel, lambda value, decimals, _: _markdown_value(value, decimals, False), str)
+
+
+def _columns(panel: Panel) -> list[str]:
+    heads = [heading for heading, _ in COLUMNS[panel.table].values()]
+    heads += ["time"] if panel.table == "table-1" else []
+    return ["", "estimator", *(f"published {h}" for h in heads), *(f"ours {h}" for h in heads), "seeds"]
 
 
 def latex(panels: Sequence[Panel]) -> str:
