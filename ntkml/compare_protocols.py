@@ -1,7 +1,8 @@
 """What ``ntkml compare`` compares, read from ``experiments/*.toml`` of kind "comparison".
 
 A file names the training protocol that all cells start from (``base``), what they change (``[settings]``), the ``seeds``
-and, under ``[prior]`` and ``[invariance]``, the ``systems`` that learn it and settings of its own.
+and, under ``[prior]`` and ``[invariance]``, the ``systems`` that learn it and settings of its own. What one system alone needs
+stands under ``own`` and its family's name (``[invariance.own.augerino]``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols import kind_of, merge_tables, protocol_names, read_tables
-from ntkml.system_specs import canonical_name
+from ntkml.system_specs import canonical_name, is_bound, parse_system
 from ntkml.train_protocols import TrainProtocol, departures, load_train
 
 
@@ -49,12 +50,13 @@ def load_compare(
     """
     table = read_tables(name, compare_names())
     asked = load_train(table["base"], hparam)
-    changes = merge_tables(table.get("settings", {}), table[hparam].get("settings", {})) | (settings or {})
-    base = replace(asked, **changes)
-    chosen = systems or tuple(table[hparam]["systems"])
-    cells = [
-        replace(base, estimator=canonical_name(system), seed=seed)
-        for seed in seeds or tuple(table["seeds"])
-        for system in dict.fromkeys(chosen)
-    ]
+    of_hparam = table[hparam]
+    changes = merge_tables(table.get("settings", {}), of_hparam.get("settings", {}))
+    names = dict.fromkeys(canonical_name(system) for system in systems or of_hparam["systems"])
+    cells = []
+    for seed in seeds or tuple(table["seeds"]):
+        for system in names:
+            family = system if is_bound(system) else parse_system(system).family
+            own = changes | of_hparam.get("own", {}).get(family, {}) | (settings or {})
+            cells.append(replace(asked, **own, estimator=system, seed=seed))
     return CompareProtocol(name=name, title=table["title"], hparam=hparam, asked=asked, cells=tuple(cells))

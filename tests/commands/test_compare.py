@@ -95,3 +95,11 @@ def test_the_protocols_can_be_read():
     for name in compare_names():
         for hparam in ("prior", "invariance"):
             assert len(load_compare(name, hparam).cells) >= 10
+
+
+def test_what_one_system_needs_changes_its_cell_alone_and_the_command_line_wins():
+    rates = {cell.estimator: cell.lr_aug for cell in load_compare("comparison-digits", "invariance").cells}
+    assert rates["augerino"] == 0.003
+    assert len({rate for name, rate in rates.items() if not name.startswith("augerino")}) == 1
+    changed = load_compare("comparison-digits", "invariance", settings={"lr_aug": 0.2}).cells
+    assert {cell.lr_aug for cell in changed} == {0.2}
