@@ -13,6 +13,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
@@ -20,7 +21,8 @@ from ntkml.figures.layout import Sheet
 PANEL_HEIGHT = 2.0  # inches
 COSTS = {"data_passes": "data passes", "seconds": "seconds of training"}
 QUALITY = "test_log_likelihood"
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+# Nine marks beside ten colours, so that ninety systems look different.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _FILLED = {"bound"}
 
 
@@ -51,6 +53,9 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
                 first = first or part
                 _fill(part, group, cost, looks)
                 part.set(xscale="log", xlabel=words)
+                part.xaxis.set_minor_formatter(NullFormatter())
+                part.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                part.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 part.set_title(f"{group['hparam'].iloc[0]} on {group['dataset'].iloc[0]}")
             assert first is not None
             sheet.label_y(first, "test log likelihood [nats]")
