@@ -41,10 +41,12 @@ def test_every_package_in_the_tree_is_installed_by_name(options):
 
 def test_what_is_imported_is_declared(options):
     declared = {re.split(r"[<>=]", line)[0] for line in options["options"]["install_requires"].split()}
-    extra = {re.split(r"[<>=]", line)[0] for line in options["options.extras_require"]["search"].split()}
+    extras = options["options.extras_require"]
+    extra = {re.split(r"[<>=]", line)[0] for name in ("search", "slurm") for line in extras[name].split()}
     source = "\n".join(path.read_text() for path in (ROOT / "ntkml").rglob("*.py"))
-    imported = set(re.findall(r"^\s*(?:import|from) ([a-z_0-9]+)", source, flags=re.MULTILINE))
+    imported = set(re.findall(r"^\s*(?:import|from) ([A-Za-z_0-9]+)", source, flags=re.MULTILINE))
     imported |= set(re.findall(r"import_module\(\"([a-z_0-9]+)", source))
+    imported = {{"PIL": "pillow"}.get(name, name) for name in imported}
     assert imported - set(sys.stdlib_module_names) - {"ntkml"} == declared | extra
 
 

@@ -224,7 +224,7 @@ def test_trouble_in_a_cell_is_one_line(tmp_path, monkeypatch, capsys):
         def failing(*_, error=error):
             raise error
 
-        monkeypatch.setattr(sweep_worker, "run_train", failing)
+        monkeypatch.setattr(sweep_worker, "run_any", failing)
         assert Worker().train(real(replace(cell, rows=()), tmp_path)).line == line
     assert "Traceback" in capsys.readouterr().err
 

@@ -49,7 +49,7 @@ def test_a_subset_figure_reads_the_runs_that_it_names(in_empty_folder, tmp_path)
     assert out.startswith("Read results/train/kfac-400-1-")
     assert out.endswith("Wrote figures/figure-15.png\n")
     code, _, error = in_empty_folder("plot", "figure-15", "--csv", "rows.csv")
-    assert code == 2
+    assert code == 1
     assert "name their folder with --results, not --csv" in error
     code, _, error = in_empty_folder("plot", "figure-16", "--results", "elsewhere")
     assert code == 1

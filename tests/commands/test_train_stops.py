@@ -219,7 +219,7 @@ def test_a_checkpoint_without_a_position_was_taken_between_two_epochs(run, tmp_p
 
 
 def test_no_memory_is_one_line_and_finished_epochs_stay(run, tmp_path, monkeypatch, only):
-    def failing(*_):
+    def failing(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(TwoPass, "first", failing)
