@@ -108,8 +108,8 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
 def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> None:
     """One step of the weights on a batch. On a CPU its loss is checked before the weights move, else when it is read."""
     protocol, processes = learner.protocol, learner.processes
+    share = len(batch) / learner.system.num_losses(batch)
     for loss, names in _losses(learner, x, y, batch):
-        share = len(batch) / learner.system.losses_per_step
         learner.unread.append(UnreadLoss(processes.total(loss), share, learner.position.step, rate))
         if _reads_at_once(x.device):
             settle(learner)

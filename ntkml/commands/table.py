@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 _EPILOG = """\b
 Examples:
@@ -35,6 +36,8 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     stand in tables of their own, which say how they differ. A cell without a run stays blank. An older table of the
     same name is replaced.
     """
+    if not results.is_dir() and (results.exists() or not _by_default("results")):
+        raise ValueError(f"no folder {results}: name one that holds runs with --results")
     from ntkml import records
     from ntkml.tables import render
     from ntkml.tables.panels import panels
@@ -47,3 +50,8 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     for chosen in SUFFIXES if name == "all" else [name]:
         path = records.write_atomically(folder / f"table-{number}.{SUFFIXES[chosen]}", writers[chosen](found).encode())
         click.echo(f"Wrote {path}")
+
+
+def _by_default(name: str) -> bool:
+    """Whether nobody typed the parameter: without any runs a table still shows the published numbers."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.DEFAULT

@@ -81,7 +81,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
 @_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
 @_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")
-@_setting("--seed", click.INT, "Seed of data, weights, partitions and noise.")
+@_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partitions and noise.")
 @click.option(
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
 )

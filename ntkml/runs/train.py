@@ -35,6 +35,7 @@ from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import NO_ESTIMATOR, is_certified, parse_estimator, resolve_estimator
 from ntkml.system_specs import family_of, is_bound, parse_system
+from ntkml.systems.search import check_folds
 from ntkml.train_protocols import WORDS, TrainProtocol
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
@@ -124,10 +125,23 @@ def check_system(protocol: TrainProtocol, softmax: bool) -> None:
         raise ValueError(f"{name} takes a scalar or layerwise prior, not a diagonal one")
     if name != NO_ESTIMATOR and not softmax:
         raise ValueError(f"{name} is offered for --likelihood categorical, not for {protocol.likelihood}")
+    if protocol.blocks_per_step != 1:
+        raise ValueError(f"--blocks-per-step {protocol.blocks_per_step}: {name} has no blocks; leave the option out")
     if family.updates:
         _check_updates(protocol)
-    if family.data == "shards" and not family.searches and (parse_system(name).number or 0) > protocol.num_data:
-        raise ValueError(f"{name} needs a datum in every shard, there are {protocol.num_data}")
+    _check_parts(protocol)
+
+
+def _check_parts(protocol: TrainProtocol) -> None:
+    """Raise ValueError where the data are too few for the parts that a system makes of them."""
+    name, num_data = protocol.estimator, protocol.num_data
+    system, data = parse_system(name), family_of(name).data
+    if data == "shards" and (system.number or 0) > num_data:
+        raise ValueError(f"{name} needs a datum in every shard, there are {num_data}")
+    if data == "train + validation" and num_data < 2:
+        raise ValueError(f"{name} needs a training and a validation part: take --num-data 2 or more, got {num_data}")
+    if system.family == "cross-validation":
+        check_folds(num_data, system.number or 0)
 
 
 def _check_updates(protocol: TrainProtocol) -> None:

@@ -34,9 +34,6 @@ class System:
     pass of N inputs, one for a row of the Jacobian of N inputs. Views of one input count once.
     """
 
-    #: How many losses a step of the weights descends, at most.
-    losses_per_step = 1
-
     #: The objective's estimator; MAP asks for its loss and its outputs alone, so that any name serves.
     estimator = "ntk-N-C"
 
@@ -85,6 +82,10 @@ class System:
         self.spend(len(batch))
         images = self.seen(x[batch], generator)
         yield self.objective.weight_loss(images, y[batch], len(x), generator, self.processes), ("weights",)
+
+    def num_losses(self, batch: Tensor) -> int:
+        """How many losses :meth:`weight_losses` descends on ``batch``."""
+        return 1
 
     def seen(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A batch as the weights see it: where the protocol flips, one coin mirrors all of it, as in the authors' code."""

@@ -72,7 +72,7 @@ class NetworkHoag(System):
             mixed = mixed + jvp(ours, (weights,), (q,))[1] - theirs(weights)
         (-mixed / count).backward()
         self.spend(3 * len(train[0]) + 2 * count)
-        return -float(loss) / count
+        return -float(loss.detach()) / count
 
     def _precision(self) -> Tensor:
         """The diagonal of P0, (P,), differentiable in the log prior precisions."""

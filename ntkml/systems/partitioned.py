@@ -46,9 +46,8 @@ class PartitionedNetwork(System):
 
     def __init__(self, protocol: TrainProtocol, model: nn.Module, chunk: int | None, processes: Processes = ALONE):
         super().__init__(protocol, model, chunk, processes)
-        self.losses_per_step = self.number
         device = next(model.parameters()).device
-        self.shards = shards_of(protocol.num_data, self.number, protocol.seed)
+        self.shards = shards_of(protocol.num_data, self.number, protocol.seed).to(device)
         self.parts = {name: part.to(device) for name, part in weight_parts(model, self.number, protocol.seed).items()}
         self.defaults = {name: weight.detach().clone() for name, weight in trainable_parameters(model).items()}
 
@@ -89,6 +88,10 @@ class PartitionedNetwork(System):
             squares = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
             self.spend(len(seen))
             yield fit + 0.5 * self.protocol.prior_init * squares / seen_in_all, (f"weights-{k}",)
+
+    def num_losses(self, batch: Tensor) -> int:
+        """Those of the parts that learn from the batch: from its first shard's on."""
+        return self.number - int(self.shards[batch].min())
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
         return lambda: self.backward(x, y, streams["blocks"])

@@ -97,11 +97,16 @@ def folds(num_data: int, count: int, seed: int) -> Iterator[tuple[torch.Tensor, 
     Raises:
         ValueError: fewer than two folds, or more than data.
     """
-    if not 2 <= count <= num_data:
-        raise ValueError(f"cross-validation takes 2 to {num_data} folds, got {count}")
+    check_folds(num_data, count)
     parts = torch.randperm(num_data, generator=generator_for(seed, "validation")).chunk(count)
     for index, part in enumerate(parts):
         yield torch.cat([other for place, other in enumerate(parts) if place != index]), part
+
+
+def check_folds(num_data: int, count: int) -> None:
+    """Raise ValueError for fewer than two folds, or more than data."""
+    if not 2 <= count <= num_data:
+        raise ValueError(f"cross-validation takes 2 to {num_data} folds, got {count}")
 
 
 _STRATEGIES: dict[str, Callable[[SystemSpec, str, int, Reached], None]] = {

@@ -42,6 +42,18 @@ def test_what_is_not_there_is_refused_in_one_line(run, arguments, words):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_a_mistyped_folder_replaces_no_table(run, tmp_path, name):
+    run("1")
+    (tmp_path / "file").touch()
+    table = tmp_path / "tables" / "table-1.csv"
+    before = table.stat().st_mtime_ns
+    code, _, error = run("1", "--results", name)
+    assert code == 1
+    assert error == f"Error: no folder {name}: name one that holds runs with --results\n"
+    assert table.stat().st_mtime_ns == before
+
+
 def test_a_subset_figure_reads_the_runs_that_it_names(in_empty_folder, tmp_path):
     write_protocol_run(tmp_path / "results", "figure-7-reduced", "invariance", "kfac-400-1", dataset="cifar10-jpeg")
     code, out, _ = in_empty_folder("plot", "figure-15", "--format", "png")

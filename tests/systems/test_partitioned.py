@@ -72,6 +72,23 @@ def test_the_gradient_of_the_objective_is_direct():
     assert all(weight.grad is None for weight in system.objective.model.parameters())
 
 
+def test_the_loss_of_an_epoch_is_the_mean_over_the_parts_that_saw_a_batch():
+    learner, data = problem("partitioned-4", batch_size=1, epochs=1)
+    system, seen = learner.system, []
+    losses = system.weight_losses
+
+    def noted(x, y, batch, generator):
+        mine = []
+        for loss, names in losses(x, y, batch, generator):
+            mine.append(loss.item())
+            yield loss, names
+        seen.append(sum(mine) / len(mine))
+
+    system.weight_losses = noted
+    (record,) = learn(learner, data)
+    assert record.train_loss == pytest.approx(sum(seen) / 40, rel=1e-6)
+
+
 @pytest.mark.slow
 def test_rotation_is_learned_where_there_is_one():
     learned = {}
