@@ -1,6 +1,7 @@
 # Targets: setup, check, test, figures, bench, bench-full, bench-growth. PYTHON is the interpreter of the environment to install into and to run.
 PYTHON ?= python
-FIGURES = figure-1 figure-2 figure-3 figure-4 figure-5 figure-6 figure-8 figure-9 figure-10 figure-11 figure-12 figure-13
+FIGURES = $(addprefix figure-,1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+COMPARISONS = $(sort $(wildcard results/reference/comparison/*/rows.csv))
 
 # MNIST in torchvision's layout, for bench: make bench DATA=--data-root=DIR (random pixels without it).
 DATA ?=
@@ -21,6 +22,7 @@ test:
 
 figures:
 	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done
+	$(PYTHON) cli.py plot comparison $(addprefix --csv ,$(COMPARISONS)) --out figures/reference --format png
 
 # One thread and interleaved rounds, so that a busy machine slows all systems alike. About ten minutes.
 bench:

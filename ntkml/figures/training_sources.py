@@ -86,7 +86,9 @@ def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
         manifest = records.read_manifest(beside) if beside.is_file() else {}
         for run_id, group in rows.groupby("run_id", sort=False):
             own = manifest if manifest.get("run_id") == run_id else manifest.get("runs", {}).get(run_id, {})
-            notes = manifest_notes([own]) + ([] if own is manifest else manifest.get("notes", []))
+            notes = manifest_notes([own])
+            if own is not manifest:  # what is said of a Pareto run's cells is not said of runs beside it
+                notes += [f"Of the Pareto run: {note}" for note in manifest.get("notes", []) if note not in notes]
             if not own:
                 notes = [
                     f"No manifest of the runs in {path.name}: their settings are known from the rows alone.",

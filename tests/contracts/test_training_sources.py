@@ -26,7 +26,11 @@ def test_runs_alone_and_in_pareto_runs_are_joined_and_each_is_taken_once(tmp_pat
     cells = [("ntk-100-C", 0), ("ntk-100-C", 1), ("kfac-N-C", 0), ("kfac-N-C", 1), ("diag-N-C", 0)]
     assert runs == {(*cell, 60, "mnist") for cell in cells}
     # Notes of the training runs and of the Pareto run that holds them; nothing was left out.
-    assert notes == ["No augmentation (S\u00a0=\u00a01).", "Synthetic training.", "Reduced: synthetic cells."]
+    assert notes == [
+        "No augmentation (S\u00a0=\u00a01).",
+        "Synthetic training.",
+        "Of the Pareto run: Reduced: synthetic cells.",
+    ]
 
 
 def test_settings_are_those_of_the_newest_run_and_the_others_are_counted(tmp_path):
