@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ntkml import compare_protocols
+from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import ChunkSize, SeedList, SystemList
+from ntkml.commands.types import SeedList, SystemList
 from ntkml.train_protocols import TRAIN_HPARAMS
 
 _EXAMPLES = """\b
@@ -34,15 +34,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
 @click.option("--epochs", type=_COUNT, help="Epochs of every fit.  [default: the protocol's]")
 @click.option("--num-data", type=_COUNT, help="Training images N.  [default: the protocol's]")
-@click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
-)
-@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@computing_options
 def compare(hparam: str, protocol: str, **options: Any) -> None:
     """Compare systems by what they reach on test data and what they cost: fits, data passes and seconds.
 

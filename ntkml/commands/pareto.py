@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import pareto_protocols
+from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import ChunkSize, EstimatorList, SeedList
+from ntkml.commands.types import EstimatorList, SeedList
 from ntkml.train_protocols import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
@@ -43,15 +44,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--repeats", type=_COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
 @click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")
 @click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
-@click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
-)
-@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@computing_options
 @click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
 @click.option("--force", is_flag=True, help="Time again what is finished; finished training cells are reused.")
 def pareto(hparam: str, protocol: str, **options: Any) -> None:

@@ -83,7 +83,7 @@ def newcomer(tmp_path, monkeypatch):
 def commands_of(page):
     """The lines of a page that start with ``ntkml``, without the remarks behind them."""
     lines = [line.strip().partition("  #")[0].strip() for line in page.read_text(encoding="utf-8").splitlines()]
-    lines = [line.rpartition("&& ")[2] for line in lines]
+    lines = [re.sub(r"^`?torchrun .* -m (ntkml .*?)`?$", r"\1", line.rpartition("&& ")[2]) for line in lines]
     return [
         line for line in lines if re.match(r"ntkml [a-z]", line) and "[OPTIONS]" not in line and "COMMAND" not in line
     ]
