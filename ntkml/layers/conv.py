@@ -18,7 +18,7 @@ def unsupported(module: nn.Conv2d) -> str | None:
 def patches(module: nn.Conv2d, inputs: Tensor, num_views: int) -> Tensor:
     """inputs: (n * S, channels, height, width) -> (n, S, q, d, T)."""
     columns = F.unfold(
-        inputs, module.kernel_size, dilation=module.dilation, padding=_padding(module), stride=module.stride
+        inputs, module.kernel_size, dilation=module.dilation, padding=padding(module), stride=module.stride
     )  # (n * S, channels * kh * kw, T), channel-major like the weight
     return columns.reshape(-1, num_views, module.groups, columns.shape[1] // module.groups, columns.shape[2])
 
@@ -29,7 +29,8 @@ def gradients(module: nn.Conv2d, pulled: Tensor, num_views: int) -> Tensor:
     return pulled.reshape(-1, num_views, pulled.shape[1], module.groups, fan_out, pulled.shape[-2:].numel())
 
 
-def _padding(module: nn.Conv2d) -> tuple[int, ...]:
+def padding(module: nn.Conv2d) -> tuple[int, ...]:
+    """Zeros at either side, by dimension."""
     if not isinstance(module.padding, str):
         return tuple(module.padding)
     return (0, 0) if module.padding == "valid" else tuple(total // 2 for total in _same_padding(module))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,12 @@ class EmbeddingRows:
         table = self.gradients.new_zeros(n, k, self.num_entries, d)
         where = self.indices[:, None, :, None].expand_as(self.gradients)
         return {"weight": table.scatter_add(2, where, self.gradients).flatten(2)}
+
+    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`~ntkml.layers.layer_rows.LayerRows`; V is read at the indices, and no row is made."""
+        n, k, _, d = self.gradients.shape
+        where = self.indices[:, None, :, None].expand_as(self.gradients)
+        return (gradients["weight"].reshape(n, k, self.num_entries, d).gather(2, where) * self.gradients).sum()
 
     def squares(self) -> dict[str, Tensor]:
         return squares_of(self.rows())

@@ -30,6 +30,9 @@ class LayerRows(Protocol):
     def gram(self, key: str) -> Tensor:
         """Float64 Gram matrix of one parameter's rows. Shape (n * k, n * k), index order (input, cotangent)."""
 
+    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """<V, rows> for gradients V by parameter, (n, k, size) each. Scalar, with its graph."""
+
     def squares(self) -> dict[str, Tensor]:
         """Sums of squares of the rows' columns by parameter, float64. Shape (size,) each."""
 
@@ -52,6 +55,9 @@ class PlainRows(ABC):
 
     def gram(self, key: str) -> Tensor:
         return gram(self.rows()[key].flatten(0, 1))
+
+    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([(gradients[key] * row).sum() for key, row in self.rows().items()]).sum()
 
     def squares(self) -> dict[str, Tensor]:
         return squares_of(self.rows())

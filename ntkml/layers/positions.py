@@ -6,13 +6,14 @@ J[n, k] = sum over views v and positions t of g[n, v, k, :, t]                  
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ntkml.layers.grouped_convolution import GroupedConvolution
 from ntkml.layers.kronecker import KroneckerInputs
 from ntkml.layers.layer_rows import squares_of
 from ntkml.linalg import gram
@@ -26,13 +27,21 @@ class Positions:
     """One layer on n inputs with k cotangents each.
 
     Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, S, k, q, o, T), with S views, q groups of channels, fan-in d,
-    fan-out o and T positions. ``weight`` and ``bias`` say which of the two parameters exists and is trainable.
+    fan-out o and T positions. ``patches`` makes the inputs where they are asked for; ``weight`` and ``bias`` say which of the
+    two parameters exists and is trainable; ``grouped`` is the shorter way to the rows of a convolution, where there is one.
     """
 
-    inputs: Tensor
+    patches: Callable[[], Tensor]
+    fan_in: int
     gradients: Tensor
     weight: bool
     bias: bool
+    grouped: GroupedConvolution | None = None
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The layer's input at every position. Shape (n, S, q, d, T)."""
+        return self.patches()
 
     @cached_property
     def summed_gradients(self) -> Tensor:
@@ -72,9 +81,28 @@ class Positions:
         squares = {"weight": torch.einsum("nqo,nqd->qod", g, a).flatten()}
         return squares | (squares_of({"bias": self._bias_rows()}) if self.bias else {})
 
+    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`~ntkml.layers.layer_rows.LayerRows`; <V, g a^T> is taken as <V a, g>, so that no row is made."""
+        total = self.gradients.new_zeros(())
+        if self.weight:
+            total = total + self._paired_weight(gradients["weight"])
+        if self.bias:
+            total = total + (gradients["bias"] * self._bias_rows()).sum()
+        return total
+
+    def _paired_weight(self, gradient: Tensor) -> Tensor:
+        if self.grouped is not None:
+            return self.grouped.pair(gradient)
+        n, _, k, q, o, _ = self.gradients.shape
+        filters = gradient.reshape(n, k, q, o, self.fan_in).transpose(1, 2).reshape(n, 1, q, k * o, self.fan_in)
+        mapped = (filters @ self.inputs).unflatten(3, (k, o))  # (n, S, q, k, o, T)
+        return (mapped * self.gradients.transpose(2, 3)).sum()
+
     def _weight_rows(self) -> Tensor:
+        if self.grouped is not None:
+            return self.grouped.rows()
         n, views, k, q, o, t = self.gradients.shape
-        d = self.inputs.shape[3]
+        d = self.fan_in
         if d <= t:
             # Many positions: multiply per view, then add the small products up; the large factors are never copied.
             g = self.gradients.transpose(2, 3).reshape(n * views, q, k * o, t)
@@ -127,7 +155,7 @@ class Positions:
     def direct_is_cheaper(self) -> bool:
         """Whether the direct route needs fewer multiplications than explicit rows followed by their Gram matrix."""
         n, views, k, q, o, t = self.gradients.shape
-        d = self.inputs.shape[3]
+        d = self.fan_in
         p = views * t
         explicit = n * k * q * p * o * d + (n * k) ** 2 * q * o * d
         direct = q * ((n * p) ** 2 * d + (n * k * p) ** 2 * (o + 2))
@@ -136,7 +164,7 @@ class Positions:
     def joined(self, others: Sequence[Positions]) -> Positions:
         inputs = torch.cat([self.inputs, *(other.inputs for other in others)])
         gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
-        return Positions(inputs, gradients, self.weight, self.bias)
+        return Positions(lambda: inputs, self.fan_in, gradients, self.weight, self.bias)
 
     def reduced(self) -> KroneckerInputs:
         """Inputs averaged and gradients summed over the views, before KFAC takes outer products.

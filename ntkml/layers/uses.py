@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ntkml.layers import conv, elementwise, linear
 from ntkml.layers.embedding import embedding_rows
+from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
 from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
 from ntkml.layers.positions import Positions
 
@@ -55,7 +56,11 @@ class PositionsUse:
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
-        return Positions(self.patches, gradients, "weight" in self.keys, "bias" in self.keys)
+        fan_in = self.module.get_parameter("weight")[0].numel()
+        grouped = None
+        if isinstance(self.module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled[0]):
+            grouped = GroupedConvolution(self.module, self.inputs, pulled[0], self.num_views)
+        return Positions(lambda: self.patches, fan_in, gradients, "weight" in self.keys, "bias" in self.keys, grouped)
 
     def over_views(self) -> PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
