@@ -93,10 +93,13 @@ class Positions:
     def _paired_weight(self, gradient: Tensor) -> Tensor:
         if self.grouped is not None:
             return self.grouped.pair(gradient)
-        n, _, k, q, o, _ = self.gradients.shape
+        n, _, k, q, o, t = self.gradients.shape
         filters = gradient.reshape(n, k, q, o, self.fan_in).transpose(1, 2).reshape(n, 1, q, k * o, self.fan_in)
-        mapped = (filters @ self.inputs).unflatten(3, (k, o))  # (n, S, q, k, o, T)
-        return (mapped * self.gradients.transpose(2, 3)).sum()
+        inputs, gradients = self.inputs, self.gradients
+        if t < k * o:  # views as positions: a product for each view would copy the filters, the larger ones then
+            inputs, gradients = (x.movedim(1, -1).flatten(-2).unsqueeze(1) for x in (inputs, gradients))
+        mapped = (filters @ inputs).unflatten(3, (k, o))  # (n, S, q, k, o, T)
+        return (mapped * gradients.transpose(2, 3)).sum()
 
     def _weight_rows(self) -> Tensor:
         if self.grouped is not None:
