@@ -241,20 +241,39 @@ def _uses(captured: Capture, over_views: bool) -> Sequence[LayerUse]:
     return [use.over_views() for use in captured.layers] if over_views else captured.layers
 
 
+def rows_twice(
+    captured: Capture, factor: Tensor, over_views: bool
+) -> tuple[dict[str, LayerRows], dict[str, LayerRows]]:
+    """As :func:`rows_by_layer` from a differentiable capture without exact rows: with their graph, and without."""
+    uses = _uses(captured, over_views)
+    pulled = _pulled(captured, factor, True, over_views)
+    plain = (use.detached().rows([g.detach() for g in edges]) for use, edges in zip(uses, pulled, strict=True))
+    return _by_name(uses, pulled), dict(zip((use.name for use in uses), plain, strict=True))
+
+
 def _rows_of(
     captured: Capture, uses: Sequence[LayerUse], factor: Tensor, keep_graph: bool, over_views: bool
 ) -> dict[str, LayerRows]:
+    layers = _by_name(uses, _pulled(captured, factor, keep_graph, over_views))
+    return layers if captured.exact is None else {**layers, **captured.exact.rows_by_layer(factor)}
+
+
+def _by_name(uses: Sequence[LayerUse], pulled: Sequence[Sequence[Tensor]]) -> dict[str, LayerRows]:
+    return {use.name: use.rows(edges) for use, edges in zip(uses, pulled, strict=True)}
+
+
+def _pulled(captured: Capture, factor: Tensor, keep_graph: bool, over_views: bool) -> list[list[Tensor]]:
+    """Every column of the factor pulled back to the edges of every layer, (n, k, ...) each, or (n * S, k, ...)."""
     columns: Sequence[Tensor] = factor.unbind(-1)
     pulled = []
     for i, column in enumerate(columns):
         own = captured.pull_back(column, keep_graph or i < len(columns) - 1)
         pulled.append([_summed(gradients, captured.num_views) for gradients in own] if over_views else own)
         del own  # or it would be alive beside the next one
-    layers: dict[str, LayerRows] = {}
-    for i, use in enumerate(uses):
-        by_edge = zip(*(gradients[i] for gradients in pulled), strict=True)
-        layers[use.name] = use.rows([_stack(gradients) for gradients in by_edge])
-    return layers if captured.exact is None else {**layers, **captured.exact.rows_by_layer(factor)}
+    return [
+        [_stack(gradients) for gradients in zip(*(gradients[i] for gradients in pulled), strict=True)]
+        for i in range(len(captured.layers))
+    ]
 
 
 def _summed(gradients: Sequence[Tensor], num_views: int) -> tuple[Tensor, ...]:

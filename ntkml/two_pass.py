@@ -3,7 +3,7 @@
     pass 1, without a graph, chunk by chunk: rows -> log-determinant and its adjoint V,
     pass 2, chunk by chunk with a graph: d/dh [ rho(chunk) - 1/2 <V, R(chunk)> ], V fixed, R = L(f)^T J.
 
-Only one chunk's graph is alive at a time; beyond it a block costs the rows that a structure keeps: none for kfac, those of
+A block of one chunk goes through the network once: its graph is kept for pass 2. Only one chunk's graph is alive at a time; beyond it a block costs the rows that a structure keeps: none for kfac, those of
 one group of parameter tensors for the others, for which both passes are repeated where the groups are several.
 """
 
@@ -22,9 +22,8 @@ from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
-from ntkml.rows import ChunkedRows, rows_by_column, rows_by_layer
+from ntkml.rows import ChunkedRows, Groups, rows_by_column, rows_by_layer, rows_twice
 from ntkml.structures import Structure, structure_named
-from ntkml.structures.adjoints import Pairing
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class TwoPass:
 
     def first(self, data: BlockData, adjoint: bool = True) -> FirstPass:
         """Rows of one block, without a graph, as its structure; without ``adjoint`` no second pass can follow."""
+        entry_bytes = next(self.model.parameters()).element_size()
+        groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
+        one_chunk = len(data.inputs) <= self.chunk
+        if adjoint and one_chunk and len(groups) == 1 and not (self.plan and self.plan.exact):
+            return self._only(data, groups)
         seen: list[Tensor] = []
 
         def rows_of_chunks() -> Iterator[Iterable[dict[str, LayerRows]]]:
@@ -70,11 +74,19 @@ class TwoPass:
                 yield layers
                 del layers  # or they would be alive beside the next ones
 
-        entry_bytes = next(self.model.parameters()).element_size()
-        groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
-        spectra_only = not adjoint and len(data.inputs) <= self.chunk
+        spectra_only = not adjoint and one_chunk
         structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, spectra_only))
         return FirstPass(structure, torch.cat(seen))
+
+    def _only(self, data: BlockData, groups: Groups) -> FirstPass:
+        """Rows of a block of one chunk, whose graph is kept for the second pass."""
+        everything = slice(0, len(data.inputs))
+        captured = self._captured(data, everything)
+        self.likelihood.check_targets(captured.outputs.detach(), data.targets)
+        factor = self._factor(captured.outputs, data, everything)
+        layers, plain = rows_twice(captured, factor, self._over_views)
+        structure = self._kind(ChunkedRows(lambda: [[plain]], self.shapes, self._kind.keeps, groups))
+        return FirstPass(structure, captured.outputs.detach(), ChunkGraph(captured.outputs, layers))
 
     def second(
         self, data: BlockData, first: FirstPass, prior: PriorPrecision, targets: Sequence[nn.Parameter]
@@ -86,9 +98,13 @@ class TwoPass:
             pairing = adjoint.of(names)
             for part in chunks(len(data.inputs), self.chunk):
                 share = data.share if index == 0 else 0.0  # the likelihood is counted once
-                gradients = torch.autograd.grad(
-                    self._chunk_value(data, part, pairing, share), targets, allow_unused=True
-                )
+                graph = first.graph or self._chunk_graph(data, part)
+                value = -0.5 * pairing.pair(graph.layers, part)
+                if share:
+                    log_prob = self.likelihood.log_prob(graph.outputs, data.targets[part])
+                    value = value + share * log_prob.double().sum()
+                gradients = torch.autograd.grad(value, targets, allow_unused=True)
+                del graph, value  # or they would be alive beside the next ones
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]
         return total
 
@@ -110,12 +126,13 @@ class TwoPass:
             return outputs, rows_by_column(captured, self._factor(outputs, data, part), over_views=True)
         return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]
 
-    def _chunk_value(self, data: BlockData, part: slice, pairing: Pairing, share: float) -> Tensor:
-        """share rho - 1/2 <V, R> of one chunk, with its graph."""
-        captured = capture(self.model, data.views(part), data.num_views, differentiable=True, plan=self.plan)
-        value = -0.5 * pairing.pair(self._rows(captured, captured.outputs, data, part, keep_graph=True), part)
-        log_prob = self.likelihood.log_prob(captured.outputs, data.targets[part]).double().sum()
-        return value + share * log_prob if share else value
+    def _chunk_graph(self, data: BlockData, part: slice) -> ChunkGraph:
+        captured = self._captured(data, part)
+        return ChunkGraph(captured.outputs, self._rows(captured, captured.outputs, data, part, keep_graph=True))
+
+    def _captured(self, data: BlockData, part: slice) -> Capture:
+        """One chunk with its graph."""
+        return capture(self.model, data.views(part), data.num_views, differentiable=True, plan=self.plan)
 
     def _rows(
         self, captured: Capture, outputs: Tensor, data: BlockData, part: slice, keep_graph: bool
@@ -134,11 +151,20 @@ class TwoPass:
 
 
 @dataclass(frozen=True)
+class ChunkGraph:
+    """Outputs (n, C) and rows of one chunk, with their graph."""
+
+    outputs: Tensor
+    layers: dict[str, LayerRows]
+
+
+@dataclass(frozen=True)
 class FirstPass:
-    """One block after the pass without a graph: its structure and outputs (n, C)."""
+    """One block after the first pass: its structure and outputs (n, C), and its graph where it is one chunk."""
 
     structure: Structure
     outputs: Tensor
+    graph: ChunkGraph | None = None
 
 
 def chunks(num_inputs: int, size: int) -> list[slice]:

@@ -36,6 +36,9 @@ class LayerUse(Protocol):
     def over_views(self) -> LayerUse:
         """The use that KFAC reduces: inputs averaged over the views, for gradients that are summed over them."""
 
+    def detached(self) -> LayerUse:
+        """The same with inputs that have no graph."""
+
 
 @dataclass(frozen=True)
 class PositionsUse:
@@ -66,6 +69,9 @@ class PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
         return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1)
 
+    def detached(self) -> PositionsUse:
+        return replace(self, inputs=self.inputs.detach())
+
 
 @dataclass(frozen=True)
 class EmbeddingUse:
@@ -85,6 +91,9 @@ class EmbeddingUse:
         """Indices have no mean; KFAC refuses the layer whatever stands here."""
         return replace(self, inputs=self.inputs[:: self.num_views], num_views=1)
 
+    def detached(self) -> EmbeddingUse:
+        return self
+
 
 @dataclass(frozen=True)
 class ElementwiseUse:
@@ -101,6 +110,9 @@ class ElementwiseUse:
 
     def over_views(self) -> ElementwiseUse:
         return replace(self, num_views=1)
+
+    def detached(self) -> ElementwiseUse:
+        return self
 
 
 def average_views(values: Tensor, num_views: int) -> Tensor:
