@@ -77,8 +77,11 @@ def _optuna(spec: SystemSpec, hparam: str, seed: int, evaluate: Reached) -> None
     optuna = _imported(spec)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
-    study = optuna.create_study(direction="maximize", sampler=samplers[spec.family](seed=seed))
-    for _ in range(spec.number or 1):
+    count = spec.number or 1
+    # Optuna begins with ten random trials, which would be all of a short search.
+    sampler = samplers[spec.family](seed=seed, n_startup_trials=min(10, max(1, count // 2)))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(count):
         trial = study.ask()
         study.tell(trial, evaluate(_value(hparam, trial.suggest_float("place", 0.0, 1.0))))
 

@@ -103,6 +103,16 @@ def test_black_box_search_repeats_itself_and_finds_the_peak(name):
     assert peak(best[0]) > -4
 
 
+def test_a_short_black_box_search_is_more_than_random_draws():
+    """Both samplers begin with the same random trials of one seed; what they have learned tells them apart."""
+    pytest.importorskip("optuna")
+    tried = {"tpe-5": [], "gp-5": []}
+    for name, values in tried.items():
+        best_value(parse_system(name), "prior", 0, lambda value, values=values: values.append(value) or peak(value))
+    assert tried["tpe-5"][:2] == tried["gp-5"][:2]
+    assert tried["tpe-5"][2:] != tried["gp-5"][2:]
+
+
 def test_without_optuna_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ValueError, match=r"tpe-3 needs optuna: pip install 'ntkml\[search\]'"):
