@@ -27,21 +27,25 @@ _LOG = logging.getLogger("ntkml")
 Result = TypeVar("Result")
 
 
-def automatic_chunk(model: nn.Module, plan: RowPlan | None, example: torch.Tensor, num_columns: int) -> int:
+def automatic_chunk(
+    model: nn.Module, plan: RowPlan | None, example: torch.Tensor, num_columns: int, factors: bool = False
+) -> int:
     """Inputs per chunk so that the graph of a chunk takes about :data:`CHUNK_BYTES`.
 
-    The layer inputs at every position are held about three times (forward, gradient, copies), the output gradients four
-    times for each of the ``num_columns`` cotangents: what the second pass of the adjoint was measured to need.
+    What rows are made from is held about three times (forward, gradient, copies), the output gradients four times for each of
+    the ``num_columns`` cotangents: what the second pass of the adjoint was measured to need.
 
     Args:
         example: the views of one input, (S, ...).
+        factors: whether Kronecker factors are all that is asked for.
     """
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
     exact = sum(model.get_parameter(name).numel() for name in (plan.exact if plan else ()))
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
-        numbers += 3 * layer.patches.numel() if isinstance(layer, PositionsUse) else 0
+        if isinstance(layer, PositionsUse):
+            numbers += 3 * (layer.over_views().patches.numel() if factors else layer.num_held(edges[0]))
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
     size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)

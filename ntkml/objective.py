@@ -27,6 +27,7 @@ from ntkml.model_contract import check_model
 from ntkml.partitions import Block, Partition
 from ntkml.processes import ALONE, Processes
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
+from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
 Result = TypeVar("Result")
@@ -246,7 +247,8 @@ class MarginalLikelihood(BayesianModel):
     def _measured_chunk(self, data: BlockData) -> int:
         with torch.no_grad():
             example = data.views(slice(0, 1))
-        return automatic_chunk(self.model, self._row_plan(data), example, data.block.columns.shape[-1])
+        factors = structure_named(self.estimator.structure).keeps == "factors"
+        return automatic_chunk(self.model, self._row_plan(data), example, data.block.columns.shape[-1], factors)
 
     def _row_plan(self, data: BlockData) -> RowPlan:
         self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan

@@ -65,6 +65,11 @@ class PositionsUse:
             grouped = GroupedConvolution(self.module, self.inputs, pulled[0], self.num_views)
         return Positions(lambda: self.patches, fan_in, gradients, "weight" in self.keys, "bias" in self.keys, grouped)
 
+    def num_held(self, pulled: Tensor) -> int:
+        """Numbers that its rows are made from, beside the gradients: the inputs themselves, or those at every position."""
+        grouped = isinstance(self.module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled)
+        return self.inputs.numel() if grouped else self.patches.numel()
+
     def over_views(self) -> PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
         return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1)

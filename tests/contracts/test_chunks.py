@@ -160,3 +160,15 @@ def test_the_automatic_chunk_is_found_by_the_first_estimate_and_kept():
     state = objective.chunk
     objective.backward(x, y, None)
     assert objective.chunk == state
+
+
+def test_patches_count_only_where_they_are_made():
+    """A float32 convolution on a CPU makes them for KFAC alone, of the mean over the views."""
+    model = seeded(nn.Sequential(nn.Conv2d(2, 2, 5, padding=2), nn.Flatten(), nn.Linear(2 * 64, 3))).float()
+    sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
+    assert sizes == [256, 256]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(chunking.CHUNK_BYTES, "cpu", 2**20)
+        sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
+        in_float64 = automatic_chunk(model.double(), None, torch.zeros(2, 2, 8, 8, dtype=torch.float64), 1)
+    assert sizes[0] > sizes[1] > in_float64
