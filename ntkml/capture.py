@@ -42,7 +42,9 @@ class Capture:
             ValueError: the outputs do not depend on a layer.
         """
         pulled = self.gradients(cotangents, keep_graph)
-        unused = [layer.name for layer, g in zip(self.layers, pulled, strict=True) if None in g]
+        unused = [
+            layer.name for layer, g in zip(self.layers, pulled, strict=True) if any(gradient is None for gradient in g)
+        ]
         if unused:
             raise ValueError(f"the outputs do not depend on layer {unused[0]!r}: freeze or remove it")
         return pulled  # type: ignore[return-value]

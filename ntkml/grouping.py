@@ -27,7 +27,8 @@ from ntkml.partitions import (
     make_partition,
     random_batches,
 )
-from ntkml.rows import ChunkedRows, Chunks, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import ChunkedRows, Chunks
 from ntkml.specs import EstimatorSpec
 
 

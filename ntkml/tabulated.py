@@ -20,7 +20,8 @@ from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.layers.positions import Positions
 from ntkml.linalg import channel_gram, gram
 from ntkml.model_contract import check_model
-from ntkml.rows import Groups, merge_factors, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import Groups, merge_factors
 
 
 class JacobianTable:

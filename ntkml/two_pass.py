@@ -22,7 +22,8 @@ from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
-from ntkml.rows import ChunkedRows, Groups, rows_by_column, rows_by_layer, rows_twice
+from ntkml.pulled_rows import rows_by_column, rows_by_layer, rows_twice
+from ntkml.rows import ChunkedRows, Groups
 from ntkml.structures import Structure, structure_named
 
 

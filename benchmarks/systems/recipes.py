@@ -85,7 +85,8 @@ class _Block:
 def one_graph(problem: Problem) -> Callable[[], tuple[float, Tensor]]:
     """Prior and eta by one graph from the views to the log-determinant: ntkml's chunk as large as the block, kept alive."""
     from ntkml.capture import capture
-    from ntkml.rows import CapturedRows, rows_by_layer
+    from ntkml.pulled_rows import rows_by_layer
+    from ntkml.rows import CapturedRows
     from ntkml.structures import structure_named
 
     own = objective(problem)

@@ -14,7 +14,8 @@ from ntkml.layers.embedding import EmbeddingRows
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.layers.positions import Positions
 from ntkml.model_contract import check_model
-from ntkml.rows import CapturedRows, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import CapturedRows
 from tests.dense import dense_jacobian
 from tests.factories import (
     assert_same,

@@ -9,7 +9,8 @@ from ntkml import linalg
 from ntkml.capture import capture
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter
-from ntkml.rows import ChunkedRows, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import ChunkedRows
 from ntkml.structures.kfac import KFAC
 from tests.factories import assert_same, generator
 from tests.objectives import Brightness, everything, problem

@@ -8,7 +8,8 @@ from torch import nn
 
 from ntkml.capture import capture
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.rows import merge_factors, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import merge_factors
 from tests.factories import assert_same, generator, seeded
 
 COUNT, CLASSES = 4, 3

@@ -10,7 +10,8 @@ from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.capture import capture, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import MarginalLikelihood
-from ntkml.rows import merge_factors, rows_by_layer
+from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows import merge_factors
 from tests.objectives import COUNT, VIEWS, Brightness, problem
 
 NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")
