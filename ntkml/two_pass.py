@@ -59,11 +59,12 @@ class TwoPass:
     chunk: int
 
     def first(self, data: BlockData, adjoint: bool = True) -> FirstPass:
-        """Rows of one block, without a graph, as its structure; without ``adjoint`` no second pass can follow."""
+        """Rows of one block as its structure; without ``adjoint`` no second pass can follow."""
         entry_bytes = next(self.model.parameters()).element_size()
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
         one_chunk = len(data.inputs) <= self.chunk
-        if adjoint and one_chunk and len(groups) == 1 and not (self.plan and self.plan.exact):
+        together = len(groups) == 1 or self._kind.keeps != "rows"
+        if adjoint and one_chunk and together and not (self.plan and self.plan.exact):
             return self._only(data, groups)
         seen: list[Tensor] = []
 
