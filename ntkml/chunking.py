@@ -45,10 +45,17 @@ def automatic_chunk(
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):
-            numbers += 3 * (layer.over_views().patches.numel() if factors else layer.num_held(edges[0]))
+            numbers += 3 * (
+                layer.over_views().patches.numel() if factors else layer.num_held(_columns(edges[0], num_columns))
+            )
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
     size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
+
+
+def _columns(gradient: torch.Tensor, count: int) -> torch.Tensor:
+    """The shape of ``count`` such gradients side by side, without their memory."""
+    return gradient.unsqueeze(1).expand(-1, count, *gradient.shape[1:])
 
 
 def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int) -> list[tuple[str, ...]]:

@@ -67,12 +67,13 @@ class GroupedConvolution:
         return values.unflatten(0, (-1, self.num_views)).transpose(0, 1).flatten(1, -3)
 
 
-def grouped_is_faster(inputs: Tensor, pulled: Tensor) -> bool:
-    """Whether to take it: where oneDNN has such convolutions, a CPU's float32, and a filter is used more than once."""
-    several = pulled.shape[-2:].numel() > 1
-    return (
-        several
-        and inputs.device.type == "cpu"
-        and inputs.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-    )
+def grouped_is_faster(inputs: Tensor, pulled: Tensor, num_views: int, channel_groups: int) -> bool:
+    """Whether to take it: where oneDNN has such convolutions, a CPU's float32, and filters are used at many positions.
+
+    Every input and cotangent has filters of its own. For 8 inputs of 64, 128 and 256 channels at 32 x 32, 16 x 16 and 8 x 8
+    positions rows took 0.6, 0.8 and 3.5 times as long as by im2col with one cotangent, 1.2, 2.1 and 2.3 times with nine.
+    """
+    positions = num_views * pulled.shape[-2:].numel()
+    filters = pulled.shape[1] * inputs.shape[1] // channel_groups
+    on_cpu = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return on_cpu and positions >= 2 * filters

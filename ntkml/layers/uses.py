@@ -60,15 +60,18 @@ class PositionsUse:
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
         fan_in = self.module.get_parameter("weight")[0].numel()
-        grouped = None
-        if isinstance(self.module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled[0]):
-            grouped = GroupedConvolution(self.module, self.inputs, pulled[0], self.num_views)
+        grouped = self._grouped(pulled[0])
         return Positions(lambda: self.patches, fan_in, gradients, "weight" in self.keys, "bias" in self.keys, grouped)
 
     def num_held(self, pulled: Tensor) -> int:
         """Numbers that its rows are made from, beside the gradients: the inputs themselves, or those at every position."""
-        grouped = isinstance(self.module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled)
-        return self.inputs.numel() if grouped else self.patches.numel()
+        return self.patches.numel() if self._grouped(pulled) is None else self.inputs.numel()
+
+    def _grouped(self, pulled: Tensor) -> GroupedConvolution | None:
+        module = self.module
+        if isinstance(module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled, self.num_views, module.groups):
+            return GroupedConvolution(module, self.inputs, pulled, self.num_views)
+        return None
 
     def over_views(self) -> PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.

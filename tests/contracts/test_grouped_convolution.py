@@ -36,7 +36,7 @@ def captured_layers(settings, grouped, num_views, columns, monkeypatch, dtype=to
     factor = torch.randn(3, 3, columns, generator=source, dtype=torch.float64)
     with monkeypatch.context() as patched:
         if grouped is not None:
-            patched.setattr(uses, "grouped_is_faster", lambda inputs, pulled: grouped)
+            patched.setattr(uses, "grouped_is_faster", lambda *_: grouped)
         captured = capture(model, x, num_views, differentiable=True)
         return rows_by_layer(captured, factor, keep_graph=True), x
 
@@ -70,17 +70,21 @@ def test_rows_products_and_their_gradients_are_those_of_im2col(settings, num_vie
 
 
 def test_the_route_is_taken_in_float32_on_a_cpu_and_agrees_with_float64(monkeypatch):
-    layers, _ = captured_layers({}, False, 2, 2, monkeypatch)
-    single, _ = captured_layers({}, None, 2, 2, monkeypatch, torch.float32)
+    layers, _ = captured_layers({}, False, 2, 1, monkeypatch)
+    single, _ = captured_layers({}, None, 2, 1, monkeypatch, torch.float32)
     for name in ("0", "2"):
         assert single[name].grouped is not None
         for key, row in layers[name].rows().items():
             torch.testing.assert_close(single[name].rows()[key].double(), row, rtol=1e-4, atol=1e-5)
 
 
-def test_one_position_double_numbers_and_other_devices_keep_im2col():
-    image, one = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 1, 1)
-    assert grouped_is_faster(image, image) is torch.backends.mkldnn.is_available()
-    assert not grouped_is_faster(image, one)
-    assert not grouped_is_faster(image.double(), image.double())
-    assert not grouped_is_faster(image.to("meta"), image.to("meta"))
+def test_few_positions_many_filters_double_numbers_and_other_devices_keep_im2col():
+    image, pulled, one = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 5, 4, 4), torch.zeros(2, 2, 5, 1, 1)
+    available = torch.backends.mkldnn.is_available()
+    assert grouped_is_faster(image, pulled, 1, 1) is available
+    assert not grouped_is_faster(image, one, 1, 1)
+    assert not grouped_is_faster(image.repeat(1, 2, 1, 1), pulled, 1, 1)
+    assert grouped_is_faster(image.repeat(1, 2, 1, 1), pulled, 1, 2) is available
+    assert grouped_is_faster(image.repeat(1, 2, 1, 1), pulled, 2, 1) is available
+    assert not grouped_is_faster(image.double(), pulled.double(), 1, 1)
+    assert not grouped_is_faster(image.to("meta"), pulled.to("meta"), 1, 1)
