@@ -23,6 +23,9 @@ from ntkml.model_contract import check_model
 from ntkml.pulled_rows import rows_by_layer
 from ntkml.rows import Groups, merge_factors
 
+#: Float64 entries of one strip while a block is cut from the Gram of all rows (64 MiB).
+_CUT_ENTRIES = 8 * 2**20
+
 
 class JacobianTable:
     """J of all inputs and outputs by parameter tensor, and the float64 Grams that are cheaper to cut than to recompute.
@@ -118,9 +121,16 @@ class TabulatedRows:
         if c == k == 1:
             scale = factor.reshape(-1)
             return block * scale.unsqueeze(1) * scale
-        half = (factor.transpose(1, 2) @ block.reshape(n, c, n * c)).reshape(n * k, n * c)  # L^T (J J^T)
-        turned = half.T.reshape(n, c, n * k)
-        return (factor.transpose(1, 2) @ turned).reshape(n * k, n * k)
+        cut = full.new_empty(n * k, n * k)
+        step = max(1, _CUT_ENTRIES // max(1, k * n * c))
+        for start in range(
+            0, n, step
+        ):  # in strips: L^T (J J^T) whole would be as large as the Gram of all rows once more
+            own = factor[start : start + step]
+            strip = own.transpose(1, 2) @ block[start * c : (start + step) * c].reshape(len(own), c, n * c)
+            turned = strip.reshape(len(own) * k, n, c).transpose(0, 1) @ factor  # (n, len(own) * k, k)
+            cut[start * k : (start + step) * k] = turned.transpose(0, 1).reshape(len(own) * k, n * k)
+        return cut
 
 
 def _is_range(pairs: Tensor, size: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ntkml import tabulated
 from ntkml.capture import capture
 from ntkml.grouping import tree_for
 from ntkml.hyperparameters.affine import affine_views, draw_noise
@@ -108,6 +109,21 @@ def test_every_block_of_every_estimator_is_that_of_a_capture(name, kind, num_vie
             kept, made = (structure_named(structure)(rows) for rows in (cut, fresh))
             assert_same(kept.log_det(prior), made.log_det(prior))
             assert_same(kept.spectrum().sort().values, made.spectrum().sort().values, 1e-9)
+
+
+def test_a_gram_is_cut_in_strips_of_a_few_inputs(monkeypatch):
+    """Strips that leave a rest, one input at a time, and all at once."""
+    case = make_case("convnet")
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7)
+    factor = case.likelihood.factor(table.outputs, "C", tree_for(case.model))
+    cut = []
+    for entries in (1, 3 * factor.numel() * factor.shape[2], 2**20):  # one, three and seven inputs
+        monkeypatch.setattr(tabulated, "_CUT_ENTRIES", entries)
+        cut.append(TabulatedRows(table, torch.arange(7), factor)._cut(table.total_gram()))
+    jacobian = torch.cat([table.rows[name] for name in case.shapes], dim=2)
+    rows = torch.einsum("ncp,nck->nkp", jacobian, factor).flatten(0, 1)
+    for gram in cut:
+        assert_same(gram, rows @ rows.T)
 
 
 def test_chunks_do_not_show():
