@@ -122,10 +122,9 @@ class TabulatedRows:
             scale = factor.reshape(-1)
             return block * scale.unsqueeze(1) * scale
         cut = full.new_empty(n * k, n * k)
+        # In strips: L^T (J J^T) whole would be as large as the Gram of all rows once more.
         step = max(1, _CUT_ENTRIES // max(1, k * n * c))
-        for start in range(
-            0, n, step
-        ):  # in strips: L^T (J J^T) whole would be as large as the Gram of all rows once more
+        for start in range(0, n, step):
             own = factor[start : start + step]
             strip = own.transpose(1, 2) @ block[start * c : (start + step) * c].reshape(len(own), c, n * c)
             turned = strip.reshape(len(own) * k, n, c).transpose(0, 1) @ factor  # (n, len(own) * k, k)
