@@ -91,12 +91,12 @@ def channel_gram(rows: Tensor) -> Tensor | None:
         base = base.reshape(num_inputs, -1)
         grams.append((base @ base.T).flatten())
         directions.append(torch.outer(direction, direction).flatten())
-    joined = torch.stack(directions).T @ torch.stack(grams)  # (C C, N N)
-    return (
-        joined.reshape(num_outputs, num_outputs, num_inputs, num_inputs)
-        .permute(2, 0, 3, 1)
-        .reshape(num_inputs * num_outputs, num_inputs * num_outputs)
-    )
+    stacked, weights = torch.stack(grams), torch.stack(directions).reshape(num_channels, num_outputs, num_outputs)
+    total = stacked.new_empty(num_inputs, num_outputs, num_inputs, num_outputs)
+    for output in range(num_outputs):  # one at a time: all of them would be a second matrix of the result's size
+        products = weights[:, output].T @ stacked  # (C, N N)
+        total[:, output] = products.reshape(num_outputs, num_inputs, num_inputs).permute(1, 2, 0)
+    return total.reshape(num_inputs * num_outputs, num_inputs * num_outputs)
 
 
 def log_det_identity_plus(matrix: Tensor, where: str, precision: Tensor | float = 1.0) -> Tensor:
