@@ -59,19 +59,22 @@ class JacobianTable:
     def gram(self, name: str) -> Tensor:
         """J_l J_l^T over all pairs, float64, computed once. Shape (N C, N C)."""
         if name not in self._grams:
-            channels = self.rows[name].unflatten(2, (self.shapes[name][0] if self.shapes[name] else 1, -1))
-            factored = channel_gram(channels)
-            self._grams[name] = gram(self.rows[name].flatten(0, 1)) if factored is None else factored
+            self._grams[name] = self._gram(name)
         return self._grams[name]
+
+    def _gram(self, name: str) -> Tensor:
+        channels = self.rows[name].unflatten(2, (self.shapes[name][0] if self.shapes[name] else 1, -1))
+        factored = channel_gram(channels)
+        return gram(self.rows[name].flatten(0, 1)) if factored is None else factored
 
     def total_gram(self) -> Tensor:
         """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
         if self._total is None:
             narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
-            total = gram(torch.cat(narrow, dim=1)) if narrow else torch.zeros_like(self.gram(next(iter(self.rows))))
-            for name in self.rows:
-                if self.wide(name):
-                    total += self.gram(name)
+            wide = [name for name in self.rows if self.wide(name)]
+            total = gram(torch.cat(narrow, dim=1)) if narrow else self._gram(wide.pop())
+            for name in wide:  # not kept beside the sum: each would be as large as it is
+                total += self._grams[name] if name in self._grams else self._gram(name)
             self._total = total
         return self._total
 
