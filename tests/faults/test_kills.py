@@ -129,7 +129,12 @@ def test_a_run_that_is_killed_over_and_over_ends_as_if_it_never_was(server, whol
 def test_a_signal_at_a_random_time_stops_in_order(server, whole, tmp_path, name, sent, code):
     seconds, expected = whole[name]
     number = getattr(signal, sent)
-    left, _, printed = server.run(tmp_path, TOYS[name], after=0.6 * seconds, signal=[number])
+    for share in (0.6, 0.3, 0.15):  # a machine that has become faster may be done before the signal
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        left, _, printed = server.run(folder, TOYS[name], after=share * seconds, signal=[number])
+        if left != 0:
+            break
     assert left == code, printed
     assert printed.splitlines()[-1].startswith(f"Stopped by {sent} after "), printed
-    assert_same(resumed(server, tmp_path, TOYS[name]), expected)
+    assert_same(resumed(server, folder, TOYS[name]), expected)
