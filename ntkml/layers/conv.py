@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,11 @@ def unsupported(module: nn.Conv2d) -> str | None:
     if module.padding == "same" and any(total % 2 for total in _same_padding(module)):
         return "it has padding='same' with an even kernel"
     return None
+
+
+def fan_in(module: nn.Conv2d) -> int:
+    """Entries of one filter; of its settings, because a parametrised weight is computed when it is read."""
+    return module.in_channels // module.groups * math.prod(module.kernel_size)
 
 
 def patches(module: nn.Conv2d, inputs: Tensor, num_views: int) -> Tensor:

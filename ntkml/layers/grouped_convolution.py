@@ -31,14 +31,14 @@ class GroupedConvolution:
         """J[n, k] = sum over views and positions of g a^T. Shape (n, k, size)."""
         n, k, q, o = self._counts
         gradients = self._by_input(self.pulled.unflatten(2, (q, o)).transpose(1, 2))  # (S, n * q * k * o, h, w)
-        filters = (n * q * k * o, *self.module.weight.shape[1:])
+        filters = (n * q * k * o, *self._filter)
         rows = conv2d_weight(self._images, filters, gradients, **self._geometry, groups=n * q)
         return rows.reshape(n, q, k, -1).transpose(1, 2).flatten(2)
 
     def pair(self, gradient: Tensor) -> Tensor:
         """<V, J> as <V * a, g>: the inputs convolved with V as filters. gradient: V, (n, k, size). Scalar, with its graph."""
         n, k, q, o = self._counts
-        filters = gradient.unflatten(2, (q, -1)).transpose(1, 2).reshape(-1, *self.module.weight.shape[1:])
+        filters = gradient.unflatten(2, (q, -1)).transpose(1, 2).reshape(-1, *self._filter)
         convolved = F.conv2d(self._images, filters, **self._geometry, groups=n * q)  # (S, n * q * k * o, h, w)
         convolved = convolved.unflatten(1, (n, q, k, o)).permute(1, 0, 3, 2, 4, 5, 6)  # as the cotangents are
         return (convolved * self.pulled.unflatten(0, (n, -1)).unflatten(3, (q, o))).sum()
@@ -48,6 +48,11 @@ class GroupedConvolution:
         """Inputs n, cotangents k, groups q of channels, fan-out o."""
         groups = self.module.groups
         return len(self.pulled) // self.num_views, self.pulled.shape[1], groups, self.module.out_channels // groups
+
+    @property
+    def _filter(self) -> tuple[int, ...]:
+        """Shape of one filter: (channels of a group, height, width)."""
+        return self.module.in_channels // self.module.groups, *self.module.kernel_size
 
     @property
     def _geometry(self) -> dict[str, Any]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
+def fan_in(module: nn.Linear) -> int:
+    """Entries of one row of the weight."""
+    return module.in_features
+
+
 def patches(module: nn.Linear, inputs: Tensor, num_views: int) -> Tensor:
     """inputs: (n * S, ..., d) -> (n, S, 1, d, T)."""
     middle = inputs.shape[1:-1].numel()

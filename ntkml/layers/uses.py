@@ -59,7 +59,7 @@ class PositionsUse:
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
-        fan_in = self.module.get_parameter("weight")[0].numel()
+        fan_in = _code(self.module).fan_in(self.module)
         grouped = self._grouped(pulled[0])
         return Positions(lambda: self.patches, fan_in, gradients, "weight" in self.keys, "bias" in self.keys, grouped)
 
