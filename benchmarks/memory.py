@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
+
+import torch
 
 from benchmarks.cases import Case, problem
 from benchmarks.systems import system_for
-
-_STATUS = Path("/proc/self/status")
+from ntkml.runs.peak_memory import peak_bytes
 
 
 def peak_mib(system: str, case: Case) -> float | None:
@@ -29,18 +27,10 @@ def peak_mib(system: str, case: Case) -> float | None:
 def _measure(system: str, case: Case) -> float:
     given = problem(case)
     step = system_for(system, case.work, case.network, case.num_inputs).prepare(given)
-    before = _peak_bytes()
+    cpu = torch.device("cpu")
+    before = peak_bytes(cpu)
     step()
-    return (_peak_bytes() - before) / 2**20
-
-
-def _peak_bytes() -> int:
-    """Of this process so far. Linux hands ru_maxrss down from the parent, which is larger; VmHWM starts anew."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
-    if found:
-        return 1024 * int(found[1])
-    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return counted if sys.platform == "darwin" else 1024 * counted
+    return (peak_bytes(cpu) - before) / 2**20
 
 
 if __name__ == "__main__":

@@ -185,9 +185,12 @@ def _route(
         plan = RowPlan(exact, vectorised)
         try:
             rows = ExactForward(model, plan, few, num_views=1, differentiable=False).pull_back(cotangents)
-        except Exception:  # a network may do anything that vmap does not know, such as branch on a value
+        except Exception as error:
+            # A network may do anything that vmap does not know, such as branch on a value, and its own checks may raise anything.
+            # Nothing wrong passes: no plan was made, and the next one's rows are held against autograd's gradient below.
             if not vectorised:
                 raise
+            _LOG.debug("no exact rows by vmap, trying input by input: %r", error)
             continue
         wrong = [n for n in exact if not all(_agree(rows[n][i], t[n], scale) for i, t in enumerate(truth))]
         if not wrong:
