@@ -43,7 +43,7 @@ def peak_bytes(name, num_inputs, chunk=CHUNK):
     return peak
 
 
-@pytest.mark.parametrize("name", ["kfac-N-1", "diag-N-1"])
+@pytest.mark.parametrize("name", ["kfac-N-1", "kfac-N-C", "diag-N-1"])
 def test_kfac_and_diag_hold_one_chunk_whatever_the_block(name):
     small, large = peak_bytes(name, 20), peak_bytes(name, 200)
     assert large - 180 * DATA_BYTES < 1.05 * small
