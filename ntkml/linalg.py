@@ -32,8 +32,11 @@ def gram(rows: Tensor) -> Tensor:
     rows: (b, P), float32 or float64. Returns (b, b).
     """
     num_rows, num_columns = rows.shape
-    total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=rows.device)
     columns = max(1, _TILE_ENTRIES // max(1, num_rows))
+    if num_rows <= _TILE_ROWS and num_columns <= columns:  # one tile: a third of the calls
+        tile = rows.double()
+        return _symmetric(tile @ tile.T)
+    total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=rows.device)
     for start in range(0, num_columns, columns):
         tile = rows[:, start : start + columns].double()
         for i in range(0, num_rows, _TILE_ROWS):
@@ -42,9 +45,13 @@ def gram(rows: Tensor) -> Tensor:
     for i in range(0, num_rows, _TILE_ROWS):
         part = slice(i, i + _TILE_ROWS)
         total[:i, part] = total[part, :i].T
-        tile = total[part, part]
-        tile.copy_(tile.tril() + tile.tril(-1).T)  # a product need not round its two halves alike
+        total[part, part] = _symmetric(total[part, part])
     return total
+
+
+def _symmetric(square: Tensor) -> Tensor:
+    """The lower half on both sides: a product of a matrix with itself need not round its two halves alike."""
+    return square.tril() + square.tril(-1).T
 
 
 def scatter(vectors: Tensor) -> Tensor:

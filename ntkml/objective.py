@@ -112,7 +112,7 @@ class MarginalLikelihood(BayesianModel):
         """
         drawn = self._drawn(x, y, blocks, generator, processes)
         with processes.summed_gradients(self.parameters()):
-            terms = (self._add_gradients(data, weight, len(x)) for data, weight in drawn)
+            terms = ((weight, *self._add_gradients(data, weight, len(x))) for data, weight in drawn)
             return self._assemble(len(x), terms, processes)
 
     @full_precision()
@@ -146,12 +146,13 @@ class MarginalLikelihood(BayesianModel):
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
         drawn = self._drawn(x, y, blocks, generator, processes)
         kept = [(data, self._first(data), weight) for data, weight in drawn]
+        squares = self.prior.squares(trainable_parameters(self.model))
 
         @full_precision()
         def backward() -> LogMarginalLikelihood:
-            terms = ((self._terms(data, first), weight) for data, first, weight in kept)
+            terms = ((weight, *self._terms(data, first)) for data, first, weight in kept)
             with processes.summed_gradients(self.parameters()):
-                return self._assemble(len(x), (self._descend(*own, weight, len(x)) for own, weight in terms), processes)
+                return self._assemble(len(x), terms, processes, squares)
 
         return backward
 
@@ -187,15 +188,29 @@ class MarginalLikelihood(BayesianModel):
         return BlockData(block, inputs, targets, views, self._num_views, share)
 
     def _assemble(
-        self, num_data: int, terms: Iterable[tuple[float, Tensor, Tensor]], processes: Processes
+        self,
+        num_data: int,
+        terms: Iterable[tuple[float, Tensor, Tensor]],
+        processes: Processes,
+        squares: Tensor | None = None,
     ) -> LogMarginalLikelihood:
-        """The estimate from (weight, rho, log-determinant) of blocks; adds the gradient of the weights' prior."""
-        log_prior = -0.5 * self.prior.quadratic_form(trainable_parameters(self.model))
-        if log_prior.requires_grad:
-            (-log_prior / num_data / processes.count).backward()
+        """The estimate from (weight, rho, log-determinant) of blocks, one after the other; adds its gradients.
+
+        That of the weights' prior comes with the first block's, in one backward pass. ``squares``: see
+        :meth:`PriorPrecision.squares`, None to compute them.
+        """
+        prior = self.prior
+        squares = prior.squares(trainable_parameters(self.model)) if squares is None else squares
+        log_prior = -0.5 * (prior.values @ squares)
         rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:
-            rho, log_det = rho + weight * block_rho, log_det + weight * block_log_det
+            value = weight * (block_rho - 0.5 * block_log_det)
+            _descend(value if waiting is None else value + waiting, num_data)
+            waiting = None
+            rho, log_det = rho + weight * block_rho.detach(), log_det + weight * block_log_det.detach()
+        if waiting is not None:  # all blocks are other processes'
+            _descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
         assert self.partition is not None
         certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
@@ -207,8 +222,11 @@ class MarginalLikelihood(BayesianModel):
     def _value(self, data: BlockData, passes: TwoPass) -> tuple[Tensor, Tensor]:
         return self._terms(data, passes.first(data, adjoint=False))
 
-    def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
-        """Gradients of -weight (rho - 1/2 log-determinant) / N of one block; the rows of one are alive at a time."""
+    def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[Tensor, Tensor]:
+        """Gradients of -weight (rho - 1/2 log-determinant) / N of one block in what enters the forward pass.
+
+        Returns what :meth:`_terms` does; the rows of one block are alive at a time.
+        """
         targets = self._forward_hyperparameters
 
         def both(passes: TwoPass) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
@@ -221,19 +239,12 @@ class MarginalLikelihood(BayesianModel):
             if gradient is not None:
                 step = -weight / num_data * gradient
                 parameter.grad = step if parameter.grad is None else parameter.grad + step
-        return self._descend(*terms, weight, num_data)
+        return terms
 
     def _terms(self, data: BlockData, first: FirstPass) -> tuple[Tensor, Tensor]:
         """rho and log-determinant of one block, differentiable in prior and noise."""
         log_det = first.structure.log_det(self._scaled_prior)
         return data.share * self.likelihood.log_prob(first.outputs, data.targets).double().sum(), log_det
-
-    def _descend(self, rho: Tensor, log_det: Tensor, weight: float, num_data: int) -> tuple[float, Tensor, Tensor]:
-        """Add the gradient of -weight (rho - 1/2 log-determinant) / N in prior and noise."""
-        loss = -weight / num_data * (rho - 0.5 * log_det)
-        if loss.requires_grad:  # not where prior and noise are frozen
-            loss.backward()
-        return weight, rho.detach(), log_det.detach()
 
     def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:
         """``compute`` in chunks that fit into memory; the chunk that did is kept."""
@@ -265,3 +276,9 @@ class MarginalLikelihood(BayesianModel):
             factor=lambda outputs: self._likelihood.factor(outputs, self.estimator.outputs, self.tree),
             chunk=self.chunk,
         )
+
+
+def _descend(value: Tensor, num_data: int) -> None:
+    """Add the gradient of -value / N to every ``.grad``; nothing where all of prior and noise is frozen."""
+    if value.requires_grad:
+        (-value / num_data).backward()

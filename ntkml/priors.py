@@ -53,13 +53,17 @@ class PriorPrecision:
         ]
         return torch.stack(terms).sum()
 
+    def squares(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """What the precisions multiply in w^T P0 w: squared weights, summed over those that share one. Like ``values``."""
+        if self.kind == "diagonal":
+            return torch.cat([weight.detach().double().reshape(-1) for weight in weights.values()]).square()
+        norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in weights.values()]
+        squares = torch.stack(norms).square()
+        return squares.sum(0, keepdim=True) if self.kind == "scalar" else squares
+
     def quadratic_form(self, weights: Mapping[str, Tensor]) -> Tensor:
         """w^T P0 w, scalar, in float64."""
-        precision = self.of({name: weight.shape for name, weight in weights.items()})
-        terms = [
-            (precision[name] * weight.detach().double().reshape(-1).square()).sum() for name, weight in weights.items()
-        ]
-        return torch.stack(terms).sum()
+        return self.values.double().reshape(-1) @ self.squares(weights)
 
 
 def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPrecision:
