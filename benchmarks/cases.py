@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import build
 from ntkml.datasets import load_dataset
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.models import build_model
-
-#: Input shape and number of classes of every network.
-NETWORKS = {"mininet": ((1, 28, 28), 10), "mininet-8": ((1, 8, 8), 10), "wrn16-4": ((3, 32, 32), 10)}
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,8 @@ class Problem:
 
 def problem(case: Case, data_root: str | None = None) -> Problem:
     """The network at seeded weights and the data; the same for every system."""
-    shape, num_classes = NETWORKS[case.network]
     generator = torch.Generator().manual_seed(0)
-    model = build_model(case.network.removesuffix("-8"), shape, num_classes, generator)
+    model, shape, num_classes = build(case.network, generator)
     _nothing_zero(model, generator)
     if case.data == "mnist":
         data = load_dataset("mnist", data_root)
@@ -124,7 +120,7 @@ FULL = [
     *_wrn((64,), "kfac-N-1"),
 ]
 
-#: How cost grows in M, C and S.
+#: How cost grows in M, C, S and P, the last by channels.
 GROWTH = [
     case
     for structure in ("ntk", "kfac")
@@ -133,6 +129,7 @@ GROWTH = [
         *_mininet((50,), f"{structure}-N-3"),
         *_mininet((50,), f"{structure}-N-C"),
         *(Case("mininet", 50, f"{structure}-N-1", views, "mnist") for views in (2, 4, 8)),
+        *(Case(f"mininet-x{width}", 50, f"{structure}-N-1", 0, "mnist") for width in (2, 4, 8)),
     )
 ]
 

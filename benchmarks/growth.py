@@ -1,4 +1,7 @@
-"""How cost grows: exponents fitted to measured rows, in the inputs of a block M, its columns per input C and the views S."""
+"""How cost grows: exponents fitted to measured rows.
+
+In the inputs of a block M, its columns per input C, the views S, and the parameters P of one network with more channels.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import math
 
 import pandas
 
+from benchmarks.networks import family
 from ntkml.specs import parse_estimator
+
+_SIZES = ("M", "C", "S", "P")
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:
@@ -17,16 +23,18 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
 
 
 def exponents(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """By system, network and structure, where three sizes or more differ in one of M, C, S and in nothing else."""
+    """By system, network and structure, where three sizes or more differ in one of M, C, S, P and in nothing else."""
     rows = rows.assign(
         structure=[parse_estimator(name).structure for name in rows.estimator],
         C=[_columns(name) for name in rows.estimator],
         M=rows.num_inputs,
         S=rows.views,
+        P=rows.num_params,
+        network=[family(name) for name in rows.network],
     )
     fits = []
-    for size in ("M", "C", "S"):
-        others = ["system", "network", "structure", *({"M", "C", "S"} - {size})]
+    for size in _SIZES:
+        others = ["system", "network", "structure", *(other for other in _SIZES if other != size)]
         for key, group in rows.groupby(others):
             group = group[group[size] > 0]  # without views the work is another one: no gradient in eta
             if group[size].nunique() >= 3:

@@ -12,6 +12,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.systems import OURS, PLAIN, SYSTEMS, Result, Step, System
 from benchmarks.table import Row
 from benchmarks.timing import interleaved
+from ntkml.capture import trainable_parameters
 
 #: Largest relative difference to ntkml that float32 rows and factorisations explain; beyond it a system is not timed.
 TOLERANCE = 5e-3
@@ -37,6 +38,7 @@ def _rows(
 ) -> Iterator[Row]:
     able = [s for s in present if s.can(case.work, case.network, case.num_inputs)]
     steps: dict[str, Step] = {s.name: s.prepare(problem(case, data_root)) for s in able}
+    num_params = sum(weights.numel() for weights in trainable_parameters(problem(case, data_root).model).values())
     differences = _check(steps, say)
     timings = interleaved({name: steps[name] for name in (PLAIN.name, *differences)}, repeats)
     versions = {s.name: s.version or "" for s in able}
@@ -44,6 +46,7 @@ def _rows(
         yield Row(
             case=case.name,
             network=case.network,
+            num_params=num_params,
             num_inputs=case.num_inputs,
             views=case.views,
             estimator=case.estimator,

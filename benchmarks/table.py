@@ -18,6 +18,7 @@ class Row:
 
     case: str
     network: str
+    num_params: int
     num_inputs: int
     views: int
     estimator: str

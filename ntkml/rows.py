@@ -98,15 +98,19 @@ class ChunkedRows:
     """
 
     def __init__(
-        self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups, spectra_only: bool = False
+        self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups, values_only: bool = False
     ):
-        """``spectra_only``: of Kronecker factors only the eigenvalues will be asked for, and the block is one chunk."""
+        """``values_only``: no gradient in the rows will be asked for.
+
+        Then only eigenvalues are needed of Kronecker factors (this, of a block of one chunk alone), and the explicit rows of a
+        layer are made for its Gram and dropped, where they are larger than what they are made from.
+        """
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
         self._chunks = chunks
-        self._spectra_only = spectra_only
+        self._values_only = values_only
         self._rows: dict[str, list[Tensor]] = {}
-        self._direct: dict[str, list[LayerRows]] = {}
+        self._kept: dict[str, list[LayerRows]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
@@ -129,33 +133,36 @@ class ChunkedRows:
             self.num_inputs += inputs
 
     def _load_group(self, names: tuple[str, ...]) -> None:
-        self._rows, self._direct = {}, {}
+        self._rows, self._kept = {}, {}
         loaded: dict[str, list[Tensor]] = {}
-        direct: dict[str, list[LayerRows]] = {}
-        self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, direct))
-        self._rows, self._direct = loaded, direct  # whole, or not at all
+        kept: dict[str, list[LayerRows]] = {}
+        self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, kept))
+        self._rows, self._kept = loaded, kept  # whole, or not at all
 
     def _add_rows(
         self,
         chunk: Mapping[str, LayerRows],
         names: set[str],
         loaded: dict[str, list[Tensor]],
-        direct: dict[str, list[LayerRows]],
+        kept: dict[str, list[LayerRows]],
     ) -> None:
         undecided = self.num_inputs == 0
         for name, layer in chunk.items():
-            if not any(wanted.rpartition(".")[0] == name for wanted in names):
-                continue
-            if name in direct or (undecided and layer.direct_is_cheaper()):  # the first chunk decides for all of them
-                direct.setdefault(name, []).append(layer)
-                continue
-            for key, rows in layer.rows().items():
-                loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+            wanted = any(tensor.rpartition(".")[0] == name for tensor in names)
+            # The first chunk decides for all of them; what is kept for values does not wait for its group.
+            if name in kept or (undecided and (wanted or self._values_only) and self._is_kept(layer)):
+                kept.setdefault(name, []).append(layer)
+            elif wanted:
+                for key, rows in layer.rows().items():
+                    loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+
+    def _is_kept(self, layer: LayerRows) -> bool:
+        return layer.direct_is_cheaper() or (self._values_only and layer.rows_are_larger())
 
     def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
         reduced = {name: layer.reduced() for name, layer in chunk.items()}
-        factors = merge_factors(reduced, self._spectra_only, moments=first)
+        factors = merge_factors(reduced, self._values_only, moments=first)
         inputs, _ = next(iter(chunk.values())).counts
         share = inputs / (self.num_inputs + inputs)
         for name, (scatter, *second_moment) in factors.items():
@@ -172,30 +179,35 @@ class ChunkedRows:
 
     def explicit(self, name: str) -> Tensor:
         self._have(name)
-        if name not in self._rows:
-            layer, _, _ = name.rpartition(".")
-            for key, rows in self._joined(layer).rows().items():
-                self._rows[qualified(layer, key)] = [rows.flatten(0, 1)]
-        if len(self._rows[name]) > 1:
-            self._rows[name] = [torch.cat(self._rows[name])]
-        return self._rows[name][0]
+        parts = self._parts(name)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if name in self._rows or not self._values_only or len(self.groups) == 1:  # else all of them would not fit
+            self._rows[name] = [joined]
+        return joined
 
     def gram(self, name: str) -> Tensor:
         self._have(name)
         layer, _, key = name.rpartition(".")
-        return self._joined(layer).gram(key) if layer in self._direct else gram(self.explicit(name))
+        if name not in self._rows and self._kept[layer][0].direct_is_cheaper():
+            return self._joined(layer).gram(key)
+        return gram(*self._parts(name))
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """The rows of a tensor by chunk, made from what is kept of its layer where they are not held themselves."""
+        layer, _, key = name.rpartition(".")
+        return self._rows.get(name) or [part.row(key).flatten(0, 1) for part in self._kept[layer]]
 
     def _have(self, name: str) -> None:
         """Capture the group of a tensor, unless it is the one that is held."""
-        if name not in self._rows and name.rpartition(".")[0] not in self._direct:
+        if name not in self._rows and name.rpartition(".")[0] not in self._kept:
             self._load_group(next(group for group in self.groups if name in group))
 
     def _joined(self, layer: str) -> LayerRows:
         """What is kept of a layer that takes the direct route, its chunks as one."""
-        first, *others = self._direct[layer]
+        first, *others = self._kept[layer]
         if others:
-            self._direct[layer] = [first.joined(others)]
-        return self._direct[layer][0]
+            self._kept[layer] = [first.joined(others)]
+        return self._kept[layer][0]
 
     def total_gram(self) -> Tensor:
         return sum_of_grams(self, self.shapes)

@@ -3,8 +3,9 @@
     pass 1, without a graph, chunk by chunk: rows -> log-determinant and its adjoint V,
     pass 2, chunk by chunk with a graph: d/dh [ rho(chunk) - 1/2 <V, R(chunk)> ], V fixed, R = L(f)^T J.
 
-A block of one chunk goes through the network once: its graph is kept for pass 2. Only one chunk's graph is alive at a time; beyond it a block costs the rows that a structure keeps: none for kfac, those of
-one group of parameter tensors for the others, for which both passes are repeated where the groups are several.
+A block of one chunk goes through the network once: its graph is kept for pass 2. Only one chunk's graph is alive at a
+time; beyond it a block costs the rows that a structure keeps: none for kfac, those of one group of parameter tensors for the
+others, for which both passes are repeated where the groups are several.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class TwoPass:
                 yield layers
                 del layers  # or they would be alive beside the next ones
 
-        spectra_only = not adjoint and one_chunk
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, spectra_only))
+        values_only = not adjoint and (one_chunk or self._kind.keeps == "rows")
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, values_only))
         return FirstPass(structure, torch.cat(seen))
 
     def _only(self, data: BlockData, groups: Groups) -> FirstPass:

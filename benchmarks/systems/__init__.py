@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from benchmarks.cases import Problem
+from benchmarks.networks import family
 from benchmarks.systems import backpack, laplace_torch, ours, recipes
 from ntkml.specs import parse_estimator
 
@@ -42,7 +43,7 @@ class System:
         outputs = 9 if spec.outputs == "C" else 1
         outputs_of = "k" if spec.outputs.isdigit() and spec.outputs != "1" else spec.outputs
         work = f"{spec.structure}-{outputs_of}" + (f"+{eta}" if eta else "")
-        return network in self.networks and work in self.works and num_inputs * outputs <= self.max_rows
+        return family(network) in self.networks and work in self.works and num_inputs * outputs <= self.max_rows
 
     @property
     def version(self) -> str | None:

@@ -32,10 +32,13 @@ class EmbeddingRows:
         return self.gradients.shape[0], self.gradients.shape[1]
 
     def rows(self) -> dict[str, Tensor]:
+        return {"weight": self.row("weight")}
+
+    def row(self, key: str) -> Tensor:
         n, k, _, d = self.gradients.shape
         table = self.gradients.new_zeros(n, k, self.num_entries, d)
         where = self.indices[:, None, :, None].expand_as(self.gradients)
-        return {"weight": table.scatter_add(2, where, self.gradients).flatten(2)}
+        return table.scatter_add(2, where, self.gradients).flatten(2)
 
     def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """See :class:`~ntkml.layers.layer_rows.LayerRows`; V is read at the indices, and no row is made."""
@@ -62,6 +65,10 @@ class EmbeddingRows:
     def direct_is_cheaper(self) -> bool:
         n, k, t, d = self.gradients.shape
         return t**2 * (d + 2) < self.num_entries * d
+
+    def rows_are_larger(self) -> bool:
+        n, k, t, d = self.gradients.shape
+        return k * self.num_entries * d > t + k * t * d
 
     def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
         indices = torch.cat([self.indices, *(other.indices for other in others)])

@@ -27,6 +27,9 @@ class LayerRows(Protocol):
     def rows(self) -> dict[str, Tensor]:
         """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
 
+    def row(self, key: str) -> Tensor:
+        """Explicit Jacobian rows of one parameter. Shape (n, k, size)."""
+
     def gram(self, key: str) -> Tensor:
         """Float64 Gram matrix of one parameter's rows. Shape (n * k, n * k), index order (input, cotangent)."""
 
@@ -38,6 +41,9 @@ class LayerRows(Protocol):
 
     def direct_is_cheaper(self) -> bool:
         """Whether :meth:`gram` needs fewer multiplications than the Gram matrix of explicit rows."""
+
+    def rows_are_larger(self) -> bool:
+        """Whether explicit rows take more memory than what they can be made from at any time."""
 
     def joined(self, others: Sequence[Any]) -> LayerRows:
         """The rows of these inputs and those of ``others`` behind them; only where the direct route is the cheaper one."""
@@ -53,8 +59,11 @@ class PlainRows(ABC):
     def rows(self) -> dict[str, Tensor]:
         """See :class:`LayerRows`."""
 
+    def row(self, key: str) -> Tensor:
+        return self.rows()[key]
+
     def gram(self, key: str) -> Tensor:
-        return gram(self.rows()[key].flatten(0, 1))
+        return gram(self.row(key).flatten(0, 1))
 
     def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([(gradients[key] * row).sum() for key, row in self.rows().items()]).sum()
@@ -63,6 +72,9 @@ class PlainRows(ABC):
         return squares_of(self.rows())
 
     def direct_is_cheaper(self) -> bool:
+        return False
+
+    def rows_are_larger(self) -> bool:
         return False
 
     def joined(self, others: Sequence[Any]) -> LayerRows:

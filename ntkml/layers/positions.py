@@ -27,8 +27,9 @@ class Positions:
     """One layer on n inputs with k cotangents each.
 
     Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, S, k, q, o, T), with S views, q groups of channels, fan-in d,
-    fan-out o and T positions. ``patches`` makes the inputs where they are asked for; ``weight`` and ``bias`` say which of the
-    two parameters exists and is trainable; ``grouped`` is the shorter way to the rows of a convolution, where there is one.
+    fan-out o and T positions. ``patches`` makes the inputs where they are asked for, from ``num_inputs_held`` numbers;
+    ``weight`` and ``bias`` say which of the two parameters exists and is trainable; ``grouped`` is the shorter way to the rows
+    of a convolution, where there is one.
     """
 
     patches: Callable[[], Tensor]
@@ -36,11 +37,12 @@ class Positions:
     gradients: Tensor
     weight: bool
     bias: bool
+    num_inputs_held: int
     grouped: GroupedConvolution | None = None
 
-    @cached_property
+    @property
     def inputs(self) -> Tensor:
-        """The layer's input at every position. Shape (n, S, q, d, T)."""
+        """The layer's input at every position, made anew: nine times the layer's input at 3 x 3. (n, S, q, d, T)."""
         return self.patches()
 
     @cached_property
@@ -55,12 +57,11 @@ class Positions:
 
     def rows(self) -> dict[str, Tensor]:
         """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
-        rows = {}
-        if self.weight:
-            rows["weight"] = self._weight_rows()
-        if self.bias:
-            rows["bias"] = self._bias_rows()
-        return rows
+        return {key: self.row(key) for key, there in (("weight", self.weight), ("bias", self.bias)) if there}
+
+    def row(self, key: str) -> Tensor:
+        """Explicit Jacobian rows of "weight" or "bias". Shape (n, k, size)."""
+        return self._weight_rows() if key == "weight" else self._bias_rows()
 
     def _bias_rows(self) -> Tensor:
         """(n, k, q * o)."""
@@ -123,10 +124,7 @@ class Positions:
         <J[n,k], J[m,j]> = sum over pairs of positions of <a[n,v,t], a[m,w,s]> <g[n,k,v,t], g[m,j,w,s]>.
         Shape (n * k, n * k), index order (input, cotangent).
         """
-        if key == "weight":
-            return self._weight_gram()
-        summed = self.summed_gradients.double().sum(-1).flatten(2).flatten(0, 1)
-        return summed @ summed.T
+        return self._weight_gram() if key == "weight" else gram(self._bias_rows().flatten(0, 1))
 
     def _weight_gram(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape
@@ -164,10 +162,14 @@ class Positions:
         direct = q * ((n * p) ** 2 * d + (n * k * p) ** 2 * (o + 2))
         return direct < explicit
 
+    def rows_are_larger(self) -> bool:
+        n, views, k, q, o, t = self.gradients.shape
+        return self.weight and n * k * q * o * self.fan_in > self.num_inputs_held + self.gradients.numel()
+
     def joined(self, others: Sequence[Positions]) -> Positions:
         inputs = torch.cat([self.inputs, *(other.inputs for other in others)])
         gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
-        return Positions(lambda: inputs, self.fan_in, gradients, self.weight, self.bias)
+        return Positions(lambda: inputs, self.fan_in, gradients, self.weight, self.bias, inputs.numel())
 
     def reduced(self) -> KroneckerInputs:
         """Inputs averaged and gradients summed over the views, before KFAC takes outer products.

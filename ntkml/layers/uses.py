@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Protocol
 
@@ -42,7 +42,10 @@ class LayerUse(Protocol):
 
 @dataclass(frozen=True)
 class PositionsUse:
-    """A linear or convolutional layer: its input, kept, and the edge of its output."""
+    """A linear or convolutional layer: its input, kept, and the edge of its output.
+
+    ``by_column``: its rows will be asked for one cotangent after the other, and share the patches.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -50,18 +53,27 @@ class PositionsUse:
     module: nn.Module
     inputs: Tensor
     num_views: int
+    by_column: bool = False
 
     @cached_property
     def patches(self) -> Tensor:
-        """The input at every position, made once for all cotangents. Shape (n, S, q, d, T)."""
+        """The input at every position, kept: nine times the layer's input at 3 x 3. Shape (n, S, q, d, T)."""
         patches: Tensor = _code(self.module).patches(self.module, self.inputs, self.num_views)
         return patches
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
-        gradients = _code(self.module).gradients(self.module, pulled[0], self.num_views)
-        fan_in = _code(self.module).fan_in(self.module)
-        grouped = self._grouped(pulled[0])
-        return Positions(lambda: self.patches, fan_in, gradients, "weight" in self.keys, "bias" in self.keys, grouped)
+        code = _code(self.module)
+        return Positions(
+            patches=(lambda: self.patches)
+            if self.by_column
+            else partial(code.patches, self.module, self.inputs, self.num_views),
+            fan_in=code.fan_in(self.module),
+            gradients=code.gradients(self.module, pulled[0], self.num_views),
+            weight="weight" in self.keys,
+            bias="bias" in self.keys,
+            num_inputs_held=self.inputs.numel(),
+            grouped=self._grouped(pulled[0]),
+        )
 
     def num_held(self, pulled: Tensor) -> int:
         """Numbers that its rows are made from, beside the gradients: the inputs themselves, or those at every position."""
@@ -75,7 +87,7 @@ class PositionsUse:
 
     def over_views(self) -> PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
-        return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1)
+        return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1, by_column=True)
 
     def detached(self) -> PositionsUse:
         return replace(self, inputs=self.inputs.detach())

@@ -13,6 +13,7 @@ from benchmarks import systems
 from benchmarks.__main__ import main
 from benchmarks.cases import FULL, QUICK, TINY, Case
 from benchmarks.growth import exponents
+from benchmarks.networks import build
 from benchmarks.run import measure
 from benchmarks.timing import interleaved
 
@@ -80,14 +81,30 @@ def test_the_peak_of_a_fresh_process_is_measured():
 
 def test_exponents_are_those_of_a_power_law_and_need_three_sizes():
     rows = [
-        {"system": "a", "network": "n", "estimator": "ntk-N-1", "num_inputs": m, "views": 0, "cpu_seconds": 3e-6 * m**2}
-        for m in (10, 100, 1000)
+        {
+            "system": "a",
+            "network": "n" if p == 1 else f"n-x{p}",
+            "num_params": p,
+            "estimator": "ntk-N-1",
+            "num_inputs": m,
+            "views": 0,
+            "cpu_seconds": 3e-6 * m**2 * p**0.5,
+        }
+        for m, p in ((10, 1), (100, 1), (1000, 1), (10, 2), (10, 4))
     ]
     rows += [{**rows[0], "system": "b"}, {**rows[1], "system": "b"}]
     found = exponents(pandas.DataFrame(rows))
-    assert list(found.system) == ["a"]
-    assert list(found["in"]) == ["M"]
-    assert found.exponent[0] == pytest.approx(2.0)
+    assert list(found.system) == ["a", "a"]
+    assert list(found["in"]) == ["M", "P"]
+    assert list(found.exponent) == pytest.approx([2.0, 0.5])
+
+
+def test_a_wider_mininet_is_mininet_with_more_channels():
+    plain, wide = (build(name, torch.Generator().manual_seed(0))[0] for name in ("mininet", "mininet-x1"))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), wide.parameters(), strict=True))
+    model, shape, num_classes = build("mininet-x2", torch.Generator().manual_seed(0))
+    assert model(torch.zeros(3, *shape)).shape == (3, num_classes)
+    assert model[0].out_channels == 16
 
 
 def test_every_case_has_a_name_of_its_own():

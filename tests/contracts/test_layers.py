@@ -157,8 +157,8 @@ def test_a_frozen_parameter_stays_out(name, frozen):
 
 def test_the_cheaper_route_is_chosen():
     """Many inputs of one position and a wide layer: kernels of a and g; many positions and few weights: rows."""
-    wide = Positions(lambda: torch.ones(9, 1, 1, 200, 1), 200, torch.ones(9, 1, 1, 1, 200, 1), True, True)
-    narrow = Positions(lambda: torch.ones(9, 1, 1, 2, 100), 2, torch.ones(9, 1, 1, 1, 2, 100), True, True)
+    wide = Positions(lambda: torch.ones(9, 1, 1, 200, 1), 200, torch.ones(9, 1, 1, 1, 200, 1), True, True, 1)
+    narrow = Positions(lambda: torch.ones(9, 1, 1, 2, 100), 2, torch.ones(9, 1, 1, 1, 2, 100), True, True, 1)
     assert wide.direct_is_cheaper()
     assert not narrow.direct_is_cheaper()
 

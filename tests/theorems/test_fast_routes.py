@@ -57,8 +57,8 @@ def test_spectra_from_the_smaller_side_lack_only_zeros():
     layers = rows_by_layer(captured, factor, keep_graph=True, over_views=True)
     shapes = {name: weight.shape for name, weight in objective.model.named_parameters() if "slope" not in name}
     values = []
-    for spectra_only in (True, False):
-        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], spectra_only)
+    for values_only in (True, False):
+        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], values_only)
         values.append(KFAC(rows).log_det(objective.prior))
-        assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if spectra_only else 16)
+        assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
     assert_same(values[0], values[1], TOLERANCE)
