@@ -33,7 +33,9 @@ def gram(*parts: Tensor) -> Tensor:
 
     parts: the rows of R from top to bottom, (b_i, P) each, float32 or float64. Returns (b, b).
     """
-    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):  # a graph keeps the copies, used once each
+    if torch.is_grad_enabled() and any(
+        part.requires_grad for part in parts
+    ):  # a graph keeps the copies, used once each
         rows = torch.cat(parts).double()
         return _symmetric(rows @ rows.T)
     num_rows, num_columns = sum(len(part) for part in parts), parts[0].shape[1]
@@ -111,14 +113,18 @@ def channel_gram(rows: Tensor) -> Tensor | None:
     return total.reshape(num_inputs * num_outputs, num_inputs * num_outputs)
 
 
-def log_det_identity_plus(matrix: Tensor, where: str, precision: Tensor | float = 1.0) -> Tensor:
+def log_det_identity_plus(
+    matrix: Tensor, where: str, precision: Tensor | float = 1.0, overwrite: bool = False
+) -> Tensor:
     """log|I + K / delta| of a symmetric positive semi-definite K, by one Cholesky factorisation. matrix: (b, b).
+
+    ``overwrite``: K, at delta = 1, is nobody's any more and becomes I + K.
 
     Raises:
         NotPositiveDefiniteError: the factorisation failed; ``where`` names block, structure and prior.
     """
-    shifted = matrix / precision
-    shifted.diagonal().add_(1.0)
+    shifted = matrix if overwrite else matrix / precision
+    shifted.detach().diagonal().add_(1.0)  # a constant: no step of its own for autograd, which would copy the gradient
     log_det: Tensor = _LogDet.apply(shifted, where)
     return log_det
 
@@ -145,8 +151,9 @@ class _LogDet(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         matrix, factor = ctx.saved_tensors
         # A second derivative has to find its way back to the matrix, which the saved factor does not know.
-        inverse = torch.linalg.inv(matrix) if torch.is_grad_enabled() else torch.cholesky_inverse(factor)
-        return gradient * inverse, None
+        if torch.is_grad_enabled():
+            return gradient * torch.linalg.inv(matrix), None
+        return torch.cholesky_inverse(factor).mul_(gradient), None
 
 
 def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class BlockDiagonal:
             return log_det_identity_plus(self._matrix(name), where, precision)
         scaled = self._rows.explicit(name).double() * precision.rsqrt()
         smaller = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T
-        return log_det_identity_plus(smaller @ smaller.T, where)
+        return log_det_identity_plus(smaller @ smaller.T, where, overwrite=True)
 
     def _matrix(self, name: str) -> Tensor:
         if name not in self._matrices:

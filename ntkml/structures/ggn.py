@@ -42,6 +42,7 @@ class GGN:
         return log_det_identity_plus(
             self._matrix * inverse_root.unsqueeze(1) * inverse_root,
             f"a block of {self._rows.num_rows} rows (structure ggn, {prior})",
+            overwrite=True,
         )
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:

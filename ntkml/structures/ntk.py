@@ -29,7 +29,7 @@ class NTK:
         if prior.kind == "scalar":
             precision = next(iter(prior.of(self._rows.shapes).values()))
             return log_det_identity_plus(self._unit_matrix(), self._where(prior), precision)
-        return log_det_identity_plus(self._kernel(prior), self._where(prior))
+        return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         if self._narrow:

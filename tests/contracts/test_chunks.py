@@ -113,7 +113,7 @@ def test_other_errors_pass_and_change_no_chunk(monkeypatch, caplog):
 def test_a_kernel_that_does_not_fit_is_no_matter_of_chunks(monkeypatch):
     """Halving ends: it is never tried for ever."""
 
-    def failing(*_):
+    def failing(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(ntk, "log_det_identity_plus", failing)

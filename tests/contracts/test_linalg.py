@@ -34,8 +34,12 @@ def test_the_log_determinant_is_that_of_slogdet_and_differentiable():
     expected = torch.linalg.slogdet(torch.eye(5, dtype=torch.float64) + kernel).logabsdet
     assert_same(linalg.log_det_identity_plus(kernel, "a test"), expected, 1e-13)
     assert torch.equal(kernel, before)
-    log_det = lambda rows: linalg.log_det_identity_plus(rows @ rows.T, "a test")  # noqa: E731
-    assert torch.autograd.gradcheck(log_det, rows.requires_grad_())
+    rows.requires_grad_()
+    for overwrite in (False, True):
+        log_det = lambda rows, own=overwrite: linalg.log_det_identity_plus(rows @ rows.T, "a test", overwrite=own)  # noqa: E731
+        assert_same(log_det(rows), expected, 1e-13)
+        assert torch.autograd.gradcheck(log_det, rows)
+        assert torch.autograd.gradgradcheck(log_det, rows)
 
 
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(5, 3), (3, 5), (1, 1)])
