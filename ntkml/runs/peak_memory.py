@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ntkml.allocator import return_freed_memory
+
 #: Writing "5" there sets a process's high-water mark to what is resident now (Linux, proc(5)).
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -30,6 +32,7 @@ def begin_peak(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    return_freed_memory()
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
