@@ -109,15 +109,11 @@ FULL = [
     *_mininet((10, 100, 1000), "diag-N-C"),
     *_mininet((400,), "ntk-N-1", views=8),
     *_mininet((400,), "kfac-N-1", views=8),
-    *_wrn((8,), "ntk-N-1"),
-    *_wrn((8,), "ntk-N-1", views=2),
-    *_wrn((8,), "kfac-N-1"),
-    *_wrn((8,), "diag-N-C"),
-    *_wrn((32,), "ntk-N-1"),
-    *_wrn((8,), "kfac-N-C"),
-    *_wrn((32,), "kfac-N-1"),
-    *_wrn((64,), "ntk-N-1"),
-    *_wrn((64,), "kfac-N-1"),
+    *_wrn((8, 32, 64), "ntk-N-1"),
+    *_wrn((8, 32, 64), "kfac-N-1"),
+    *_wrn((8, 32), "diag-N-C"),
+    *_wrn((8, 32, 64), "ntk-N-1", views=2),
+    *_wrn((8, 32), "kfac-N-C"),
 ]
 
 #: How cost grows in M, C, S and P, the last by channels.
