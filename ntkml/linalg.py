@@ -61,6 +61,21 @@ def _symmetric(square: Tensor) -> Tensor:
     return square.tril() + square.tril(-1).T
 
 
+def left_product(matrix: Tensor, rows: Tensor, divisor: Tensor) -> Tensor:
+    """A R / d, multiplied in float64 by tiles of columns and kept in the dtype of R.
+
+    matrix: (b, b) float64; rows: (b, P); divisor: a scalar or (P,). Returns (b, P).
+    """
+    num_rows, num_columns = rows.shape
+    product = torch.empty_like(rows)
+    width = max(_TILE_COLUMNS, _TILE_ENTRIES // max(1, num_rows))
+    for start in range(0, num_columns, width):
+        columns = slice(start, start + width)
+        tile = matrix @ rows[:, columns].double()
+        product[:, columns] = tile.div_(divisor[columns] if divisor.ndim else divisor)
+    return product
+
+
 def scatter(vectors: Tensor) -> Tensor:
     """sum over n and t of v v^T in float64. vectors: (n, m, T). Returns (m, m).
 

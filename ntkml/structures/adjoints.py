@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ntkml.layers.layer_rows import LayerRows, qualified
-from ntkml.linalg import log_det_row_gradient
+from ntkml.linalg import left_product, log_det_row_gradient
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Groups, Rows
 
@@ -124,7 +124,7 @@ def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjo
     doubled = 2.0 * torch.cholesky_inverse(torch.linalg.cholesky(shifted))
 
     def gradient(name: str, explicit: Tensor) -> Tensor:
-        return (doubled @ explicit.double()) / precision[name].detach()
+        return left_product(doubled, explicit, precision[name].detach())
 
     return RowAdjoint(rows, gradient)
 
