@@ -17,8 +17,9 @@ from ntkml.memory import BlockMemoryError, is_out_of_memory
 #: Graph of one chunk, in bytes, that an automatic chunk aims at: a CPU's chunks should also stay near its caches.
 CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 
-#: Network inputs (views included) of an automatic chunk on a CPU; more were not faster.
-MAX_CPU_INPUTS = 512
+#: Network inputs (views included) of an automatic chunk on a CPU: on MiniNet 512 were slower (1000 inputs, times of plain
+#: training: kfac-N-1 2.11 and 1.91, diag-N-C 4.67 and 4.22) or not faster (eta), and took twice the memory; 128 were slower too.
+MAX_CPU_INPUTS = 256
 
 #: Explicit rows of one block, in bytes, that are held at a time; beyond it the parameter tensors take turns.
 ROWS_BYTES = 4 * 2**30
