@@ -166,7 +166,7 @@ def test_patches_count_only_where_they_are_made():
     """A float32 convolution on a CPU makes them for KFAC alone, of the mean over the views."""
     model = seeded(nn.Sequential(nn.Conv2d(2, 2, 5, padding=2), nn.Flatten(), nn.Linear(2 * 64, 3))).float()
     sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
-    assert sizes == [256, 256]
+    assert sizes == [chunking.MAX_CPU_INPUTS // 2] * 2
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(chunking.CHUNK_BYTES, "cpu", 2**20)
         sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
