@@ -131,3 +131,25 @@ def test_networks_have_rank_one_behind_their_last_hidden_layer_and_more_before()
     assert channel_gram(table.rows["0.weight"].unflatten(2, (5, -1))) is not None
     rows = tabulate(deep.model, lambda start, stop: deep.x[start:stop], 7).rows["0.weight"]
     assert channel_gram(rows.unflatten(2, (2, -1))) is None
+
+
+def test_a_gram_of_rows_in_parts_is_that_of_all_rows(monkeypatch):
+    """In tiles of columns that leave a rest, and with a graph."""
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 1)
+    monkeypatch.setattr(linalg, "_TILE_COLUMNS", 4)
+    rows = torch.randn(7, 10, generator=generator(), dtype=torch.float64)
+    for leaf in (rows, rows.clone().requires_grad_()):
+        assert_same(linalg.gram(leaf[:2], leaf[2:3], leaf[3:]), rows @ rows.T, 1e-13)
+    assert torch.autograd.gradcheck(linalg.gram, rows.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("divisor", [torch.tensor(3.0).double(), torch.arange(1.0, 11.0).double()])
+def test_a_left_product_is_taken_by_tiles_in_float64(dtype, divisor, monkeypatch):
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 1)
+    monkeypatch.setattr(linalg, "_TILE_COLUMNS", 4)
+    matrix = torch.randn(7, 7, generator=generator(), dtype=torch.float64)
+    rows = torch.randn(7, 10, generator=generator(), dtype=dtype)
+    found = linalg.left_product(matrix, rows, divisor)
+    assert found.dtype == dtype
+    assert_same(found, matrix @ rows.double() / divisor, 1e-6 if dtype == torch.float32 else 1e-13)

@@ -62,3 +62,32 @@ def test_spectra_from_the_smaller_side_lack_only_zeros():
         values.append(KFAC(rows).log_det(objective.prior))
         assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
     assert_same(values[0], values[1], TOLERANCE)
+
+
+@pytest.mark.parametrize("larger", [True, False])
+@pytest.mark.parametrize("num_chunks", [1, 3])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_made_for_one_gram_are_the_rows_that_were_kept(larger, num_chunks, grouped, monkeypatch):
+    """For values alone: Grams and rows of every tensor, all at once or in groups of one tensor."""
+    monkeypatch.setattr(Positions, "direct_is_cheaper", lambda self: False)
+    monkeypatch.setattr(Positions, "rows_are_larger", lambda self: larger)
+    objective, x, _ = problem(None, "ntk-N-C")
+    shapes = {name: weight.shape for name, weight in objective.model.named_parameters() if "slope" not in name}
+    groups = [(name,) for name in shapes] if grouped else [tuple(shapes)]
+
+    def layers_of(part):
+        captured = capture(objective.model, part)
+        factor = objective.likelihood.factor(captured.outputs.detach(), "C", objective.tree)
+        return rows_by_layer(captured, factor, keep_graph=True)
+
+    rows = ChunkedRows(lambda: [[layers_of(part)] for part in x.chunk(num_chunks)], shapes, "rows", groups, True)
+    plain = ChunkedRows(lambda: [[layers_of(x)]], shapes, "rows", [tuple(shapes)])
+    for name in shapes:
+        assert_same(rows.gram(name), plain.gram(name), TOLERANCE)
+    if not grouped:
+        assert ("6.weight" in rows._rows) == (not larger)
+    for name in shapes:
+        assert_same(rows.explicit(name), plain.explicit(name), TOLERANCE)
+    assert rows.num_rows == plain.num_rows
+    if grouped and larger:
+        assert not {"6.weight", "6.bias"} & set(rows._rows)
