@@ -29,7 +29,12 @@ Result = TypeVar("Result")
 
 
 def automatic_chunk(
-    model: nn.Module, plan: RowPlan | None, example: torch.Tensor, num_columns: int, factors: bool = False
+    model: nn.Module,
+    plan: RowPlan | None,
+    example: torch.Tensor,
+    num_columns: int,
+    factors: bool = False,
+    second_pass: bool = True,
 ) -> int:
     """Inputs per chunk so that the graph of a chunk takes about :data:`CHUNK_BYTES`.
 
@@ -39,17 +44,26 @@ def automatic_chunk(
     Args:
         example: the views of one input, (S, ...).
         factors: whether Kronecker factors are all that is asked for.
+        second_pass: whether a gradient in the forward pass follows. Without it factors take the columns one at a time, and
+            the patches of one layer at a time.
     """
+    in_turn = factors and not second_pass
+    num_columns = 1 if in_turn else num_columns
+    largest_patches = 0
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
     exact = sum(model.get_parameter(name).numel() for name in (plan.exact if plan else ()))
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):
-            numbers += 3 * (
-                layer.over_views().patches.numel() if factors else layer.num_held(_columns(edges[0], num_columns))
-            )
+            patches = layer.over_views().num_patches() if factors else 0
+            largest_patches = max(largest_patches, patches)
+            if in_turn:
+                numbers += 3 * layer.inputs.numel()
+            else:
+                numbers += 3 * (patches if factors else layer.num_held(_columns(edges[0], num_columns)))
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
+    numbers += 3 * largest_patches if in_turn else 0
     size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
 

@@ -259,9 +259,8 @@ class MarginalLikelihood(BayesianModel):
         with torch.no_grad():
             example = data.views(slice(0, 1))
         factors = structure_named(self.estimator.structure).keeps == "factors"
-        # Factors take the columns one at a time where no second pass follows.
-        columns = 1 if factors and not self._forward_hyperparameters else data.block.columns.shape[-1]
-        return automatic_chunk(self.model, self._row_plan(data), example, columns, factors)
+        columns, second_pass = data.block.columns.shape[-1], bool(self._forward_hyperparameters)
+        return automatic_chunk(self.model, self._row_plan(data), example, columns, factors, second_pass)
 
     def _row_plan(self, data: BlockData) -> RowPlan:
         self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan

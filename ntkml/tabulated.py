@@ -196,13 +196,14 @@ class _EmptyTable:
     def _keep_positions(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
         if output == 0:
             reduced = positions.reduced()
+            own = reduced.inputs
             if name not in self.kept:
-                inputs = reduced.inputs.new_empty(self.num_inputs, *reduced.inputs.shape[1:])
+                inputs = own.new_empty(self.num_inputs, *own.shape[1:])
                 gradients = reduced.gradients.new_empty(
                     self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
                 )
-                self.kept[name] = KroneckerInputs(inputs, gradients, reduced.weight, reduced.bias)
-            self._inputs_of(name).inputs[chunk] = reduced.inputs
+                self.kept[name] = KroneckerInputs(lambda: inputs, gradients, reduced.weight, reduced.bias)
+            self._inputs_of(name).inputs[chunk] = own
         self._inputs_of(name).gradients[chunk, output] = positions.summed_gradients[:, 0]
 
     def _inputs_of(self, name: str) -> KroneckerInputs:

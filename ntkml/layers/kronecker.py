@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,12 +37,19 @@ class KroneckerPart(Protocol):
 
 @dataclass(frozen=True)
 class KroneckerInputs:
-    """The reduced inputs (n, q, d, T) and gradients (n, k, q, o, T) of a linear map shared by T positions."""
+    """The reduced inputs (n, q, d, T) and gradients (n, k, q, o, T) of a linear map shared by T positions.
 
-    inputs: Tensor
+    ``made_inputs`` makes the inputs where they are asked for: patches are not held beside those of other layers.
+    """
+
+    made_inputs: Callable[[], Tensor]
     gradients: Tensor
     weight: bool
     bias: bool
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.made_inputs()
 
     def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
@@ -56,9 +63,10 @@ class KroneckerInputs:
         if self.weight:
             factors["weight"] = (summed / num_positions,)
         if self.weight and moments:
-            narrow = spectra_only and n * num_positions < self.inputs.shape[2]
+            inputs = self.inputs
+            narrow = spectra_only and n * num_positions < inputs.shape[2]
             product = _gram_of_vectors if narrow else scatter
-            factors["weight"] += (torch.stack([product(a) for a in self.inputs.unbind(1)]) / n,)
+            factors["weight"] += (torch.stack([product(a) for a in inputs.unbind(1)]) / n,)
         if self.bias:
             factors["bias"] = (summed,)
         return factors
@@ -77,7 +85,7 @@ class KroneckerInputs:
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerInputs:
         gradients = self.gradients[inputs][:, outputs]
         turned = torch.einsum("ncqot,nck->nkqot", gradients, factor.to(gradients))
-        return KroneckerInputs(self.inputs[inputs], turned, self.weight, self.bias)
+        return KroneckerInputs(lambda: self.inputs[inputs], turned, self.weight, self.bias)
 
 
 @dataclass(frozen=True)

@@ -176,5 +176,8 @@ class Positions:
 
         The gradients are of the averaged outputs and carry 1/S already, so their sum is the mean of the views' own.
         """
-        inputs = self.inputs.squeeze(1) if self.inputs.shape[1] == 1 else self.inputs.mean(1)
-        return KroneckerInputs(inputs, self.summed_gradients, self.weight, self.bias)
+        return KroneckerInputs(self._averaged_inputs, self.summed_gradients, self.weight, self.bias)
+
+    def _averaged_inputs(self) -> Tensor:
+        inputs = self.inputs
+        return inputs.squeeze(1) if inputs.shape[1] == 1 else inputs.mean(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from types import ModuleType
 from typing import Protocol
 
@@ -42,10 +42,7 @@ class LayerUse(Protocol):
 
 @dataclass(frozen=True)
 class PositionsUse:
-    """A linear or convolutional layer: its input, kept, and the edge of its output.
-
-    ``by_column``: its rows will be asked for one cotangent after the other, and share the patches.
-    """
+    """A linear or convolutional layer: its input, kept, and the edge of its output."""
 
     name: str
     keys: tuple[str, ...]
@@ -53,20 +50,15 @@ class PositionsUse:
     module: nn.Module
     inputs: Tensor
     num_views: int
-    by_column: bool = False
 
-    @cached_property
-    def patches(self) -> Tensor:
-        """The input at every position, kept: nine times the layer's input at 3 x 3. Shape (n, S, q, d, T)."""
-        patches: Tensor = _code(self.module).patches(self.module, self.inputs, self.num_views)
-        return patches
+    def num_patches(self) -> int:
+        """Numbers of the input at every position: nine times those of the input at 3 x 3."""
+        return int(_code(self.module).patches(self.module, self.inputs, self.num_views).numel())
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
         return Positions(
-            patches=(lambda: self.patches)
-            if self.by_column
-            else partial(code.patches, self.module, self.inputs, self.num_views),
+            patches=partial(code.patches, self.module, self.inputs, self.num_views),
             fan_in=code.fan_in(self.module),
             gradients=code.gradients(self.module, pulled[0], self.num_views),
             weight="weight" in self.keys,
@@ -77,7 +69,7 @@ class PositionsUse:
 
     def num_held(self, pulled: Tensor) -> int:
         """Numbers that its rows are made from, beside the gradients: the inputs themselves, or those at every position."""
-        return self.patches.numel() if self._grouped(pulled) is None else self.inputs.numel()
+        return self.num_patches() if self._grouped(pulled) is None else self.inputs.numel()
 
     def _grouped(self, pulled: Tensor) -> GroupedConvolution | None:
         module = self.module
@@ -87,7 +79,7 @@ class PositionsUse:
 
     def over_views(self) -> PositionsUse:
         # Patches are linear in the inputs, so that the mean of S patches is the patch of the mean.
-        return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1, by_column=True)
+        return replace(self, inputs=average_views(self.inputs, self.num_views), num_views=1)
 
     def detached(self) -> PositionsUse:
         return replace(self, inputs=self.inputs.detach())
