@@ -52,4 +52,4 @@ def _panel(axis: pyplot.Axes, panel: pandas.DataFrame, names: list[str], colours
     axis.set_xticks(range(len(sizes)), [str(n) for n in sizes])
     axis.set_xlabel("inputs in the block", fontsize=8)
     axis.set_ylabel("CPU time / plain training", fontsize=8)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
