@@ -33,10 +33,8 @@ def gram(*parts: Tensor) -> Tensor:
 
     parts: the rows of R from top to bottom, (b_i, P) each, float32 or float64. Returns (b, b).
     """
-    if torch.is_grad_enabled() and any(
-        part.requires_grad for part in parts
-    ):  # a graph keeps the copies, used once each
-        rows = torch.cat(parts).double()
+    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+        rows = torch.cat(parts).double()  # a graph keeps the copy: a tile that is used again would destroy it
         return _symmetric(rows @ rows.T)
     num_rows, num_columns = sum(len(part) for part in parts), parts[0].shape[1]
     width = min(num_columns, max(_TILE_COLUMNS, _TILE_ENTRIES // max(1, num_rows)))

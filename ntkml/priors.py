@@ -54,12 +54,17 @@ class PriorPrecision:
         return torch.stack(terms).sum()
 
     def squares(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """What the precisions multiply in w^T P0 w: squared weights, summed over those that share one. Like ``values``."""
+        """What the precisions multiply in w^T P0 w: squared weights, summed over those that share one.
+
+        float64, shaped like ``values`` and on their device, wherever the weights are.
+        """
         if self.kind == "diagonal":
-            return torch.cat([weight.detach().double().reshape(-1) for weight in weights.values()]).square()
-        norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in weights.values()]
-        squares = torch.stack(norms).square()
-        return squares.sum(0, keepdim=True) if self.kind == "scalar" else squares
+            squares = torch.cat([weight.detach().double().reshape(-1) for weight in weights.values()]).square()
+        else:
+            norms = [torch.linalg.vector_norm(weight.detach(), dtype=torch.float64) for weight in weights.values()]
+            squares = torch.stack(norms).square()
+        squares = squares.sum(0, keepdim=True) if self.kind == "scalar" else squares
+        return squares.to(self.values.device)
 
     def quadratic_form(self, weights: Mapping[str, Tensor]) -> Tensor:
         """w^T P0 w, scalar, in float64."""
