@@ -28,7 +28,7 @@ figures:
 bench:
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks quick $(DATA)
 
-# An hour: every row of the table in BENCHMARKS.md.
+# About an hour: every row of the table in BENCHMARKS.md.
 bench-full:
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks full $(DATA)
 

@@ -16,8 +16,8 @@ import pandas
 from benchmarks.cases import Case
 from benchmarks.memory import measure
 
-#: Inputs and views: M doubles at S = 4, S doubles at M = 125.
-_SIZES = ((125, 2), (125, 4), (125, 8), (250, 4), (500, 4))
+#: Inputs and views: M grows at S = 4, S at M = 50.
+_SIZES = ((50, 4), (50, 20), (125, 4), (500, 4))
 
 
 @click.command()
@@ -25,7 +25,7 @@ _SIZES = ((125, 2), (125, 4), (125, 8), (250, 4), (500, 4))
 @click.option("--structures", default="kfac,ntk", show_default=True)
 @click.option("--out", default="results/bench", show_default=True, type=click.Path(path_type=Path))
 def main(network: str, structures: str, out: Path) -> None:
-    """Peak MiB and CPU seconds of blocks of 125 to 500 inputs with 2 to 8 views, above network and data."""
+    """Peak MiB and CPU seconds of blocks of 50 to 500 inputs with 4 to 20 views, above network and data."""
     rows = []
     for structure in structures.split(","):
         for num_inputs, views in _SIZES:
