@@ -111,9 +111,9 @@ FULL = [
     *_mininet((400,), "kfac-N-1", views=8),
     *_wrn((8, 32, 64), "ntk-N-1"),
     *_wrn((8, 32, 64), "kfac-N-1"),
-    *_wrn((8, 32), "diag-N-C"),
+    *_wrn((8, 32, 64), "diag-N-C"),
     *_wrn((8, 32, 64), "ntk-N-1", views=2),
-    *_wrn((8, 32), "kfac-N-C"),
+    *_wrn((8, 32, 64), "kfac-N-C"),
 ]
 
 #: How cost grows in M, C, S and P, the last by channels.

@@ -13,6 +13,7 @@ _KNOWN = {
     "mininet": ("mininet", (1, 28, 28), 10),
     "mininet-8": ("mininet", (1, 8, 8), 10),
     "wrn16-4": ("wrn16-4", (3, 32, 32), 10),
+    "resnet50": ("resnet50", (3, 64, 64), 200),
 }
 
 

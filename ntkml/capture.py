@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ntkml.exact_rows import ExactForward, RowPlan, plain_attention
 from ntkml.layers import computes_as_known
+from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse, average_views, unsupported, use_of
 
@@ -134,6 +135,7 @@ def survey(
         _hooks(model, plan, recorder),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
+        ConstantFilters(is_weight) if differentiable else nullcontext(),
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
         averaged = average_views(_checked(outputs, inputs), num_views)

@@ -38,8 +38,8 @@ def automatic_chunk(
 ) -> int:
     """Inputs per chunk so that the graph of a chunk takes about :data:`CHUNK_BYTES`.
 
-    What rows are made from is held about three times (forward, gradient, copies), the output gradients four times for each of
-    the ``num_columns`` cotangents: what the second pass of the adjoint was measured to need.
+    What rows are made from is held about three times (forward, gradient, copies), so are the patches of one layer at a time, the
+    output gradients four times for each of the ``num_columns`` cotangents: what the second pass was measured to need.
 
     Args:
         example: the views of one input, (S, ...).
@@ -56,14 +56,13 @@ def automatic_chunk(
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):
-            patches = layer.over_views().num_patches() if factors else 0
+            made = layer.over_views() if factors else layer
+            patches = 0 if layer.grouped(_columns(edges[0], num_columns)) and not factors else made.num_patches()
             largest_patches = max(largest_patches, patches)
-            if in_turn:
-                numbers += 3 * layer.inputs.numel()
-            else:
-                numbers += 3 * (patches if factors else layer.num_held(_columns(edges[0], num_columns)))
+            # Factors of a second pass keep the patches of all layers, averaged over the views.
+            numbers += 3 * (patches if factors and second_pass else layer.inputs.numel())
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
-    numbers += 3 * largest_patches if in_turn else 0
+    numbers += 0 if factors and second_pass else 3 * largest_patches
     size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
 

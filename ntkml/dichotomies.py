@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,18 +34,23 @@ class NestedDichotomy:
         Returns:
             (n, C, C - 1), one column per split.
         """
-        left, right = (self._members(side, log_p.device) for side in (0, 1))  # (C - 1, C) each
+        left, right = _members(self, log_p.device)  # (C - 1, C) each
         log_left, log_right = _masked_logsumexp(log_p, left), _masked_logsumexp(log_p, right)  # (n, C - 1)
         half = 0.5 * (log_left + log_right - torch.logaddexp(log_left, log_right))
         columns = torch.where(left, (half - log_left).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
         columns = columns - torch.where(right, (half - log_right).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
         return columns.transpose(1, 2)
 
-    def _members(self, side: int, device: torch.device) -> Tensor:
-        members = torch.zeros(len(self.splits), self.num_classes, dtype=torch.bool)
-        for index, split in enumerate(self.splits):
-            members[index, list(split[side])] = True
-        return members.to(device)
+
+@lru_cache(maxsize=64)
+def _members(tree: NestedDichotomy, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which classes lie left and right of every split, (C - 1, C) each; copied to a GPU once."""
+    members = torch.zeros(2, len(tree.splits), tree.num_classes, dtype=torch.bool)
+    for index, split in enumerate(tree.splits):
+        for side in (0, 1):
+            members[side, index, list(split[side])] = True
+    left, right = members.to(device)
+    return left, right
 
 
 def _masked_logsumexp(log_p: Tensor, members: Tensor) -> Tensor:

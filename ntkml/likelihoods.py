@@ -65,10 +65,11 @@ class Categorical:
                 f"categorical targets are {outputs.shape[0]} integers, one class per input; got "
                 f"{targets.dtype} of shape {tuple(targets.shape)}"
             )
-        if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= num_classes):
+        low, high = torch.stack(targets.aminmax()).tolist() if targets.numel() else (0, 0)
+        if low < 0 or high >= num_classes:
             raise ValueError(
                 f"categorical targets must lie in 0...{num_classes - 1} for a network of {num_classes} outputs; "
-                f"got {int(targets.min())}...{int(targets.max())}"
+                f"got {low}...{high}"
             )
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:

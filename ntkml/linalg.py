@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Float64 entries of one tile of rows (2 MiB), but at least as many columns as follow: it is used again and again while a
-#: core's cache holds it. At 8 x 590 000 and 64 x 590 000 a Gram took 5 and 97 ms so, 20 and 201 ms with tiles of 64 MiB.
-_TILE_ENTRIES = 2**18
+#: Float64 entries of one tile of rows, but at least as many columns as follow. On a CPU (2 MiB) it is used again and again
+#: while a core's cache holds it: at 8 x 590 000 and 64 x 590 000 a Gram took 5 and 97 ms so, 20 and 201 ms with tiles of
+#: 64 MiB. On a GPU (512 MiB) every tile is a launch, and a small one leaves most of it idle.
+_TILE_ENTRIES = {"cpu": 2**18, "cuda": 2**26}
 _TILE_COLUMNS = 1024
 
 #: Rows of a tile on the diagonal of a Gram matrix: wide enough for full speed, narrow enough to leave out the upper half.
 #: At 1000 x 1152 on one thread tiles of 128, 256, 512 and 1024 rows took 42, 48, 59 and 77 ms; at 3000 rows 256 was best.
-_TILE_ROWS = 256
+_TILE_ROWS = {"cpu": 256, "cuda": 4096}
 
 #: Float64 entries of one tile of vectors at many positions (512 KiB): it is made and used within a core's cache.
 _MOMENT_ENTRIES = 2**16
@@ -37,21 +38,29 @@ def gram(*parts: Tensor) -> Tensor:
         rows = torch.cat(parts).double()  # a graph keeps the copy: a tile that is used again would destroy it
         return _symmetric(rows @ rows.T)
     num_rows, num_columns = sum(len(part) for part in parts), parts[0].shape[1]
-    width = min(num_columns, max(_TILE_COLUMNS, _TILE_ENTRIES // max(1, num_rows)))
+    width, height = min(num_columns, _tile_columns(parts[0], num_rows)), _TILE_ROWS[_kind(parts[0])]
     total = parts[0].new_zeros(num_rows, num_rows, dtype=torch.float64)
     tile = parts[0].new_empty(num_rows, width, dtype=torch.float64)
     for start in range(0, num_columns, max(1, width)):
         columns = tile[:, : num_columns - start]
         for part, place in zip(parts, columns.split([len(part) for part in parts]), strict=True):
             place.copy_(part[:, start : start + width])
-        for i in range(0, num_rows, _TILE_ROWS):
-            own = slice(i, i + _TILE_ROWS)
-            total[own, : i + _TILE_ROWS].addmm_(columns[own], columns[: i + _TILE_ROWS].T)
-    for i in range(0, num_rows, _TILE_ROWS):
-        own = slice(i, i + _TILE_ROWS)
+        for i in range(0, num_rows, height):
+            own = slice(i, i + height)
+            total[own, : i + height].addmm_(columns[own], columns[: i + height].T)
+    for i in range(0, num_rows, height):
+        own = slice(i, i + height)
         total[:i, own] = total[own, :i].T
         total[own, own] = _symmetric(total[own, own])
     return total
+
+
+def _tile_columns(rows: Tensor, num_rows: int) -> int:
+    return max(_TILE_COLUMNS, _TILE_ENTRIES[_kind(rows)] // max(1, num_rows))
+
+
+def _kind(tensor: Tensor) -> str:
+    return "cpu" if tensor.device.type == "cpu" else "cuda"
 
 
 def _symmetric(square: Tensor) -> Tensor:
@@ -66,7 +75,7 @@ def left_product(matrix: Tensor, rows: Tensor, divisor: Tensor) -> Tensor:
     """
     num_rows, num_columns = rows.shape
     product = torch.empty_like(rows)
-    width = max(_TILE_COLUMNS, _TILE_ENTRIES // max(1, num_rows))
+    width = _tile_columns(rows, num_rows)
     for start in range(0, num_columns, width):
         columns = slice(start, start + width)
         tile = matrix @ rows[:, columns].double()

@@ -173,7 +173,7 @@ class MarginalLikelihood(BayesianModel):
             noise = self._draw(len(block.inputs), generator)  # of every block, or the processes' streams would part
             if not processes.takes(index) and self.chunk is not None:
                 continue
-            share = block.columns.shape[-1] / partition.num_columns
+            share, block = block.columns.shape[-1] / partition.num_columns, block.to(x.device)
             data = self._data(block, x[block.inputs], y[block.inputs], share, noise)
             if self.chunk is None:  # measured on the first block of all, for all processes
                 self.chunk = self._measured_chunk(data)

@@ -24,10 +24,16 @@ class Block:
 
     def select(self, factor: Tensor) -> Tensor:
         """The block's columns. factor: (n, C, R) of the block's own inputs -> (n, C, k)."""
-        columns = self.columns.to(factor.device)
+        columns = self.columns.to(
+            factor.device
+        )  # moved before by whoever takes a block in parts: a GPU would be waited for
         if columns.ndim == 1:
             return factor[:, :, columns]
         return factor.gather(2, columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
+
+    def to(self, device: torch.device) -> Block:
+        """The block with its indices there."""
+        return Block(self.inputs.to(device), self.columns.to(device))
 
     @property
     def num_pairs(self) -> int:

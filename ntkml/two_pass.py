@@ -85,7 +85,7 @@ class TwoPass:
         """Rows of a block of one chunk, whose graph is kept for the second pass."""
         everything = slice(0, len(data.inputs))
         captured = self._captured(data, everything)
-        self.likelihood.check_targets(captured.outputs.detach(), data.targets)
+        self._check_targets(captured.outputs, data)
         factor = self._factor(captured.outputs, data, everything)
         layers, plain = rows_twice(captured, factor, self._over_views)
         structure = self._kind(ChunkedRows(lambda: [[plain]], self.shapes, self._kind.keeps, groups))
@@ -111,6 +111,10 @@ class TwoPass:
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]
         return total
 
+    def _check_targets(self, outputs: Tensor, data: BlockData) -> None:
+        """Of the whole block at once, whichever inputs the outputs are of: reading what is found makes the host wait."""
+        self.likelihood.check_targets(outputs[:1].detach().expand(len(data.targets), -1), data.targets)
+
     @property
     def _kind(self) -> type[Structure]:
         return structure_named(self.structure)
@@ -124,7 +128,8 @@ class TwoPass:
             views = data.views(part)
         captured = capture(self.model, views, data.num_views, plan=self.plan)
         outputs = captured.outputs.detach()
-        self.likelihood.check_targets(outputs, data.targets[part])
+        if part.start == 0:
+            self._check_targets(outputs, data)
         if self._over_views:
             return outputs, rows_by_column(captured, self._factor(outputs, data, part), over_views=True)
         return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +24,46 @@ def fan_in(module: nn.Conv2d) -> int:
     return module.in_channels // module.groups * math.prod(module.kernel_size)
 
 
-def patches(module: nn.Conv2d, inputs: Tensor, num_views: int) -> Tensor:
-    """inputs: (n * S, channels, height, width) -> (n, S, q, d, T)."""
-    columns = F.unfold(
-        inputs, module.kernel_size, dilation=module.dilation, padding=padding(module), stride=module.stride
-    )  # (n * S, channels * kh * kw, T), channel-major like the weight
-    return columns.reshape(-1, num_views, module.groups, columns.shape[1] // module.groups, columns.shape[2])
+def taken(module: nn.Conv2d, num_views: int, inputs: Tensor) -> Tensor:
+    """inputs: (n * S, channels, height, width) -> (n, S, q, d, T), channel-major like the weight."""
+    groups, size = module.groups, fan_in(module)
+    if by_im2col(module, inputs):
+        columns = F.unfold(inputs, **_geometry(module))  # (n * S, channels * kh * kw, T)
+        return columns.reshape(-1, num_views, groups, size, columns.shape[2])
+    down, right = padding(module)
+    windows = F.pad(inputs, (right, right, down, down))
+    for dimension in (0, 1):  # (n * S, channels, h, w, kh, kw)
+        windows = windows.unfold(2 + dimension, module.kernel_size[dimension], module.stride[dimension])
+    windows = windows.unflatten(0, (-1, num_views)).unflatten(2, (groups, -1))
+    # The views of an input lie behind its channels, so that whoever wants them as positions copies nothing.
+    return (
+        windows.permute(0, 2, 3, 6, 7, 1, 4, 5)
+        .reshape(-1, groups, size, num_views, windows.shape[4:6].numel())
+        .movedim(3, 1)
+    )
+
+
+def by_im2col(module: nn.Conv2d, inputs: Tensor) -> bool:
+    """Whether to copy patches by im2col, not from a view of overlapping windows, which knows no dilation.
+
+    On a GPU im2col starts a kernel for every image: the view's one copy took a fraction of its time.
+    """
+    return inputs.device.type == "cpu" or any(d != 1 for d in module.dilation)
+
+
+def added(module: nn.Conv2d, positions: Tensor, shape: torch.Size) -> Tensor:
+    """The transpose of :func:`taken` (col2im). positions: (n, S, q, d, T) -> ``shape``, that of the inputs."""
+    columns = positions.flatten(0, 1).flatten(1, 2)
+    return F.fold(columns, (shape[-2], shape[-1]), **_geometry(module))
+
+
+def _geometry(module: nn.Conv2d) -> dict[str, Any]:
+    return {
+        "kernel_size": module.kernel_size,
+        "dilation": module.dilation,
+        "padding": padding(module),
+        "stride": module.stride,
+    }
 
 
 def gradients(module: nn.Conv2d, pulled: Tensor, num_views: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -10,10 +11,15 @@ def fan_in(module: nn.Linear) -> int:
     return module.in_features
 
 
-def patches(module: nn.Linear, inputs: Tensor, num_views: int) -> Tensor:
+def taken(module: nn.Linear, num_views: int, inputs: Tensor) -> Tensor:
     """inputs: (n * S, ..., d) -> (n, S, 1, d, T)."""
     middle = inputs.shape[1:-1].numel()
     return inputs.reshape(-1, num_views, 1, middle, inputs.shape[-1]).transpose(-1, -2)
+
+
+def added(module: nn.Linear, positions: Tensor, shape: torch.Size) -> Tensor:
+    """The transpose of :func:`taken`. positions: (n, S, 1, d, T) -> ``shape``, that of the inputs."""
+    return positions.transpose(-1, -2).reshape(shape)
 
 
 def gradients(module: nn.Linear, pulled: Tensor, num_views: int) -> Tensor:

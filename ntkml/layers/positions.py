@@ -6,7 +6,7 @@ J[n, k] = sum over views v and positions t of g[n, v, k, :, t]                  
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ntkml.layers.grouped_convolution import GroupedConvolution
 from ntkml.layers.kronecker import KroneckerInputs
 from ntkml.layers.layer_rows import squares_of
+from ntkml.layers.patches import Patches, paired, side_by_side
 from ntkml.linalg import gram
 
 #: Float64 entries of one tile of the direct route (256 MiB).
@@ -27,23 +28,23 @@ class Positions:
     """One layer on n inputs with k cotangents each.
 
     Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, S, k, q, o, T), with S views, q groups of channels, fan-in d,
-    fan-out o and T positions. ``patches`` makes the inputs where they are asked for, from ``num_inputs_held`` numbers;
-    ``weight`` and ``bias`` say which of the two parameters exists and is trainable; ``grouped`` is the shorter way to the rows
-    of a convolution, where there is one.
+    fan-out o and T positions. ``patches`` takes the inputs of every position, where they are asked for, from ``source``, what
+    the layer was given; ``weight`` and ``bias`` say which of the two parameters exists and is trainable; ``grouped`` is the
+    shorter way to the rows of a convolution, where there is one.
     """
 
-    patches: Callable[[], Tensor]
+    source: Tensor
+    patches: Patches
     fan_in: int
     gradients: Tensor
     weight: bool
     bias: bool
-    num_inputs_held: int
     grouped: GroupedConvolution | None = None
 
     @property
     def inputs(self) -> Tensor:
         """The layer's input at every position, made anew: nine times the layer's input at 3 x 3. (n, S, q, d, T)."""
-        return self.patches()
+        return self.patches.taken(self.source)
 
     @cached_property
     def summed_gradients(self) -> Tensor:
@@ -94,28 +95,23 @@ class Positions:
     def _paired_weight(self, gradient: Tensor) -> Tensor:
         if self.grouped is not None:
             return self.grouped.pair(gradient)
-        n, _, k, q, o, t = self.gradients.shape
-        filters = gradient.reshape(n, k, q, o, self.fan_in).transpose(1, 2).reshape(n, 1, q, k * o, self.fan_in)
-        inputs, gradients = self.inputs, self.gradients
-        if t < k * o:  # views as positions: a product for each view would copy the filters, the larger ones then
-            inputs, gradients = (x.movedim(1, -1).flatten(-2).unsqueeze(1) for x in (inputs, gradients))
-        mapped = (filters @ inputs).unflatten(3, (k, o))  # (n, S, q, k, o, T)
-        return (mapped * gradients.transpose(2, 3)).sum()
+        n, _, k, q, o, _ = self.gradients.shape
+        filters = gradient.reshape(n, k, q, o, self.fan_in).transpose(1, 2).reshape(n, q, k * o, self.fan_in)
+        return paired(self.source, self.gradients, filters, self.patches)
 
     def _weight_rows(self) -> Tensor:
         if self.grouped is not None:
             return self.grouped.rows()
         n, views, k, q, o, t = self.gradients.shape
         d = self.fan_in
-        if d <= t:
+        if d <= t and self.source.device.type == "cpu":
             # Many positions: multiply per view, then add the small products up; the large factors are never copied.
             g = self.gradients.transpose(2, 3).reshape(n * views, q, k * o, t)
             product = g @ self.inputs.reshape(n * views, q, d, t).transpose(2, 3)
             product = product.reshape(n, views, q, k, o, d).sum(1)
         else:
             g = self.gradients.permute(0, 3, 2, 4, 1, 5).reshape(n, q, k * o, views * t)
-            a = self.inputs.permute(0, 2, 1, 4, 3).reshape(n, q, views * t, d)
-            product = (g @ a).reshape(n, q, k, o, d)
+            product = (g @ side_by_side(self.inputs).transpose(-1, -2)).reshape(n, q, k, o, d)
         return product.transpose(1, 2).reshape(n, k, q * o * d)
 
     def gram(self, key: str) -> Tensor:
@@ -164,12 +160,12 @@ class Positions:
 
     def rows_are_larger(self) -> bool:
         n, views, k, q, o, t = self.gradients.shape
-        return self.weight and n * k * q * o * self.fan_in > self.num_inputs_held + self.gradients.numel()
+        return self.weight and n * k * q * o * self.fan_in > self.source.numel() + self.gradients.numel()
 
     def joined(self, others: Sequence[Positions]) -> Positions:
-        inputs = torch.cat([self.inputs, *(other.inputs for other in others)])
+        source = torch.cat([self.source, *(other.source for other in others)])
         gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
-        return Positions(lambda: inputs, self.fan_in, gradients, self.weight, self.bias, inputs.numel())
+        return Positions(source, self.patches, self.fan_in, gradients, self.weight, self.bias)
 
     def reduced(self) -> KroneckerInputs:
         """Inputs averaged and gradients summed over the views, before KFAC takes outer products.

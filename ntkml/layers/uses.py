@@ -15,6 +15,7 @@ from ntkml.layers import conv, elementwise, linear
 from ntkml.layers.embedding import embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
 from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
+from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 
 
@@ -53,25 +54,27 @@ class PositionsUse:
 
     def num_patches(self) -> int:
         """Numbers of the input at every position: nine times those of the input at 3 x 3."""
-        return int(_code(self.module).patches(self.module, self.inputs, self.num_views).numel())
+        return self._patches.taken(self.inputs).numel()
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
         return Positions(
-            patches=partial(code.patches, self.module, self.inputs, self.num_views),
+            source=self.inputs,
+            patches=self._patches,
             fan_in=code.fan_in(self.module),
             gradients=code.gradients(self.module, pulled[0], self.num_views),
             weight="weight" in self.keys,
             bias="bias" in self.keys,
-            num_inputs_held=self.inputs.numel(),
-            grouped=self._grouped(pulled[0]),
+            grouped=self.grouped(pulled[0]),
         )
 
-    def num_held(self, pulled: Tensor) -> int:
-        """Numbers that its rows are made from, beside the gradients: the inputs themselves, or those at every position."""
-        return self.num_patches() if self._grouped(pulled) is None else self.inputs.numel()
+    @property
+    def _patches(self) -> Patches:
+        code = _code(self.module)
+        return Patches(partial(code.taken, self.module, self.num_views), partial(code.added, self.module))
 
-    def _grouped(self, pulled: Tensor) -> GroupedConvolution | None:
+    def grouped(self, pulled: Tensor) -> GroupedConvolution | None:
+        """The way to its rows without patches, where that is the faster one."""
         module = self.module
         if isinstance(module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled, self.num_views, module.groups):
             return GroupedConvolution(module, self.inputs, pulled, self.num_views)

@@ -20,7 +20,7 @@ class Diagonal:
         self._shapes = rows.shapes
         squares = rows.column_squares()
         self._diagonal = {name: squares[name] for name in rows.shapes}
-        if not all(bool(torch.isfinite(h).all()) for h in self._diagonal.values()):
+        if not bool(torch.stack([torch.isfinite(h).all() for h in self._diagonal.values()]).all()):
             raise NotPositiveDefiniteError(
                 "a block (structure diag) has rows with NaN or infinite values; check the data and weights"
             )

@@ -13,6 +13,7 @@ from ntkml.hyperparameters.affine import (
     affine_views,
     draw_noise,
     rotation_eta,
+    squared_exponentials,
 )
 from ntkml.randomness import generator_for
 from tests.factories import assert_same, generator
@@ -122,6 +123,15 @@ def test_views_combine_in_one_exponential_and_are_adjacent():
             source = torch.einsum("ab,bij->aij", power, torch.stack([x, y, torch.ones_like(x)]))
             inside = (source[0].abs() <= 1) & (source[1].abs() <= 1)
             assert_same(views[3 * n + s, 0][inside], source[n][inside], 1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 30.0])
+def test_exponentials_by_squaring_are_those_of_torch(scale):
+    """A GPU takes them so; in float64 to what squaring costs, in float32 to rounding."""
+    exponents = scale * (2.0 * torch.rand(20, 3, 3, generator=generator(), dtype=torch.float64) - 1.0)
+    exact = torch.matrix_exp(exponents)
+    assert_same(squared_exponentials(exponents) / exact.norm(), exact / exact.norm(), 1e-11)
+    assert_same(squared_exponentials(exponents.float()) / exact.norm(), exact.float() / exact.norm(), 1e-5)
 
 
 def test_the_gradient_in_eta_is_that_of_finite_differences():

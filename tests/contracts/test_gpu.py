@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
+import ntkml
 from ntkml import learning
 from ntkml.datasets import ImageDataset
 from ntkml.learning_state import new_learner
@@ -70,20 +72,43 @@ def test_the_host_does_not_wait_in_the_steps_of_the_weights():
     model = build_model(protocol.model, data.input_shape, 3, generator_for(0, "init"))
     learner = new_learner(protocol, model, device)
     x, y = data.train_inputs.to(device), data.train_targets.to(device)
-    learning._weight_step(learner, x, y, len(x), 1e-3)  # the first makes the optimiser's state
+    batch = torch.arange(len(x), device=device)
+    learning._weight_step(learner, x, y, batch, 1e-3)  # the first makes the optimiser's state
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            learning._weight_step(learner, x, y, len(x), 1e-3)
+            learning._weight_step(learner, x, y, batch, 1e-3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(learner.unread) == 4
     learning.settle(learner)
 
 
+@pytest.mark.parametrize("estimator", ["ntk-12-1", "ntk-12-tree", "kfac-12-1", "diag-12-C"])
+def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(estimator):
+    """What it waits for is counted by block (a draw, a check, a factorisation): as often with one chunk as with many."""
+    data, device = images(), torch.device("cuda")
+    model = build_model("resnet18-16", data.input_shape, 3, generator_for(0, "init")).to(device)
+    x, y = data.train_inputs.to(device), data.train_targets.to(device)
+    augmentation = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
+    objective = ntkml.MarginalLikelihood(model, estimator, augmentation=augmentation, chunk=6).to(device)
+    counts = []
+    for chunk in (6, 6, 3, 2):  # the first makes what is kept
+        objective.chunk = chunk
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                objective.backward(x, y, 1, torch.Generator().manual_seed(0))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing" in str(warning.message) for warning in caught))
+    assert counts[1] == counts[2] == counts[3] > 0
+
+
 def test_bfloat16_trains_on_a_gpu(tmp_path):
     data = images()
-    protocol = replace(load_train("train-digits", "prior"), model="resnet18-16", **SETTINGS)
+    protocol = replace(load_train("train-digits", "prior"), model="resnet18-16", **SETTINGS, estimator="ntk-12-tree")
     run = TrainRun(resolve_protocol(protocol, data), data, torch.device("cuda"), precision="bf16")
     path = run_train(run, tmp_path, lambda rows, total, done: rows, False, Pace(), print)
     assert read_rows(path)["log_marginal_likelihood"].notna().all()

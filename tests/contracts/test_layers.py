@@ -8,10 +8,11 @@ from torch import nn
 
 from ntkml import log_marginal_likelihood
 from ntkml.capture import capture
-from ntkml.layers import LAYER_TYPES, kronecker, positions
+from ntkml.layers import LAYER_TYPES, conv, kronecker, linear, patches, positions
 from ntkml.layers import embedding as embedding_module
 from ntkml.layers.embedding import EmbeddingRows
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 from ntkml.model_contract import check_model
 from ntkml.pulled_rows import rows_by_layer
@@ -157,10 +158,66 @@ def test_a_frozen_parameter_stays_out(name, frozen):
 
 def test_the_cheaper_route_is_chosen():
     """Many inputs of one position and a wide layer: kernels of a and g; many positions and few weights: rows."""
-    wide = Positions(lambda: torch.ones(9, 1, 1, 200, 1), 200, torch.ones(9, 1, 1, 1, 200, 1), True, True, 1)
-    narrow = Positions(lambda: torch.ones(9, 1, 1, 2, 100), 2, torch.ones(9, 1, 1, 1, 2, 100), True, True, 1)
+    as_given = Patches(lambda inputs: inputs, lambda positions, shape: positions)
+    wide = Positions(torch.ones(9, 1, 1, 200, 1), as_given, 200, torch.ones(9, 1, 1, 1, 200, 1), True, True)
+    narrow = Positions(torch.ones(9, 1, 1, 2, 100), as_given, 2, torch.ones(9, 1, 1, 1, 2, 100), True, True)
     assert wide.direct_is_cheaper()
     assert not narrow.direct_is_cheaper()
+
+
+CONVOLUTIONS = {
+    name: (module, shape)
+    for name, (make, shape) in LAYERS.items()
+    if isinstance(module := seeded(make()), nn.Conv2d) and all(d == 1 for d in module.dilation)
+}
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_patches_of_windows_are_those_of_im2col(name, num_views, monkeypatch):
+    """A GPU takes the one, a CPU the other."""
+    module, shape = CONVOLUTIONS[name]
+    x = torch.randn(2 * num_views, *shape, generator=generator())
+    columns = conv.taken(module, num_views, x)
+    monkeypatch.setattr(conv, "by_im2col", lambda module, inputs: False)
+    assert torch.equal(conv.taken(module, num_views, x), columns)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("linear", "conv", "depthwise"))])
+def test_adding_patches_up_is_the_transpose_of_taking_them(name):
+    make, shape = LAYERS[name]
+    module = seeded(make())
+    code = conv if isinstance(module, nn.Conv2d) else linear
+    x = torch.randn(6, *shape, generator=generator(), dtype=torch.float64)
+    taken = code.taken(module, 3, x)
+    given = torch.randn(taken.shape, generator=generator(), dtype=torch.float64)
+    added = code.added(module, given, x.shape)
+    assert added.shape == x.shape
+    assert_same((taken * given).sum(), (x * added).sum())
+
+
+@pytest.mark.parametrize("by_view", [True, False])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("linear", "conv", "depthwise"))])
+def test_a_pairing_has_the_gradients_of_explicit_rows(name, by_view, monkeypatch):
+    """In what the layer was given and in what was pulled back to it, with views as positions and without."""
+    make, shape = LAYERS[name]
+    module, num_views, k = seeded(make()).double(), 3, 2
+    monkeypatch.setattr(patches, "by_view", lambda gradients: by_view)
+    source = torch.randn(2 * num_views, *shape, generator=generator(), dtype=torch.float64, requires_grad=True)
+    code, outputs = (conv if isinstance(module, nn.Conv2d) else linear), module(source.detach())
+    pulled = torch.randn(len(source), k, *outputs.shape[1:], generator=generator(), dtype=torch.float64)
+    gradients = code.gradients(module, pulled, num_views).requires_grad_()
+    taking = Patches(lambda x: code.taken(module, num_views, x), lambda p, like: code.added(module, p, like))
+    layer = Positions(source, taking, code.fan_in(module), gradients, True, False)
+    given = torch.randn(layer.row("weight").shape, generator=generator(), dtype=torch.float64)
+    paired, explicit = layer.pair({"weight": given}), (given * layer.row("weight")).sum()
+    assert_same(paired, explicit)
+    for own, plain in zip(
+        torch.autograd.grad(paired, (source, gradients)),
+        torch.autograd.grad(explicit, (source, gradients)),
+        strict=True,
+    ):
+        assert_same(own, plain)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])

@@ -15,8 +15,8 @@ from tests.factories import assert_same, generator, make_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_grams_are_accumulated_in_float64_whatever_the_tiles(dtype, tile_entries, tile_rows, monkeypatch):
     """Sums in float32 would lose the small part, which decides at small prior precisions."""
-    monkeypatch.setattr(linalg, "_TILE_ENTRIES", tile_entries)
-    monkeypatch.setattr(linalg, "_TILE_ROWS", tile_rows, raising=False)
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", {"cpu": tile_entries})
+    monkeypatch.setattr(linalg, "_TILE_ROWS", {"cpu": tile_rows})
     rows = (torch.randn(9, 300, generator=generator()) * torch.logspace(4, -4, 300)).to(dtype)
     exact = rows.double() @ rows.double().T
     total = linalg.gram(rows)
@@ -69,7 +69,7 @@ def test_both_routes_of_the_gradient_are_the_inverse():
 
 
 def test_grams_of_more_rows_than_a_tile_are_symmetric_to_the_last_bit():
-    rows = torch.randn(linalg._TILE_ROWS + 37, 11, generator=generator())
+    rows = torch.randn(linalg._TILE_ROWS["cpu"] + 37, 11, generator=generator())
     total = linalg.gram(rows)
     assert torch.equal(total, total.T)
     assert_same(total, rows.double() @ rows.double().T, 1e-13)
@@ -135,7 +135,7 @@ def test_networks_have_rank_one_behind_their_last_hidden_layer_and_more_before()
 
 def test_a_gram_of_rows_in_parts_is_that_of_all_rows(monkeypatch):
     """In tiles of columns that leave a rest, and with a graph."""
-    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 1)
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", {"cpu": 1})
     monkeypatch.setattr(linalg, "_TILE_COLUMNS", 4)
     rows = torch.randn(7, 10, generator=generator(), dtype=torch.float64)
     for leaf in (rows, rows.clone().requires_grad_()):
@@ -146,7 +146,7 @@ def test_a_gram_of_rows_in_parts_is_that_of_all_rows(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("divisor", [torch.tensor(3.0).double(), torch.arange(1.0, 11.0).double()])
 def test_a_left_product_is_taken_by_tiles_in_float64(dtype, divisor, monkeypatch):
-    monkeypatch.setattr(linalg, "_TILE_ENTRIES", 1)
+    monkeypatch.setattr(linalg, "_TILE_ENTRIES", {"cpu": 1})
     monkeypatch.setattr(linalg, "_TILE_COLUMNS", 4)
     matrix = torch.randn(7, 7, generator=generator(), dtype=torch.float64)
     rows = torch.randn(7, 10, generator=generator(), dtype=dtype)

@@ -1,0 +1,255 @@
+"""On a GPU: one estimate with its gradient beside plain training, in seconds, memory and share of matrix products.
+
+``python -m benchmarks.gpu`` writes ``gpu.csv``, one row for a system and case, ``gpu-kernels.csv``, the kernels that took
+most of the time, and ``gpu-waits.csv``, the lines at which the host waited for the device. Cases come in order of size; no
+new one begins after ``--minutes``.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import click
+import pandas
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ntkml
+from benchmarks.cases import Case, Problem, problem
+from benchmarks.systems.ours import WIDTHS, objective
+from ntkml.capture import trainable_parameters
+from ntkml.full_precision import full_precision
+from ntkml.memory import is_out_of_memory
+
+#: A step that takes longer is timed once, after the one that warms up; others five times.
+LONG_SECONDS = 0.7
+
+#: Network inputs of plain training that are held at a time, views included; their gradients are summed.
+PLAIN_INPUTS = 1000
+
+#: What names of kernels say that multiply matrices, convolutions among them, and of those that only move their operands.
+_PRODUCTS = ("gemm", "gemv", "fprop", "dgrad", "wgrad", "convolve", "winograd", "syrk", "cutlass")
+_MOVES = ("tonhwc", "tonchw", "copy", "pad")
+
+
+@dataclass(frozen=True)
+class GpuRow:
+    """One system on one case. ``seconds``: of wall time between waits for the device; ``ratio``: to plain training.
+
+    ``peak_mib``: of the allocator in the first step, above network and data. ``product_share``: of the time of all kernels.
+    ``waits``: of the host for the device within one step.
+    """
+
+    case: str
+    network: str
+    num_params: int
+    num_inputs: int
+    views: int
+    estimator: str
+    system: str
+    seconds: float
+    ratio: float
+    peak_mib: float
+    chunk: int | None
+    product_share: float
+    waits: int
+    repeats: int
+    device: str
+    torch: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is seen of one system's step. ``kernels``: milliseconds by name; ``waits``: how often by line of code."""
+
+    seconds: float
+    repeats: int
+    peak_mib: float
+    kernels: dict[str, float]
+    waits: Counter[str]
+
+    @property
+    def product_share(self) -> float:
+        products = sum(spent for name, spent in self.kernels.items() if _multiplies(name))
+        return products / max(sum(self.kernels.values()), 1e-9)
+
+
+def _multiplies(kernel: str) -> bool:
+    name = kernel.lower()
+    return any(word in name for word in _PRODUCTS) and not any(word in name for word in _MOVES)
+
+
+def cases() -> list[Case]:
+    """Prior alone, then S = 20 views and the gradient in eta: small ones first, of both networks in turn."""
+    found = []
+    for num_inputs, views in ((64, 0), (500, 0), (50, 20), (150, 20), (500, 20)):
+        for network in ("wrn16-4", "resnet50"):
+            found += [Case(network, num_inputs, f"{structure}-N-1", views) for structure in ("ntk", "kfac")]
+            if (num_inputs, views) == (64, 0):
+                found.append(Case(network, num_inputs, "diag-N-1" if network == "resnet50" else "diag-N-C"))
+    return found
+
+
+def on_device(case: Case, device: torch.device) -> Problem:
+    """The problem of a case as training holds it there."""
+    given = problem(case)
+    given.model.to(device)
+    return replace(given, x=given.x.to(device), y=given.y.to(device))
+
+
+def estimate(given: Problem) -> tuple[Callable[[], object], ntkml.MarginalLikelihood]:
+    """Value and gradient of one block in the prior and, with views, in eta."""
+    own = objective(given).to(given.x.device)
+
+    def step() -> Tensor:
+        own.zero_grad()
+        return own.backward(given.x, given.y, 1, torch.Generator().manual_seed(1)).total
+
+    return step, own
+
+
+def plain(given: Problem) -> Callable[[], object]:
+    """Cross-entropy and its gradient in the weights, in float32 without TF32 as the estimate; the views are made once."""
+    views = max(1, given.case.views)
+    x = given.x
+    if given.case.views:
+        augmentation = ntkml.AffineInvariance(views, torch.tensor(WIDTHS)).to(x.device)
+        with torch.no_grad():
+            x = augmentation(x, augmentation.draw(len(x), torch.Generator().manual_seed(1)))
+    weights = list(trainable_parameters(given.model).values())
+    size = max(1, PLAIN_INPUTS // views)
+
+    @full_precision()
+    def step() -> list[Tensor]:
+        total = [torch.zeros_like(w) for w in weights]
+        for part, y in zip(x.split(size * views), given.y.split(size), strict=True):
+            outputs = given.model(part).unflatten(0, (-1, views)).mean(1)
+            loss = F.cross_entropy(outputs, y, reduction="sum") / len(given.y)
+            torch._foreach_add_(total, list(torch.autograd.grad(loss, weights)))
+        return total
+
+    return step
+
+
+def measure(step: Callable[[], object], device: torch.device) -> Measured:
+    """Peak memory of the first step, the time of later ones, and the kernels and waits of one more."""
+    torch.cuda.empty_cache()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    first = _timed(step, device)
+    peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    repeats = 1 if first > LONG_SECONDS else 5
+    seconds = median(_timed(step, device) for _ in range(repeats))
+    return Measured(seconds, repeats, peak, *_looked_into(step, device))
+
+
+def _timed(step: Callable[[], object], device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _looked_into(step: Callable[[], object], device: torch.device) -> tuple[dict[str, float], Counter[str]]:
+    """Milliseconds of every kernel, and the lines at which the host waited."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            torch.profiler.profile(activities=activities, acc_events=True) as profile,
+        ):
+            warnings.simplefilter("always")
+            step()
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize(device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchronizing" in str(w.message)]
+    lines = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits)
+    return {event.key: event.self_device_time_total / 1e3 for event in profile.key_averages()}, lines
+
+
+@click.command()
+@click.option("--only", default="", help="Only cases whose name contains this, for example 'wrn16-4-500'.")
+@click.option("--minutes", default=10.0, show_default=True, help="No new case begins after so many.")
+@click.option("--out", default="results/bench", show_default=True, type=click.Path(path_type=Path))
+def main(only: str, minutes: float, out: Path) -> None:
+    """Time an estimate with its gradient and plain training on a GPU, up to 500 inputs with 20 views."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("no CUDA device: these cases are for a GPU; python -m benchmarks quick is for CPUs")
+    device, started = torch.device("cuda"), time.monotonic()
+    rows: list[GpuRow] = []
+    kernels: list[dict[str, object]] = []
+    waits: list[dict[str, object]] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for case in (case for case in cases() if only in case.name):
+        if time.monotonic() - started > 60 * minutes:
+            print(f"{case.name}: left out, {minutes:g} minutes are over")
+            continue
+        try:
+            found = _rows_of(case, device)
+        except (RuntimeError, ValueError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"{case.name}: left out, {str(error).splitlines()[0]}")
+            continue
+        for row, seen in found:
+            rows.append(row)
+            where = {"case": row.case, "system": row.system}
+            top = sorted(seen.kernels.items(), key=lambda item: -item[1])[:12]
+            kernels += [
+                {**where, "kernel": k[:120], "milliseconds": ms, "product": _multiplies(k)} for k, ms in top if ms > 0
+            ]
+            waits += [{**where, "line": line, "waits": count} for line, count in seen.waits.most_common()]
+            print(
+                f"{row.case:28}{row.system:7}{1e3 * row.seconds:9.1f} ms{row.ratio:7.2f} x{row.peak_mib:8.0f} MiB"
+                f"{row.product_share:6.0%} products{row.waits:5} waits",
+                flush=True,
+            )
+        for name, table in (("gpu", [asdict(row) for row in rows]), ("gpu-kernels", kernels), ("gpu-waits", waits)):
+            pandas.DataFrame(table).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+
+
+def _rows_of(case: Case, device: torch.device) -> list[tuple[GpuRow, Measured]]:
+    given = on_device(case, device)
+    step, own = estimate(given)
+    systems = {"plain": plain(given), "ntkml": step}
+    seen = {name: measure(system, device) for name, system in systems.items()}
+    return [
+        (
+            GpuRow(
+                case=case.name,
+                network=case.network,
+                num_params=sum(w.numel() for w in trainable_parameters(given.model).values()),
+                num_inputs=case.num_inputs,
+                views=case.views,
+                estimator=case.estimator,
+                system=name,
+                seconds=found.seconds,
+                ratio=found.seconds / seen["plain"].seconds,
+                peak_mib=found.peak_mib,
+                chunk=own.chunk if name == "ntkml" else PLAIN_INPUTS // max(1, case.views),
+                product_share=found.product_share,
+                waits=sum(found.waits.values()),
+                repeats=found.repeats,
+                device=torch.cuda.get_device_name(device),
+                torch=torch.__version__,
+            ),
+            found,
+        )
+        for name, found in seen.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The input of a layer at every position (im2col), and its pairing with given filters, one layer's patches at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Patches:
+    """``taken``: what a layer was given, (n * S, ...), as its input at every position, (n, S, q, d, T).
+
+    ``added``: the transpose, which adds up such values where they come from: (n, S, q, d, T) and the shape to return.
+    """
+
+    taken: Callable[[Tensor], Tensor]
+    added: Callable[[Tensor, torch.Size], Tensor]
+
+
+def paired(source: Tensor, gradients: Tensor, filters: Tensor, patches: Patches) -> Tensor:
+    """sum over inputs, views and positions of <g, V a> with a = patches(source). Scalar, with its graph.
+
+    source: (n * S, ...); gradients: g, (n, S, k, q, o, T); filters: V, (n, q, k * o, d), a constant.
+    """
+    total: Tensor = _Paired.apply(source, gradients, filters, patches)
+    return total
+
+
+def side_by_side(values: Tensor) -> Tensor:
+    """Views as positions. (n, S, q, m, T) -> (n, q, m, S * T)."""
+    return values.movedim(1, -2).flatten(-2)
+
+
+class _Paired(torch.autograd.Function):
+    """The gradients are V a in g and V^T g in a: neither needs the patches, which autograd would keep for every layer."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, gradients: Tensor, filters: Tensor, patches: Patches) -> Tensor:
+        mapped = filters.unsqueeze(1) @ patches.taken(source) if by_view(gradients) else None
+        if mapped is None:  # a product for each view would copy the filters, the larger ones then
+            mapped = _views_apart(filters @ side_by_side(patches.taken(source)), gradients)
+        mapped = mapped.unflatten(3, gradients.shape[2:5:2])  # (n, S, q, k, o, T)
+        ctx.save_for_backward(source, gradients, filters, mapped)
+        ctx.patches = patches
+        return (mapped * gradients.transpose(2, 3)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        source, gradients, filters, mapped = ctx.saved_tensors
+        to_gradients = scale * mapped.transpose(2, 3) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, to_gradients, None, None
+        turned, pulled = (
+            (scale * filters).transpose(-1, -2),
+            gradients.transpose(2, 3).flatten(3, 4),
+        )  # (n, S, q, k * o, T)
+        if by_view(gradients):
+            to_inputs = turned.unsqueeze(1) @ pulled
+        else:
+            to_inputs = _views_apart(turned @ side_by_side(pulled), gradients)
+        return ctx.patches.added(to_inputs, source.shape), to_gradients, None, None
+
+
+def by_view(gradients: Tensor) -> bool:
+    """Whether a view has so many positions that its products are better taken alone: on a CPU, where copies cost most."""
+    _, _, k, _, o, num_positions = gradients.shape
+    return num_positions >= k * o and gradients.device.type == "cpu"
+
+
+def _views_apart(values: Tensor, gradients: Tensor) -> Tensor:
+    """The inverse of :func:`side_by_side`. (n, q, m, S * T) -> (n, S, q, m, T)."""
+    return values.unflatten(-1, (gradients.shape[1], gradients.shape[5])).movedim(-2, 1)
