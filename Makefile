@@ -6,7 +6,7 @@ COMPARISONS = $(sort $(wildcard results/reference/comparison/*/rows.csv))
 # MNIST in torchvision's layout, for bench: make bench DATA=--data-root=DIR (random pixels without it).
 DATA ?=
 
-.PHONY: setup check test figures bench bench-full bench-growth
+.PHONY: setup check test figures bench bench-full bench-gpu bench-growth
 
 setup:
 	$(PYTHON) -m pip install -c constraints.txt -e ".[test,dev]"
@@ -31,6 +31,10 @@ bench:
 # About an hour: every row of the table in BENCHMARKS.md.
 bench-full:
 	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks full $(DATA)
+
+# On a GPU: ten minutes, or --minutes M in ARGS.
+bench-gpu:
+	OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 # Exponents of the cost in inputs, columns and views.
 bench-growth:

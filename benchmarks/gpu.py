@@ -77,11 +77,12 @@ class Measured:
 
     @property
     def product_share(self) -> float:
-        products = sum(spent for name, spent in self.kernels.items() if _multiplies(name))
+        products = sum(spent for name, spent in self.kernels.items() if multiplies(name))
         return products / max(sum(self.kernels.values()), 1e-9)
 
 
-def _multiplies(kernel: str) -> bool:
+def multiplies(kernel: str) -> bool:
+    """Whether a kernel of this name multiplies matrices, convolutions among them. FFTs of a convolution do not count."""
     name = kernel.lower()
     return any(word in name for word in _PRODUCTS) and not any(word in name for word in _MOVES)
 
@@ -208,7 +209,7 @@ def main(only: str, minutes: float, out: Path) -> None:
             where = {"case": row.case, "system": row.system}
             top = sorted(seen.kernels.items(), key=lambda item: -item[1])[:12]
             kernels += [
-                {**where, "kernel": k[:120], "milliseconds": ms, "product": _multiplies(k)} for k, ms in top if ms > 0
+                {**where, "kernel": k[:120], "milliseconds": ms, "product": multiplies(k)} for k, ms in top if ms > 0
             ]
             waits += [{**where, "line": line, "waits": count} for line, count in seen.waits.most_common()]
             print(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import systems
+from benchmarks import gpu, systems
 from benchmarks.__main__ import main
-from benchmarks.cases import FULL, QUICK, TINY, Case
+from benchmarks.cases import FULL, QUICK, TINY, Case, problem
 from benchmarks.growth import exponents
 from benchmarks.networks import build
 from benchmarks.run import measure
@@ -111,3 +111,36 @@ def test_every_case_has_a_name_of_its_own():
     for suite in (TINY, QUICK, FULL):
         assert len({case.name for case in suite}) == len(suite)
     assert Case("mininet", 4, "ntk-N-1", views=2).name == "mininet-4-2views-ntk-N-1"
+
+
+def test_what_is_for_a_gpu_says_so_without_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
+    assert run.exit_code == 1
+    assert "no CUDA device" in run.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_training_in_parts_is_the_gradient_of_the_whole_batch(monkeypatch):
+    """What an estimate on a GPU is compared with."""
+    given = problem(Case("mininet-8", 6, "ntk-N-1", 2))
+    whole = gpu.plain(given)()
+    monkeypatch.setattr(gpu, "PLAIN_INPUTS", 4)
+    for part, everything in zip(gpu.plain(given)(), whole, strict=True):
+        assert torch.allclose(part, everything, atol=1e-6)
+        assert bool(everything.any())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "multiplies"),
+    [
+        ("sm80_xmma_fprop_implicit_gemm_f32f32_f32f32_f32_nchwkcrs_nchw_tilesize128x32x8", True),
+        ("void cudnn::detail::dgrad_engine<float, 512, 6, 5, 3, 3, 3, false>(int, int)", True),
+        ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x128_8x4_tt_align1>", True),
+        ("void cudnn::engines_precompiled::nhwcToNchwKernel<float, float, float>", False),
+        ("void at::native::im2col_kernel<float>(long, float const*)", False),
+        ("void sytrd4_gpu<sytrd_params<double, 32, 8, 2048, 32, 16, 1, 2> >", False),
+    ],
+)
+def test_kernels_that_multiply_are_told_from_those_that_move(kernel, multiplies):
+    assert gpu.multiplies(kernel) is multiplies
