@@ -41,9 +41,7 @@ class _Paired(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, gradients: Tensor, filters: Tensor, patches: Patches) -> Tensor:
-        mapped = filters.unsqueeze(1) @ patches.taken(source) if by_view(gradients) else None
-        if mapped is None:  # a product for each view would copy the filters, the larger ones then
-            mapped = _views_apart(filters @ side_by_side(patches.taken(source)), gradients)
+        mapped = _product(filters, patches.taken(source), by_view(gradients))
         mapped = mapped.unflatten(3, gradients.shape[2:5:2])  # (n, S, q, k, o, T)
         ctx.save_for_backward(source, gradients, filters, mapped)
         ctx.patches = patches
@@ -56,14 +54,8 @@ class _Paired(torch.autograd.Function):
         to_gradients = scale * mapped.transpose(2, 3) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, to_gradients, None, None
-        turned, pulled = (
-            (scale * filters).transpose(-1, -2),
-            gradients.transpose(2, 3).flatten(3, 4),
-        )  # (n, S, q, k * o, T)
-        if by_view(gradients):
-            to_inputs = turned.unsqueeze(1) @ pulled
-        else:
-            to_inputs = _views_apart(turned @ side_by_side(pulled), gradients)
+        pulled = gradients.transpose(2, 3).flatten(3, 4)  # (n, S, q, k * o, T)
+        to_inputs = _product((scale * filters).transpose(-1, -2), pulled, by_view(gradients))
         return ctx.patches.added(to_inputs, source.shape), to_gradients, None, None
 
 
@@ -73,6 +65,12 @@ def by_view(gradients: Tensor) -> bool:
     return num_positions >= k * o and gradients.device.type == "cpu"
 
 
-def _views_apart(values: Tensor, gradients: Tensor) -> Tensor:
-    """The inverse of :func:`side_by_side`. (n, q, m, S * T) -> (n, S, q, m, T)."""
-    return values.unflatten(-1, (gradients.shape[1], gradients.shape[5])).movedim(-2, 1)
+def _product(matrices: Tensor, values: Tensor, view_by_view: bool) -> Tensor:
+    """Every input's matrix times its values. matrices: (n, q, m, d), values: (n, S, q, d, T) -> (n, S, q, m, T).
+
+    Not view by view the views are positions: a product for each would copy the matrices, the larger ones then.
+    """
+    if view_by_view:
+        return matrices.unsqueeze(1) @ values
+    num_views, num_positions = values.shape[1], values.shape[4]
+    return (matrices @ side_by_side(values)).unflatten(-1, (num_views, num_positions)).movedim(-2, 1)
