@@ -1,4 +1,4 @@
-# Targets: setup, check, test, figures, bench, bench-full, bench-growth. PYTHON is the interpreter of the environment to install into and to run.
+# Targets: setup, check, test, figures, bench, bench-full, bench-gpu, bench-growth. PYTHON is the interpreter of the environment to install into and run.
 PYTHON ?= python
 FIGURES = $(addprefix figure-,1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
 COMPARISONS = $(sort $(wildcard results/reference/comparison/*/rows.csv))
@@ -22,6 +22,7 @@ test:
 
 figures:
 	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done
+	$(PYTHON) cli.py plot figure-9 --results results/reference/gpu --out figures/reference/gpu --format png
 	$(PYTHON) cli.py plot comparison $(addprefix --csv ,$(COMPARISONS)) --out figures/reference --format png
 
 # One thread and interleaved rounds, so that a busy machine slows all systems alike. About ten minutes.
