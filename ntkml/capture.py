@@ -131,11 +131,12 @@ def survey(
     ``checked``: the plan was made by a survey, so that layers need not be held against what they should compute again.
     """
     recorder = _Recorder(len(inputs), num_views, differentiable, checked)
+    convolutions = list(_constant_convolutions(model)) if differentiable else []
     with (
         _hooks(model, plan, recorder),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
-        ConstantFilters(is_weight) if differentiable else nullcontext(),
+        ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
         averaged = average_views(_checked(outputs, inputs), num_views)
@@ -224,6 +225,20 @@ def _hooks(model: nn.Module, plan: RowPlan, recorder: _Recorder) -> Iterator[Non
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _constant_convolutions(model: nn.Module) -> Iterator[nn.Conv2d]:
+    """Those whose parameters are weights, frozen or not, and neither learned as hyperparameters nor computed from others.
+
+    None of a compiled network: it would be compiled again in every capture.
+    """
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        return
+    for module in model.modules():
+        own = module._parameters
+        learned = any(isinstance(parameter, Hyperparameter) for parameter in own.values())
+        if isinstance(module, nn.Conv2d) and own.get("weight") is not None and not learned:
+            yield module
 
 
 def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:

@@ -45,12 +45,13 @@ class NestedDichotomy:
 @lru_cache(maxsize=64)
 def _members(tree: NestedDichotomy, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which classes lie left and right of every split, (C - 1, C) each; copied to a GPU once."""
-    members = torch.zeros(2, len(tree.splits), tree.num_classes, dtype=torch.bool)
-    for index, split in enumerate(tree.splits):
-        for side in (0, 1):
-            members[side, index, list(split[side])] = True
-    left, right = members.to(device)
-    return left, right
+    with torch.inference_mode(False):  # also for those who come out of it later
+        members = torch.zeros(2, len(tree.splits), tree.num_classes, dtype=torch.bool)
+        for index, split in enumerate(tree.splits):
+            for side in (0, 1):
+                members[side, index, list(split[side])] = True
+        left, right = members.to(device)
+        return left, right
 
 
 def _masked_logsumexp(log_p: Tensor, members: Tensor) -> Tensor:

@@ -73,12 +73,13 @@ def affine_views(images: Tensor, eta: Tensor, noise: Tensor) -> Tensor:
 
 @lru_cache
 def _generators(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Copied to a GPU once: every copy makes the host wait."""
-    return GENERATORS.to(device=device, dtype=dtype)
+    """Copied to a GPU once: every copy makes the host wait. Also for those who come out of inference mode later."""
+    with torch.inference_mode(False):
+        return GENERATORS.to(device=device, dtype=dtype)
 
 
 def squared_exponentials(exponents: Tensor) -> Tensor:
-    """expm of small matrices (..., m, m), of any norm up to some hundreds, without a look at their norms.
+    """expm of small matrices (..., m, m), of any norm up to 100, without a look at their norms.
 
     torch.matrix_exp chooses its order by them, for which the host waits until a GPU has come there. Taylor's series of
     exp(A / 2^8) to the tenth order, squared eight times in float64, leaves an error below the rounding of float32.

@@ -1,49 +1,65 @@
 """Convolutions whose filters are constants, for passes that are differentiated twice towards their inputs alone.
 
-The second derivative of torch's own convolution contains the gradient in the filters, whether it is asked for or not. It
-was two fifths of the time of an estimate with its gradient in eta on a GPU, where the filters of that product are as large
-as the images.
+The second derivative of torch's own convolution contains the gradient in the filters, whether it is asked for or not: a
+convolution with filters as large as the images, two fifths of the kernels' time of an estimate with eta on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
+#: (stride, padding, dilation, groups)
+Geometry = tuple[Any, Any, Any, int]
+
 
 class ConstantFilters(TorchFunctionMode):
-    """Within it, 2-d convolutions give no gradient to weights and biases that are ``constant``; all others stay as they are.
+    """Within it, the 2-d convolutions of ``modules`` give no gradient to their own parameters; all others stay as they are.
 
-    Their gradients in the input, and the derivatives of those, are torch's.
+    Their derivatives in the input, of any order, are torch's. A compiled network and one whose activations are computed
+    again (checkpointing) or kept elsewhere take torch's convolution.
     """
 
-    def __init__(self, constant: Callable[[nn.Parameter], bool]):
+    def __init__(self, modules: Iterable[nn.Module]):
         super().__init__()
-        self._constant = constant
+        self._filters = {
+            id(m.weight): m for m in modules if isinstance(m, nn.Conv2d) and not isinstance(m.padding, str)
+        }
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d and len(args) == 7 and not kwargs:  # as nn.Conv2d calls it
-            inputs, weight, bias, stride, padding, dilation, groups = args
-            mine = all(isinstance(p, nn.Parameter) and self._constant(p) for p in (weight, bias) if p is not None)
-            if mine and not isinstance(padding, str):
-                return _Convolution.apply(inputs, weight, bias, (stride, padding, dilation, groups))
+            inputs, weight, bias, *geometry = args
+            module = self._filters.get(id(weight))
+            if module is not None and bias is module.bias and inputs.ndim == 4 and not _traced():
+                return _Convolution.apply(inputs, weight, bias, tuple(geometry))
         return func(*args, **(kwargs or {}))
 
 
+def _traced() -> bool:
+    """Whether what autograd keeps is somebody else's: the compiler's, or that of hooks on saved tensors."""
+    # No public function tells whether there are such hooks. They compare what a second forward pass keeps with the first.
+    return torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = inputs.shape, geometry
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         return torch.conv2d(inputs, weight, bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        given, weight, _, ctx.geometry = inputs
+        ctx.shape = given.shape
+        ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -55,14 +71,18 @@ class _Convolution(torch.autograd.Function):
 class _Turned(torch.autograd.Function):
     """The gradient in the inputs of a convolution, linear in the gradient of its output: its derivative is a convolution."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.geometry = geometry
+    def forward(gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         return conv2d_input(shape, weight, gradient, *geometry)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, weight, _, ctx.geometry = inputs
+        ctx.save_for_backward(weight)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        return torch.conv2d(gradient, weight, None, *ctx.geometry), None, None, None
+        return _Convolution.apply(gradient, weight, None, ctx.geometry), None, None, None

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,9 @@ class _Paired(torch.autograd.Function):
         return (mapped * gradients.transpose(2, 3)).sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if torch.is_grad_enabled():  # what is saved does not know the patches it comes from
+            raise RuntimeError("a pairing has no second derivative: leave out create_graph")
         source, gradients, filters, mapped = ctx.saved_tensors
         to_gradients = scale * mapped.transpose(2, 3) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:

@@ -91,9 +91,9 @@ def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(estimator):
     model = build_model("resnet18-16", data.input_shape, 3, generator_for(0, "init")).to(device)
     x, y = data.train_inputs.to(device), data.train_targets.to(device)
     augmentation = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
-    objective = ntkml.MarginalLikelihood(model, estimator, augmentation=augmentation, chunk=6).to(device)
+    objective = ntkml.MarginalLikelihood(model, estimator, augmentation=augmentation, chunk=12).to(device)
     counts = []
-    for chunk in (6, 6, 3, 2):  # the first makes what is kept
+    for chunk in (12, 12, 6, 3):  # the first makes what is kept
         objective.chunk = chunk
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

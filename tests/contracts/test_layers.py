@@ -220,6 +220,15 @@ def test_a_pairing_has_the_gradients_of_explicit_rows(name, by_view, monkeypatch
         assert_same(own, plain)
 
 
+def test_a_pairing_refuses_a_second_derivative():
+    """What it saves does not know where it comes from: a wrong number would follow."""
+    source = torch.randn(2, 4, generator=generator(), requires_grad=True)
+    taking = Patches(lambda x: linear.taken(None, 1, x), lambda p, like: linear.added(None, p, like))
+    layer = Positions(source, taking, 4, torch.ones(2, 1, 1, 1, 3, 1), True, False)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(layer.pair({"weight": torch.ones(2, 1, 12)}), source, create_graph=True)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
 def test_padding_that_im2col_does_not_know_takes_exact_rows(mode):
     model = surrounded(nn.Conv2d(1, 2, 3, padding=1, padding_mode=mode), (1, 4, 4))
