@@ -22,7 +22,7 @@ test:
 
 figures:
 	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done
-	$(PYTHON) cli.py plot figure-9 --results results/reference/gpu --out figures/reference/gpu --format png
+	$(PYTHON) cli.py plot figure-9 --results results/reference-gpu --out figures/reference-gpu --format png
 	$(PYTHON) cli.py plot comparison $(addprefix --csv ,$(COMPARISONS)) --out figures/reference --format png
 
 # One thread and interleaved rounds, so that a busy machine slows all systems alike. About ten minutes.
