@@ -44,8 +44,10 @@ class ConstantFilters(TorchFunctionMode):
 
 def _traced() -> bool:
     """Whether what autograd keeps is somebody else's: the compiler's, or that of hooks on saved tensors."""
-    # No public function tells whether there are such hooks. They compare what a second forward pass keeps with the first.
-    return torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    # Hooks of checkpointing compare what a second forward pass keeps with the first. No public function tells whether there
+    # are some; a torch without this one is taken to have them.
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return torch.compiler.is_compiling() or hooks is None or hooks(True) is not None
 
 
 class _Convolution(torch.autograd.Function):
