@@ -28,7 +28,7 @@ from ntkml.capture import trainable_parameters
 from ntkml.full_precision import full_precision
 from ntkml.memory import is_out_of_memory
 
-#: A step that takes longer is timed once, after the one that warms up; others five times.
+#: A step is timed once where the one that warms up took longer, else five times.
 LONG_SECONDS = 0.7
 
 #: Network inputs of plain training that are held at a time, views included; their gradients are summed.
@@ -93,7 +93,7 @@ def cases() -> list[Case]:
     for num_inputs, views in ((64, 0), (500, 0), (50, 20), (150, 20), (500, 20)):
         for network in ("wrn16-4", "resnet50"):
             found += [Case(network, num_inputs, f"{structure}-N-1", views) for structure in ("ntk", "kfac")]
-            if (num_inputs, views) == (64, 0):
+            if (num_inputs, views) == (64, 0):  # all outputs of ResNet-50 are two hundred
                 found.append(Case(network, num_inputs, "diag-N-1" if network == "resnet50" else "diag-N-C"))
     return found
 

@@ -28,7 +28,7 @@ def taken(module: nn.Conv2d, num_views: int, inputs: Tensor) -> Tensor:
     """inputs: (n * S, channels, height, width) -> (n, S, q, d, T), channel-major like the weight."""
     groups, size = module.groups, fan_in(module)
     if by_im2col(module, inputs):
-        columns = F.unfold(inputs, **_geometry(module))  # (n * S, channels * kh * kw, T)
+        columns = F.unfold(inputs, module.kernel_size, **geometry(module))  # (n * S, channels * kh * kw, T)
         return columns.reshape(-1, num_views, groups, size, columns.shape[2])
     down, right = padding(module)
     windows = F.pad(inputs, (right, right, down, down))
@@ -54,16 +54,12 @@ def by_im2col(module: nn.Conv2d, inputs: Tensor) -> bool:
 def added(module: nn.Conv2d, positions: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of :func:`taken` (col2im). positions: (n, S, q, d, T) -> ``shape``, that of the inputs."""
     columns = positions.flatten(0, 1).flatten(1, 2)
-    return F.fold(columns, (shape[-2], shape[-1]), **_geometry(module))
+    return F.fold(columns, (shape[-2], shape[-1]), module.kernel_size, **geometry(module))
 
 
-def _geometry(module: nn.Conv2d) -> dict[str, Any]:
-    return {
-        "kernel_size": module.kernel_size,
-        "dilation": module.dilation,
-        "padding": padding(module),
-        "stride": module.stride,
-    }
+def geometry(module: nn.Conv2d) -> dict[str, Any]:
+    """Where the filters stand, as torch's convolutions and im2col take it."""
+    return {"stride": module.stride, "padding": padding(module), "dilation": module.dilation}
 
 
 def gradients(module: nn.Conv2d, pulled: Tensor, num_views: int) -> Tensor:

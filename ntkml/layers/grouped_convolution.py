@@ -8,7 +8,6 @@ on one core where im2col and a product took 16 and 10, products with given gradi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +31,16 @@ class GroupedConvolution:
         n, k, q, o = self._counts
         gradients = self._by_input(self.pulled.unflatten(2, (q, o)).transpose(1, 2))  # (S, n * q * k * o, h, w)
         filters = (n * q * k * o, *self._filter)
-        rows = conv2d_weight(self._images, filters, gradients, **self._geometry, groups=n * q)
+        rows = conv2d_weight(self._images, filters, gradients, **conv.geometry(self.module), groups=n * q)
         return rows.reshape(n, q, k, -1).transpose(1, 2).flatten(2)
 
     def pair(self, gradient: Tensor) -> Tensor:
         """<V, J> as <V * a, g>: the inputs convolved with V as filters. gradient: V, (n, k, size). Scalar, with its graph."""
         n, k, q, o = self._counts
         filters = gradient.unflatten(2, (q, -1)).transpose(1, 2).reshape(-1, *self._filter)
-        convolved = F.conv2d(self._images, filters, **self._geometry, groups=n * q)  # (S, n * q * k * o, h, w)
+        convolved = F.conv2d(
+            self._images, filters, **conv.geometry(self.module), groups=n * q
+        )  # (S, n * q * k * o, h, w)
         convolved = convolved.unflatten(1, (n, q, k, o)).permute(1, 0, 3, 2, 4, 5, 6)  # as the cotangents are
         return (convolved * self.pulled.unflatten(0, (n, -1)).unflatten(3, (q, o))).sum()
 
@@ -53,14 +54,6 @@ class GroupedConvolution:
     def _filter(self) -> tuple[int, ...]:
         """Shape of one filter: (channels of a group, height, width)."""
         return self.module.in_channels // self.module.groups, *self.module.kernel_size
-
-    @property
-    def _geometry(self) -> dict[str, Any]:
-        return {
-            "stride": self.module.stride,
-            "padding": conv.padding(self.module),
-            "dilation": self.module.dilation,
-        }
 
     @property
     def _images(self) -> Tensor:
