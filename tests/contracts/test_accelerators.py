@@ -1,0 +1,187 @@
+"""Away from the CPU, on a GPU and on a simulated device: the rows of a run are the CPU's, and the host does not wait in the loops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ntkml
+from ntkml import learning
+from ntkml.datasets import ImageDataset
+from ntkml.learning_state import new_learner
+from ntkml.models import build_model
+from ntkml.randomness import generator_for
+from ntkml.runs.train import TrainRun, resolve_protocol, run_train
+from ntkml.runs.train_journal import Pace
+from ntkml.train_protocols import load_train
+from ntkml.train_records import MEASURED, read_rows
+from tests import networks
+from tests.factories import targets
+from tests.objectives import assert_equal, everything
+from tests.simulated_device import NAME, counted_reads, simulated_device
+
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+DEVICES = [pytest.param("cuda", marks=ON_A_GPU), NAME]
+#: Every kind of rows. Moved parameters lose their ties (below); the simulated device has no sparse tensors and no recurrent layers.
+ANY_NETWORK = [name for name in networks.NETWORKS if not any(word in name for word in ("tied", "sparse", "recurrent"))]
+#: (device, model): the simulated one starts every operation in Python, so that its networks are small.
+NETWORKS = [*(pytest.param("cuda", model, marks=ON_A_GPU) for model in ("resnet18-16", "mlp")), (NAME, "mininet")]
+
+SETTINGS = {"num_data": 48, "epochs": 2, "batch_size": 16, "burn_in": 1, "update_every": 1, "hyper_steps": 2, "seed": 0}
+#: Columns that say where a run was made.
+PLACE = ("device",)
+
+
+def images(num_data=48, size=8):
+    stream = torch.Generator().manual_seed(0)
+    x, y = torch.rand(num_data, 3, size, size, generator=stream), torch.arange(num_data) % 3
+    return ImageDataset("made-up", x, y, x[:30], y[:30], 3, "made-up")
+
+
+@pytest.fixture(autouse=True)
+def parameters_are_replaced_where_they_move():
+    """A parameter of the simulated device is of another class, which cannot take the old one's place in memory."""
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+def device_called(name: str) -> torch.device:
+    device = simulated_device() if name == NAME else torch.device(name)
+    if device is None:
+        pytest.skip("this torch lets Python make no device")
+    return device
+
+
+@contextmanager
+def counted_waits(device: torch.device) -> Iterator[list[str]]:
+    """What the host waits for inside the block."""
+    if device.type == NAME:
+        with counted_reads() as waits:
+            yield waits
+        return
+    waits = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits += [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+
+
+def rows_on(device, tmp_path, hparam, **settings):
+    data = images()
+    protocol = resolve_protocol(replace(load_train("train-digits", hparam), **(SETTINGS | settings)), data)
+    run = TrainRun(protocol, data, device)
+    path = run_train(run, tmp_path / device.type, lambda rows, total, done: rows, False, Pace(), print)
+    return read_rows(path).drop(columns=[*MEASURED, *PLACE])
+
+
+CASES = [
+    ("prior", {"estimator": "ntk-12-tree"}),
+    ("prior", {"estimator": "kfac-N-C", "optimizer": "sgd", "lr": 0.01}),
+    ("prior", {"estimator": "blockdiag-12-C+kmeans", "prior_kind": "diagonal"}),
+    ("prior", {"estimator": "diag-12-1+iid", "likelihood": "gaussian"}),
+    ("prior", {"estimator": "ntk-12-C+greedy"}),
+    ("prior", {"estimator": "none"}),
+    ("prior", {"estimator": "sampled-2", "epochs": 1, "burn_in": 0}),  # a second update multiplies rounding by 1e4
+    ("prior", {"estimator": "hoag"}),
+    ("invariance", {"estimator": "ntk-12-1", "samples": 2}),
+    ("invariance", {"estimator": "kfac-12-1", "samples": 2}),
+    ("invariance", {"estimator": "kfac-N-1", "samples": 2}),
+    ("invariance", {"estimator": "augerino", "samples": 2}),
+    ("invariance", {"estimator": "partitioned-2", "samples": 2}),
+]
+
+
+@pytest.mark.parametrize(("hparam", "settings"), CASES)
+@pytest.mark.parametrize(("device", "model"), NETWORKS)
+def test_rows_are_those_of_the_cpu(device, model, hparam, settings, tmp_path):
+    devices = (device_called(device), torch.device("cpu"))
+    ours, theirs = (rows_on(device, tmp_path, hparam, model=model, **settings) for device in devices)
+    numbers = ours.select_dtypes("number").columns
+    others = [column for column in ours if column not in numbers and column != "prior_precisions"]
+    assert ours[others].equals(theirs[others])
+    for column in numbers:
+        assert ours[column].tolist() == pytest.approx(theirs[column].tolist(), rel=2e-3, abs=2e-4, nan_ok=True), column
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_host_does_not_wait_in_the_steps_of_the_weights(device):
+    data, device = images(), device_called(device)
+    protocol = replace(load_train("train-digits", "prior"), model="resnet18-16", **SETTINGS)
+    model = build_model(protocol.model, data.input_shape, 3, generator_for(0, "init"))
+    learner = new_learner(protocol, model, device)
+    x, y = data.train_inputs.to(device), data.train_targets.to(device)
+    batch = torch.arange(len(x), device=device)
+    learning._weight_step(learner, x, y, batch, 1e-3)  # the first makes the optimiser's state
+    with counted_waits(device) as waits:
+        for _ in range(3):
+            learning._weight_step(learner, x, y, batch, 1e-3)
+    assert not waits
+    assert len(learner.unread) == 4
+    with counted_waits(device) as waits:
+        learning.settle(learner)
+    assert waits
+
+
+@pytest.mark.parametrize("estimator", ["ntk-12-1", "ntk-12-tree", "kfac-12-1", "diag-12-C"])
+@pytest.mark.parametrize(("device", "model"), NETWORKS)
+def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, estimator):
+    """What it waits for is counted by block (a draw, a check, a factorisation): as often with one chunk as with many."""
+    data, device = images(), device_called(device)
+    network = build_model(model, data.input_shape, 3, generator_for(0, "init")).to(device)
+    x, y = data.train_inputs.to(device), data.train_targets.to(device)
+    augmentation = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
+    objective = ntkml.MarginalLikelihood(network, estimator, augmentation=augmentation, chunk=12).to(device)
+    counts = []
+    for chunk in (12, 12, 6, 3):  # the first makes what is kept
+        objective.chunk = chunk
+        with counted_waits(device) as waits:
+            objective.backward(x, y, 1, torch.Generator().manual_seed(0))
+        counts.append(len(waits))
+    assert counts[1] == counts[2] == counts[3] > 0
+
+
+@pytest.mark.parametrize("name", ANY_NETWORK)
+@pytest.mark.parametrize("device", DEVICES)
+def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
+    kind = networks.NETWORKS[name]
+    x, y = kind.inputs(5), targets("categorical", 5, networks.CLASSES)
+    found = []
+    for place in (torch.device("cpu"), device_called(device)):
+        objective = ntkml.MarginalLikelihood(kind.build().to(place), "ntk-3-C", chunk=2).to(place)
+        numbers = everything(objective, x.to(place), y.to(place), blocks=1)
+        found.append({name: number.cpu() for name, number in numbers.items()})
+    assert_equal(*found)
+
+
+def test_a_mixture_of_devices_is_seen():
+    """The simulated device would show nothing if it let everything pass."""
+    device = device_called(NAME)
+    ours = torch.ones(3, device=device)
+    with pytest.raises(RuntimeError, match="two devices"):
+        ours + torch.ones(3)
+    with counted_reads() as reads:
+        assert float(ours.sum()) == 3
+        assert ours.tolist() == [1, 1, 1]
+        assert bool((ours > 0).all())
+    assert len(reads) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_bfloat16_trains_on_a_gpu(tmp_path):
+    data = images()
+    protocol = replace(load_train("train-digits", "prior"), model="resnet18-16", **SETTINGS, estimator="ntk-12-tree")
+    run = TrainRun(resolve_protocol(protocol, data), data, torch.device("cuda"), precision="bf16")
+    path = run_train(run, tmp_path, lambda rows, total, done: rows, False, Pace(), print)
+    assert read_rows(path)["log_marginal_likelihood"].notna().all()

@@ -1,0 +1,124 @@
+"""A second device on machines that have none: to torch its tensors lie elsewhere, their numbers are the CPU's.
+
+What a GPU shows is then seen everywhere: an operation on tensors of two devices raises, code takes the branches of a device that
+is not the CPU, and every read by the host, for which a GPU would be waited for, is counted. What it cannot show are a GPU's own
+kernels, their rounding and their speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as tree
+
+NAME = "simulated"
+aten = torch.ops.aten
+#: Operations through which the host reads a device's numbers.
+READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
+#: Operations whose indices may lie on the host.
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+_reads: list[str] = []
+_kernels = torch.library.Library("aten", "IMPL")
+
+
+class Elsewhere(Tensor):
+    """A tensor of the simulated device; ``held`` has its numbers."""
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Elsewhere:
+        tensor = Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device(NAME, 0),
+        )
+        tensor.held = held
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return _on_the_cpu(operation, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.held})"
+
+
+def _held(value: Any) -> Any:
+    return value.held if isinstance(value, Elsewhere) else value
+
+
+def _on_the_cpu(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = [value for value in tree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    ours = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+    stays = True
+    if kwargs.get("device") is not None:
+        stays = torch.device(kwargs["device"]).type == NAME
+        kwargs = kwargs | {"device": "cpu"}
+    elif operation is aten.copy_.default:
+        stays = isinstance(args[0], Elsewhere)
+    elif operation not in INDEXED and any(t.ndim and not isinstance(t, Elsewhere) for t in tensors):
+        raise RuntimeError(f"{operation}: tensors on two devices: {[(str(t.device), tuple(t.shape)) for t in tensors]}")
+    if not stays or operation in READS:
+        _reads.append(str(operation))
+    result = operation(*tree.tree_map(_held, args), **tree.tree_map(_held, kwargs))
+    if not stays:
+        return result
+    known = {id(tensor.held): tensor for tensor in ours}  # changed in place, it is still the same tensor
+    return tree.tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Elsewhere(t), result)
+
+
+def _empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+    return Elsewhere(torch.empty(size, dtype=dtype, memory_format=memory_format or torch.contiguous_format))
+
+
+def _empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return Elsewhere(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return Elsewhere(torch.zeros(size, dtype=dtype))
+
+
+def _copy_from(source, target, non_blocking=False):
+    if not isinstance(target, Elsewhere):
+        _reads.append("copy")
+    _held(target).copy_(_held(source))
+    return target
+
+
+@cache
+def simulated_device() -> torch.device | None:
+    """The device, made at the first call; None where this torch lets Python make none."""
+    try:
+        from torch.utils.backend_registration import _DummyBackendModule as Module
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as set_up
+    except ImportError:
+        return None
+    module = Module()
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    set_up(NAME, module)
+    _kernels.impl("empty.memory_format", _empty, "PrivateUse1")
+    _kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
+    _kernels.impl("_efficientzerotensor", _zeros, "PrivateUse1")
+    _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
+    return torch.device(NAME, 0)
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[str]]:
+    """The operations through which the host reads numbers of the device, inside the block."""
+    _reads.clear()
+    seen: list[str] = []
+    yield seen
+    seen += _reads
