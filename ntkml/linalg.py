@@ -195,6 +195,11 @@ def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:
     return 2.0 * torch.cholesky_solve(exact.T, torch.linalg.cholesky(matrix)).T
 
 
+def log_det_from_spectrum(eigenvalues: Tensor, precision: Tensor) -> Tensor:
+    """log|I + K / delta| = sum log(1 + lambda / delta) from the eigenvalues of K. Scalar, differentiable in delta."""
+    return (eigenvalues / precision).log1p().sum()
+
+
 def spectrum(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, rounding below zero clipped. (b, b) -> (b,).
 

@@ -145,7 +145,7 @@ class MarginalLikelihood(BayesianModel):
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
         drawn = self._drawn(x, y, blocks, generator, processes)
-        kept = [(data, self._first(data), weight) for data, weight in drawn]
+        kept = [(data, self._in_memory(data, partial(self._kept, data)), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
 
         @full_precision()
@@ -216,8 +216,12 @@ class MarginalLikelihood(BayesianModel):
         certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
 
-    def _first(self, data: BlockData) -> FirstPass:
-        return self._in_memory(data, lambda passes: passes.first(data, adjoint=False))
+    def _kept(self, data: BlockData, passes: TwoPass) -> FirstPass:
+        """A block for many priors."""
+        first = passes.first(data, adjoint=False)
+        with torch.no_grad():
+            first.structure.prepare(self.prior.kind)
+        return first
 
     def _value(self, data: BlockData, passes: TwoPass) -> tuple[Tensor, Tensor]:
         return self._terms(data, passes.first(data, adjoint=False))

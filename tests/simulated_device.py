@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -97,9 +96,7 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
-@cache
-def simulated_device() -> torch.device | None:
-    """The device, made at the first call; None where this torch lets Python make none."""
+def _made() -> torch.device | None:
     try:
         from torch.utils.backend_registration import _DummyBackendModule as Module
         from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as set_up
@@ -113,6 +110,11 @@ def simulated_device() -> torch.device | None:
     _kernels.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
     return torch.device(NAME, 0)
+
+
+#: None where this torch lets Python make no device. Made when a test that wants it is collected: autograd serves the devices
+#: that there are at the first backward pass of the process.
+DEVICE = _made()
 
 
 @contextmanager

@@ -23,6 +23,9 @@ class Structure(Protocol):
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """log|H_B P0^-1 + I| in nats, a float64 scalar differentiable in the prior precision."""
 
+    def prepare(self, prior_kind: str) -> None:
+        """Compute what all priors of one kind share; :meth:`log_det` gives the same numbers, cheaper from the second on."""
+
     def adjoint(self, prior: PriorPrecision) -> Adjoint:
         """The gradient of :meth:`log_det` in the rows or factors, at a prior that needs no gradient itself."""
 

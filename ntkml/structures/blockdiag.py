@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_identity_plus, spectrum
+from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, tensor_adjoint
@@ -19,6 +19,7 @@ class BlockDiagonal:
     def __init__(self, rows: Rows):
         self._rows = rows
         self._matrices: dict[str, Tensor] = {}
+        self._spectra: dict[str, Tensor] = {}
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._rows.shapes)
@@ -29,15 +30,25 @@ class BlockDiagonal:
             ]
         ).sum()
 
+    def prepare(self, prior_kind: str) -> None:
+        """Eigenvalues of every tensor's block, where one precision scales all of it: as dear as two factorisations."""
+        if prior_kind != "diagonal":
+            self._spectra = {name: self._spectrum(name) for name in self._rows.shapes}
+
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         return tensor_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:
-        return torch.cat(
-            [spectrum(self._matrix(name), f"the rows of {name!r} (structure blockdiag)") for name in self._rows.shapes]
-        )
+        return torch.cat([self._spectrum(name) for name in self._rows.shapes])
+
+    def _spectrum(self, name: str) -> Tensor:
+        if name in self._spectra:
+            return self._spectra[name]
+        return spectrum(self._matrix(name), f"the rows of {name!r} (structure blockdiag)")
 
     def _tensor_log_det(self, name: str, precision: Tensor, where: str) -> Tensor:
+        if precision.ndim == 0 and name in self._spectra:
+            return log_det_from_spectrum(self._spectra[name], precision)
         if precision.ndim == 0:
             return log_det_identity_plus(self._matrix(name), where, precision)
         scaled = self._rows.explicit(name).double() * precision.rsqrt()

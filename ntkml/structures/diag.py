@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import NotPositiveDefiniteError
+from ntkml.linalg import NotPositiveDefiniteError, log_det_from_spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import SquareAdjoint
@@ -27,7 +27,10 @@ class Diagonal:
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         precision = prior.of(self._shapes)
-        return torch.stack([(h / precision[name]).log1p().sum() for name, h in self._diagonal.items()]).sum()
+        return torch.stack([log_det_from_spectrum(h, precision[name]) for name, h in self._diagonal.items()]).sum()
+
+    def prepare(self, prior_kind: str) -> None:
+        """The squares are all there is."""
 
     def adjoint(self, prior: PriorPrecision) -> SquareAdjoint:
         """The gradient in h_p: 1 / (delta_p + h_p)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import spectrum
+from ntkml.linalg import log_det_from_spectrum, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
@@ -29,7 +29,12 @@ class KFAC:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
         precision = _tensorwise(prior).of(self._shapes)
-        return torch.stack([(self._eigenvalues[name] / precision[name]).log1p().sum() for name in self._shapes]).sum()
+        return torch.stack(
+            [log_det_from_spectrum(self._eigenvalues[name], precision[name]) for name in self._shapes]
+        ).sum()
+
+    def prepare(self, prior_kind: str) -> None:
+        """The eigenvalues are there."""
 
     def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
         precision = _tensorwise(prior).of(self._shapes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_identity_plus, spectrum
+from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, kernel_adjoint, matrix_adjoint
@@ -23,13 +23,21 @@ class NTK:
     def __init__(self, rows: Rows):
         self._rows = rows
         self._unit: Tensor | None = None
+        self._spectrum: Tensor | None = None
         self._grams: Tensor | None = None  # (tensors, b, b)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         if prior.kind == "scalar":
             precision = next(iter(prior.of(self._rows.shapes).values()))
+            if self._spectrum is not None:
+                return log_det_from_spectrum(self._spectrum, precision)
             return log_det_identity_plus(self._unit_matrix(), self._where(prior), precision)
         return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
+
+    def prepare(self, prior_kind: str) -> None:
+        """Eigenvalues for a scalar prior, as dear as two factorisations; a layerwise one changes the eigenvectors."""
+        if prior_kind == "scalar":
+            self._spectrum = self.spectrum()
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         if self._narrow:

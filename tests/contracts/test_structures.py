@@ -76,6 +76,30 @@ def test_the_spectrum_serves_every_scalar_precision(structure, rows):
         assert_same((eigenvalues / precision).log1p().sum(), built.log_det(scalar(precision)), 1e-9)
 
 
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+@pytest.mark.parametrize("structure", EXACT)
+def test_preparing_for_many_priors_changes_no_number(structure, kind, rows):
+    plain, prepared = structure_named(structure)(rows), structure_named(structure)(rows)
+    prepared.prepare(kind)
+    for other in PRIOR_KINDS:  # the kind prepared for, and any other that is asked for all the same
+        for seed in range(3):
+            prior = make_prior(other, make_case("convnet"), seed, centre=0.3)
+            precisions = prior.values.requires_grad_()
+            values = [built.log_det(prior) for built in (plain, prepared)]
+            assert_same(*values)
+            assert_same(*(torch.autograd.grad(value, precisions)[0] for value in values))
+
+
+@pytest.mark.parametrize(
+    ("structure", "kind"), [("ntk", "scalar"), ("blockdiag", "scalar"), ("blockdiag", "layerwise")]
+)
+def test_what_is_prepared_is_not_factorised_again(structure, kind, rows, monkeypatch):
+    built = structure_named(structure)(rows)
+    built.prepare(kind)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", None)
+    assert built.log_det(make_prior(kind, make_case("convnet"))) > 0
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_equal_precisions_are_a_scalar_one(structure, rows):
     built = structure_named(structure)(rows)
