@@ -21,6 +21,9 @@ CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 #: training: kfac-N-1 2.11 and 1.91, diag-N-C 4.67 and 4.22) or not faster (eta), and took twice the memory; 128 were slower too.
 MAX_CPU_INPUTS = 256
 
+#: Explicit rows of one layer, in bytes, whose squares are added up at a time: a CPU adds what its caches still hold.
+SQUARED_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+
 #: Explicit rows of one block, in bytes, that are held at a time; beyond it the parameter tensors take turns.
 ROWS_BYTES = 4 * 2**30
 
@@ -70,6 +73,12 @@ def automatic_chunk(
 def _columns(gradient: torch.Tensor, count: int) -> torch.Tensor:
     """The shape of ``count`` such gradients side by side, without their memory."""
     return gradient.unsqueeze(1).expand(-1, count, *gradient.shape[1:])
+
+
+def columns_squared(shapes: Mapping[str, torch.Size], num_inputs: int, example: torch.Tensor) -> int:
+    """Columns of the rows of ``num_inputs`` that are squared together; ``example``: any tensor of their kind."""
+    largest = num_inputs * max(shape.numel() for shape in shapes.values()) * example.element_size()
+    return max(1, SQUARED_BYTES.get(example.device.type, SQUARED_BYTES["cuda"]) // largest)
 
 
 def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int) -> list[tuple[str, ...]]:

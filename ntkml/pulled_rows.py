@@ -22,13 +22,15 @@ def rows_by_layer(
     return _rows_of(captured, _uses(captured, over_views), factor, keep_graph, over_views)
 
 
-def rows_by_column(captured: Capture, factor: Tensor, over_views: bool) -> Iterator[dict[str, LayerRows]]:
-    """As :func:`rows_by_layer`, one column of the factor (n, C, k) after the other: the gradients of one are held.
+def rows_by_columns(
+    captured: Capture, factor: Tensor, together: int, over_views: bool
+) -> Iterator[dict[str, LayerRows]]:
+    """As :func:`rows_by_layer`, ``together`` columns of the factor (n, C, k) after each other: their gradients are held.
 
     The graph is freed with the last one.
     """
     uses = _uses(captured, over_views)
-    columns = factor.split(1, dim=-1)
+    columns = factor.split(together, dim=-1)
     for i, column in enumerate(columns):
         yield _rows_of(captured, uses, column, i < len(columns) - 1, over_views)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ntkml.capture import Capture
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, qualified
-from ntkml.linalg import gram
+from ntkml.linalg import gram, spectrum
 from ntkml.pulled_rows import rows_by_layer
 
 #: Parameter tensors whose explicit rows are held together.
@@ -41,7 +41,10 @@ class Rows(Protocol):
         """R R^T over all parameters in float64. Shape (b, b)."""
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
-        """By parameter, float64 factors whose Kronecker product approximates R_l^T R_l, one per channel group."""
+        """By parameter, float64 factors (q, m, m) whose Kronecker product approximates R_l^T R_l, one per channel group.
+
+        Where no gradient in the rows follows, the eigenvalues (q, m) may stand for a factor.
+        """
 
     def column_squares(self) -> dict[str, Tensor]:
         """By parameter, the sums of squares of the columns: the diagonal of R_l^T R_l in float64, (size,)."""
@@ -160,18 +163,24 @@ class ChunkedRows:
         return layer.direct_is_cheaper() or (self._values_only and layer.rows_are_larger())
 
     def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
-        """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds."""
-        reduced = {name: layer.reduced() for name, layer in chunk.items()}
-        factors = merge_factors(reduced, self._values_only, moments=first)
+        """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds.
+
+        Where values are all that is wanted, a second moment, the largest of what KFAC makes, lives until its eigenvalues are known.
+        """
         inputs, _ = next(iter(chunk.values())).counts
         share = inputs / (self.num_inputs + inputs)
-        for name, (scatter, *second_moment) in factors.items():
-            if name in self._factors:
+        for layer, rows in chunk.items():
+            made = merge_factors({layer: rows.reduced()}, self._values_only, moments=first)
+            for name, (scatter, *second_moment) in made.items():
+                if self._values_only:
+                    second_moment = [spectra(moment, name) for moment in second_moment]
+                if name not in self._factors:
+                    self._factors[name] = (scatter, *second_moment)
+                    continue
                 old_scatter, *old_moment = self._factors[name]
-                scatter = old_scatter + scatter
-                pairs = zip(old_moment, second_moment, strict=True) if first else ()
-                second_moment = [old + share * (new - old) for old, new in pairs] if first else old_moment
-            self._factors[name] = (scatter, *second_moment)
+                old_scatter.add_(scatter)
+                for old, new in zip(old_moment, second_moment, strict=True) if first else ():
+                    old.lerp_(new, share)
 
     def _add_squares(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         for name, squares in merge_squares(chunk).items():
@@ -237,6 +246,11 @@ def merge_factors(
         for layer, kept in layers.items()
         for key, pair in kept.factors(spectra_only, moments).items()
     }
+
+
+def spectra(factor: Tensor, name: str) -> Tensor:
+    """Eigenvalues of the groups of a Kronecker factor of parameter ``name``. (q, m, m) -> (q, m)."""
+    return torch.stack([spectrum(group, f"{name!r} (structure kfac)") for group in factor])
 
 
 def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:

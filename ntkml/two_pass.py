@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture
-from ntkml.chunking import row_groups
+from ntkml.chunking import columns_squared, row_groups
 from ntkml.exact_rows import RowPlan
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
-from ntkml.pulled_rows import rows_by_column, rows_by_layer, rows_twice
+from ntkml.pulled_rows import rows_by_columns, rows_by_layer, rows_twice
 from ntkml.rows import ChunkedRows, Groups
 from ntkml.structures import Structure, structure_named
 
@@ -122,7 +122,8 @@ class TwoPass:
     def _chunk_rows(self, data: BlockData, part: slice) -> tuple[Tensor, Iterable[dict[str, LayerRows]]]:
         """Outputs (n, C) and rows of one chunk, without a graph.
 
-        Where factors are all that is kept, the columns come one by one: their gradients are used while a cache holds them.
+        Where sums are all that is kept, the columns come one by one (factors) or a few at a time (squares): their gradients are
+        used while a cache holds them.
         """
         with torch.no_grad():
             views = data.views(part)
@@ -130,9 +131,10 @@ class TwoPass:
         outputs = captured.outputs.detach()
         if part.start == 0:
             self._check_targets(outputs, data)
-        if self._over_views:
-            return outputs, rows_by_column(captured, self._factor(outputs, data, part), over_views=True)
-        return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]
+        if self._kind.keeps == "rows":
+            return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]
+        together = 1 if self._over_views else columns_squared(self.shapes, len(outputs), outputs)
+        return outputs, rows_by_columns(captured, self._factor(outputs, data, part), together, self._over_views)
 
     def _chunk_graph(self, data: BlockData, part: slice) -> ChunkGraph:
         captured = self._captured(data, part)

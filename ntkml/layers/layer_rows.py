@@ -110,7 +110,7 @@ def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     its rounding, and converting every single one would take seven times as long as the sum.
     """
     return {
-        key: torch.stack([part.sum(0) for part in row.flatten(0, 1).square().split(_SUMMED_AS_THEY_ARE)]).sum(
+        key: torch.stack([part.square().sum(0) for part in row.flatten(0, 1).split(_SUMMED_AS_THEY_ARE)]).sum(
             0, dtype=torch.float64
         )
         for key, row in rows.items()

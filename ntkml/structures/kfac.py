@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import log_det_from_spectrum, spectrum
+from ntkml.linalg import log_det_from_spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Kept, Rows
+from ntkml.rows import Kept, Rows, spectra
 from ntkml.structures.adjoints import KroneckerAdjoint
 
 
@@ -37,6 +37,7 @@ class KFAC:
         """The eigenvalues are there."""
 
     def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
+        assert all(factor.ndim == 3 for factors in self._factors.values() for factor in factors), "made for values only"
         precision = _tensorwise(prior).of(self._shapes)
         gradients = {name: _factor_gradients(self._factors[name], precision[name].detach()) for name in self._shapes}
         return KroneckerAdjoint(gradients, self._num_inputs)
@@ -46,15 +47,11 @@ class KFAC:
 
 
 def _product_spectrum(factors: tuple[Tensor, ...], name: str) -> Tensor:
-    """Eigenvalues of the Kronecker product of (q, m, m) factors, group by group, flattened."""
-    products = []
-    for group in range(len(factors[0])):
-        values = [spectrum(factor[group], f"{name!r} (structure kfac)") for factor in factors]
-        product = values[0]
-        for other in values[1:]:
-            product = torch.outer(product, other).reshape(-1)
-        products.append(product)
-    return torch.cat(products)
+    """Eigenvalues of the Kronecker product of (q, m, m) factors, or of their eigenvalues (q, m), group by group, flattened."""
+    first, *others = (factor if factor.ndim == 2 else spectra(factor, name) for factor in factors)
+    for other in others:
+        first = (first.unsqueeze(2) * other.unsqueeze(1)).flatten(1)
+    return first.flatten()
 
 
 def _factor_gradients(factors: tuple[Tensor, ...], precision: Tensor) -> tuple[Tensor, ...]:

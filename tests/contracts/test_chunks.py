@@ -65,6 +65,17 @@ def test_the_second_pass_may_find_no_memory_and_no_gradient_counts_twice(name, m
     assert objective.chunk == 1
 
 
+@pytest.mark.parametrize("name", ["diag-N-C", "diag-4-tree", "diag-3-2"])
+def test_columns_that_are_squared_in_turn_are_squared_once(name, monkeypatch):
+    objective, x, y = problem(Brightness(), name, chunk=2)
+    shapes = {name: weight.shape for name, weight in objective.model.named_parameters()}
+    assert chunking.columns_squared(shapes, 2, x) > objective.likelihood.factor(objective.model(x), "C", None).shape[-1]
+    expected = everything(objective, x, y)
+    monkeypatch.setitem(chunking.SQUARED_BYTES, "cpu", 1)
+    assert chunking.columns_squared(shapes, 2, x) == 1
+    assert_equal(everything(objective, x, y), expected)
+
+
 def test_the_first_halving_starts_from_what_the_block_holds(monkeypatch, caplog):
     """An automatic chunk is often much larger than a block."""
     small_machine(monkeypatch, MemoryError(), largest=2)
