@@ -201,11 +201,21 @@ def log_det_from_spectrum(eigenvalues: Tensor, precision: Tensor) -> Tensor:
 
 
 def spectrum(matrix: Tensor, where: str) -> Tensor:
-    """Eigenvalues of a symmetric positive semi-definite matrix, rounding below zero clipped. (b, b) -> (b,).
+    """Eigenvalues of symmetric positive semi-definite matrices, rounding below zero clipped. (..., b, b) -> (..., b).
 
     Raises:
-        NotPositiveDefiniteError: the matrix holds NaN or infinite values.
+        NotPositiveDefiniteError: a matrix holds NaN or infinite values.
     """
+    return torch.linalg.eigvalsh(_finite(matrix, where)).clamp_min(0.0)
+
+
+def eigensystem(matrix: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    """What :func:`spectrum` returns, and the eigenvectors (..., b, b), one in each column."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(_finite(matrix, where))
+    return eigenvalues.clamp_min(0.0), eigenvectors
+
+
+def _finite(matrix: Tensor, where: str) -> Tensor:
     if not bool(torch.isfinite(matrix.sum())):  # the sum of what is not finite is not; entry by entry takes a copy
         raise NotPositiveDefiniteError(f"the rows of {where} hold NaN or infinite values; check the data and weights")
-    return torch.linalg.eigvalsh(matrix).clamp_min(0.0)
+    return matrix

@@ -30,6 +30,8 @@ class Rows(Protocol):
     num_inputs: int
     #: Tensors whose explicit rows are held together; asking in this order computes nothing twice.
     groups: Groups
+    #: Whether a gradient in what is made of the rows will be asked for.
+    adjoint_follows: bool
 
     def explicit(self, name: str) -> Tensor:
         """The rows of one parameter tensor. Shape (b, size), in the network's dtype."""
@@ -52,6 +54,8 @@ class Rows(Protocol):
 
 class CapturedRows:
     """Rows of one captured batch for given cotangents."""
+
+    adjoint_follows = False
 
     def __init__(self, captured: Capture, factor: Tensor, shapes: Mapping[str, torch.Size], keep_graph: bool = False):
         """factor: (n, C, k), the columns of L that stand in the block."""
@@ -101,13 +105,20 @@ class ChunkedRows:
     """
 
     def __init__(
-        self, chunks: Chunks, shapes: Mapping[str, torch.Size], kept: Kept, groups: Groups, values_only: bool = False
+        self,
+        chunks: Chunks,
+        shapes: Mapping[str, torch.Size],
+        kept: Kept,
+        groups: Groups,
+        values_only: bool = False,
+        adjoint_follows: bool = False,
     ):
-        """``values_only``: no gradient in the rows will be asked for.
+        """``values_only``: no gradient in the rows will be asked for, and factors are those of one chunk.
 
-        Then only eigenvalues are needed of Kronecker factors (this, of a block of one chunk alone), and the explicit rows of a
-        layer are made for its Gram and dropped, where they are larger than what they are made from.
+        Then only eigenvalues are needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped,
+        where they are larger than what they are made from.
         """
+        self.adjoint_follows = adjoint_follows
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0
         self._chunks = chunks
@@ -173,7 +184,7 @@ class ChunkedRows:
             made = merge_factors({layer: rows.reduced()}, self._values_only, moments=first)
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
-                    second_moment = [spectra(moment, name) for moment in second_moment]
+                    second_moment = [spectrum(moment, f"{name!r} (structure kfac)") for moment in second_moment]
                 if name not in self._factors:
                     self._factors[name] = (scatter, *second_moment)
                     continue
@@ -246,11 +257,6 @@ def merge_factors(
         for layer, kept in layers.items()
         for key, pair in kept.factors(spectra_only, moments).items()
     }
-
-
-def spectra(factor: Tensor, name: str) -> Tensor:
-    """Eigenvalues of the groups of a Kronecker factor of parameter ``name``. (q, m, m) -> (q, m)."""
-    return torch.stack([spectrum(group, f"{name!r} (structure kfac)") for group in factor])
 
 
 def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:

@@ -82,6 +82,8 @@ class JacobianTable:
 class TabulatedRows:
     """The rows of one block, cut from a table. inputs: (n,) indices; factor: (n, C, k) columns of L for those inputs."""
 
+    adjoint_follows = False
+
     def __init__(self, table: JacobianTable, inputs: Tensor, factor: Tensor):
         self.shapes = table.shapes
         self.groups: Groups = [tuple(table.shapes)]

@@ -78,7 +78,7 @@ class TwoPass:
                 del layers  # or they would be alive beside the next ones
 
         values_only = not adjoint and (one_chunk or self._kind.keeps == "rows")
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, values_only))
+        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, values_only, adjoint))
         return FirstPass(structure, torch.cat(seen))
 
     def _only(self, data: BlockData, groups: Groups) -> FirstPass:
@@ -88,7 +88,9 @@ class TwoPass:
         self._check_targets(captured.outputs, data)
         factor = self._factor(captured.outputs, data, everything)
         layers, plain = rows_twice(captured, factor, self._over_views)
-        structure = self._kind(ChunkedRows(lambda: [[plain]], self.shapes, self._kind.keeps, groups))
+        structure = self._kind(
+            ChunkedRows(lambda: [[plain]], self.shapes, self._kind.keeps, groups, adjoint_follows=True)
+        )
         return FirstPass(structure, captured.outputs.detach(), ChunkGraph(captured.outputs, layers))
 
     def second(

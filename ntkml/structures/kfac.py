@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ntkml.linalg import log_det_from_spectrum
+from ntkml.linalg import eigensystem, log_det_from_spectrum, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Kept, Rows, spectra
+from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
 
 
@@ -23,8 +25,16 @@ class KFAC:
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes
         self._num_inputs = rows.num_inputs
-        self._factors = rows.kronecker_factors()
-        self._eigenvalues = {name: _product_spectrum(factors, name) for name, factors in self._factors.items()}
+        self._systems: dict[str, list[tuple[Tensor, Tensor]]] = {}  # with eigenvectors, which only the adjoint needs
+        self._eigenvalues = {}
+        for name, factors in rows.kronecker_factors().items():
+            where = f"{name!r} (structure kfac)"
+            if rows.adjoint_follows:
+                self._systems[name] = [eigensystem(factor, where) for factor in factors]
+                values = [eigenvalues for eigenvalues, _ in self._systems[name]]
+            else:
+                values = [factor if factor.ndim == 2 else spectrum(factor, where) for factor in factors]
+            self._eigenvalues[name] = _product_spectrum(*values)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
@@ -37,27 +47,24 @@ class KFAC:
         """The eigenvalues are there."""
 
     def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
-        assert all(factor.ndim == 3 for factors in self._factors.values() for factor in factors), "made for values only"
         precision = _tensorwise(prior).of(self._shapes)
-        gradients = {name: _factor_gradients(self._factors[name], precision[name].detach()) for name in self._shapes}
+        gradients = {name: _factor_gradients(self._systems[name], precision[name].detach()) for name in self._shapes}
         return KroneckerAdjoint(gradients, self._num_inputs)
 
     def spectrum(self) -> Tensor:
         return torch.cat([self._eigenvalues[name] for name in self._shapes])
 
 
-def _product_spectrum(factors: tuple[Tensor, ...], name: str) -> Tensor:
-    """Eigenvalues of the Kronecker product of (q, m, m) factors, or of their eigenvalues (q, m), group by group, flattened."""
-    first, *others = (factor if factor.ndim == 2 else spectra(factor, name) for factor in factors)
+def _product_spectrum(first: Tensor, *others: Tensor) -> Tensor:
+    """Eigenvalues of the Kronecker product of factors with eigenvalues (q, m), group by group, flattened."""
     for other in others:
         first = (first.unsqueeze(2) * other.unsqueeze(1)).flatten(1)
     return first.flatten()
 
 
-def _factor_gradients(factors: tuple[Tensor, ...], precision: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of sum log(1 + g_i a_j / delta) in every factor: U diag(sum over the others) U^T. Shapes of the factors."""
-    decompositions = [torch.linalg.eigh(factor) for factor in factors]
-    values = [eigenvalues.clamp_min(0.0) for eigenvalues, _ in decompositions]  # (q, m) each
+def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor]], precision: Tensor) -> tuple[Tensor, ...]:
+    """Gradient of sum log(1 + g_i a_j / delta) in every factor: U diag(sum over the others) U^T. (q, m, m) each."""
+    values = [eigenvalues for eigenvalues, _ in systems]  # (q, m) each
     if len(values) == 1:
         weights = [1.0 / (precision + values[0])]
     else:
@@ -66,7 +73,7 @@ def _factor_gradients(factors: tuple[Tensor, ...], precision: Tensor) -> tuple[T
         weights = [(a * shared).sum(2), (g * shared).sum(1)]
     return tuple(
         vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
-        for weight, (_, vectors) in zip(weights, decompositions, strict=True)
+        for weight, (_, vectors) in zip(weights, systems, strict=True)
     )
 
 
