@@ -21,7 +21,8 @@ CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 #: training: kfac-N-1 2.11 and 1.91, diag-N-C 4.67 and 4.22) or not faster (eta), and took twice the memory; 128 were slower too.
 MAX_CPU_INPUTS = 256
 
-#: Explicit rows of one layer, in bytes, whose squares are added up at a time: a CPU adds what its caches still hold.
+#: Explicit rows of the largest tensor, in bytes, whose squares are added up at a time. 100 inputs of MiniNet on a CPU: 5.4 times plain
+#: training and 31 MiB with 16 MiB, 4.9 to 5.2 times (noise 10%) and 62 MiB with all nine columns.
 SQUARED_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 
 #: Explicit rows of one block, in bytes, that are held at a time; beyond it the parameter tensors take turns.

@@ -30,7 +30,7 @@ class Rows(Protocol):
     num_inputs: int
     #: Tensors whose explicit rows are held together; asking in this order computes nothing twice.
     groups: Groups
-    #: Whether a gradient in what is made of the rows will be asked for.
+    #: Whether the structure's ``adjoint()`` will be asked for.
     adjoint_follows: bool
 
     def explicit(self, name: str) -> Tensor:
@@ -92,7 +92,7 @@ class CapturedRows:
 #: What of a block outlives a chunk: explicit rows, sums of Kronecker factors, or sums of squares of columns.
 Kept = Literal["rows", "factors", "squares"]
 
-#: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or one by one.
+#: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or some at a time.
 Chunks = Callable[[], Iterable[Iterable[Mapping[str, LayerRows]]]]
 
 
@@ -118,6 +118,7 @@ class ChunkedRows:
         Then only eigenvalues are needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped,
         where they are larger than what they are made from.
         """
+        assert not (values_only and adjoint_follows)
         self.adjoint_follows = adjoint_follows
         self.shapes, self.groups = shapes, groups
         self.num_inputs = self.num_rows = 0

@@ -4,8 +4,8 @@
     pass 2, chunk by chunk with a graph: d/dh [ rho(chunk) - 1/2 <V, R(chunk)> ], V fixed, R = L(f)^T J.
 
 A block of one chunk goes through the network once: its graph is kept for pass 2. Only one chunk's graph is alive at a
-time; beyond it a block costs the rows that a structure keeps: none for kfac, those of one group of parameter tensors for the
-others, for which both passes are repeated where the groups are several.
+time; beyond it a block costs the rows that a structure keeps: none for kfac and diag, those of one group of parameter tensors for
+the others, for which both passes are repeated where the groups are several.
 """
 
 from __future__ import annotations

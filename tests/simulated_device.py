@@ -1,8 +1,9 @@
 """A second device on machines that have none: to torch its tensors lie elsewhere, their numbers are the CPU's.
 
-What a GPU shows is then seen everywhere: an operation on tensors of two devices raises, code takes the branches of a device that
-is not the CPU, and every read by the host, for which a GPU would be waited for, is counted. What it cannot show are a GPU's own
-kernels, their rounding and their speed.
+What a GPU shows is then seen everywhere: tensors of two devices in one operation raise (single numbers of the CPU are let through, as
+CUDA does), so does a generator of the CPU for numbers of the device, code takes the branches of a device that is not the CPU, and
+what the host reads of the device, for which it would wait, is counted. What it cannot show are a GPU's own kernels, their rounding
+and their speed, and waits of another kind: copies to the device, and what a kernel does within.
 """
 
 from __future__ import annotations
@@ -17,10 +18,21 @@ from torch.utils import _pytree as tree
 
 NAME = "simulated"
 aten = torch.ops.aten
-#: Operations through which the host reads a device's numbers.
-READS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
-#: Operations whose indices may lie on the host.
+#: Operations whose result, or whose check of it, the host reads.
+READS = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.bincount.default,
+    aten._unique2.default,
+    aten._linalg_check_errors.default,
+    aten._linalg_eigh.default,
+}
+#: Operations whose indices, the second argument, may lie on the host; a mask there is read.
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+#: Operations that take no number of the CPU among tensors of the device.
+JOINS = {aten.cat.default, aten.stack.default}
 
 _reads: list[str] = []
 _kernels = torch.library.Library("aten", "IMPL")
@@ -58,23 +70,47 @@ def _held(value: Any) -> Any:
 
 
 def _on_the_cpu(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tensors = [value for value in tree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    ours = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+    ours = [tensor for tensor in _tensors((args, kwargs)) if isinstance(tensor, Elsewhere)]
     stays = True
     if kwargs.get("device") is not None:
         stays = torch.device(kwargs["device"]).type == NAME
         kwargs = kwargs | {"device": "cpu"}
     elif operation is aten.copy_.default:
         stays = isinstance(args[0], Elsewhere)
-    elif operation not in INDEXED and any(t.ndim and not isinstance(t, Elsewhere) for t in tensors):
-        raise RuntimeError(f"{operation}: tensors on two devices: {[(str(t.device), tuple(t.shape)) for t in tensors]}")
-    if not stays or operation in READS:
+    else:
+        _refuse_mixtures(operation, args, kwargs)
+    masked = operation in INDEXED and any(index.dtype == torch.bool for index in _tensors(args[1]))
+    if not stays or masked or operation in READS:
         _reads.append(str(operation))
     result = operation(*tree.tree_map(_held, args), **tree.tree_map(_held, kwargs))
+    if torch.Tag.inplace_view in operation.tags:
+        with torch._C._DisableTorchDispatch():  # the same change of shape and strides for what torch sees
+            operation(*args, **kwargs)
+    for tensor in ours:
+        if tensor.shape != tensor.held.shape:
+            raise NotImplementedError(
+                f"{operation} changes a shape in place, which the simulated device does not follow"
+            )
     if not stays:
         return result
     known = {id(tensor.held): tensor for tensor in ours}  # changed in place, it is still the same tensor
     return tree.tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Elsewhere(t), result)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree.tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _refuse_mixtures(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    data = _tensors((args[0], args[2:], kwargs) if operation in INDEXED else (args, kwargs))
+    away = [tensor for tensor in data if not isinstance(tensor, Elsewhere)]
+    changed = [args[0]] if operation._schema.is_mutable and args and isinstance(args[0], Tensor) else []
+    strict = operation in JOINS or (operation in INDEXED and not isinstance(args[0], Elsewhere))
+    if any(tensor.ndim or strict or any(tensor is one for one in changed) for tensor in away):
+        raise RuntimeError(f"{operation}: tensors on two devices: {[(str(t.device), tuple(t.shape)) for t in data]}")
+    generators = [value for value in tree.tree_leaves((args, kwargs)) if isinstance(value, torch.Generator)]
+    if any(generator.device.type != NAME for generator in generators):
+        raise RuntimeError(f"{operation}: numbers of the device from a generator of the CPU")
 
 
 def _empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
@@ -87,6 +123,14 @@ def _empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_me
 
 def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
     return Elsewhere(torch.zeros(size, dtype=dtype))
+
+
+def _arange(start, end, step=1, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return Elsewhere(torch.arange(start, end, step, dtype=dtype))
+
+
+def _eye(n, m=None, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return Elsewhere(torch.eye(n, n if m is None else m, dtype=dtype))
 
 
 def _copy_from(source, target, non_blocking=False):
@@ -107,6 +151,11 @@ def _made() -> torch.device | None:
     set_up(NAME, module)
     _kernels.impl("empty.memory_format", _empty, "PrivateUse1")
     _kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
+    for overload in ("arange.start", "arange.start_step"):
+        _kernels.impl(overload, _arange, "PrivateUse1")
+    _kernels.impl("arange", lambda end, **options: _arange(0, end, **options), "PrivateUse1")
+    for overload in ("eye", "eye.m"):
+        _kernels.impl(overload, _eye, "PrivateUse1")
     _kernels.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
     return torch.device(NAME, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, spectrum
+from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, tensor_adjoint
@@ -33,7 +33,9 @@ class BlockDiagonal:
     def prepare(self, prior_kind: str) -> None:
         """Eigenvalues of every tensor's block, where one precision scales all of it: as dear as two factorisations."""
         if prior_kind != "diagonal":
-            self._spectra = {name: self._spectrum(name) for name in self._rows.shapes}
+            for name in self._rows.shapes:
+                self._spectra[name] = self._spectrum(name)
+                del self._matrices[name]  # made again where the eigenvalues do not do
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         return tensor_adjoint(self._rows, prior)
@@ -44,12 +46,12 @@ class BlockDiagonal:
     def _spectrum(self, name: str) -> Tensor:
         if name in self._spectra:
             return self._spectra[name]
-        return spectrum(self._matrix(name), f"the rows of {name!r} (structure blockdiag)")
+        return spectrum(self._matrix(name), f"{name!r} (structure blockdiag)")
 
     def _tensor_log_det(self, name: str, precision: Tensor, where: str) -> Tensor:
-        if precision.ndim == 0 and name in self._spectra:
-            return log_det_from_spectrum(self._spectra[name], precision)
         if precision.ndim == 0:
+            if name in self._spectra and resolves(self._spectra[name], precision):
+                return log_det_from_spectrum(self._spectra[name], precision)
             return log_det_identity_plus(self._matrix(name), where, precision)
         scaled = self._rows.explicit(name).double() * precision.rsqrt()
         smaller = scaled if scaled.shape[0] <= scaled.shape[1] else scaled.T

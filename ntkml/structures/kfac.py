@@ -47,6 +47,7 @@ class KFAC:
         """The eigenvalues are there."""
 
     def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
+        assert self._systems, "the rows did not say that an adjoint follows"
         precision = _tensorwise(prior).of(self._shapes)
         gradients = {name: _factor_gradients(self._systems[name], precision[name].detach()) for name in self._shapes}
         return KroneckerAdjoint(gradients, self._num_inputs)

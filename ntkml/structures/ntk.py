@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, spectrum
+from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, kernel_adjoint, matrix_adjoint
 
 
 class NTK:
-    """log|K_B + I| by one Cholesky factorisation on the smaller side.
+    """log|K_B + I| by one Cholesky factorisation on the smaller side, or from eigenvalues once it is prepared.
 
     Under a scalar prior, a block with more rows than parameters is turned into log|R^T R P0^-1 + I|, the same number
     (Sylvester's identity); other priors take the kernel.
@@ -29,7 +29,7 @@ class NTK:
     def log_det(self, prior: PriorPrecision) -> Tensor:
         if prior.kind == "scalar":
             precision = next(iter(prior.of(self._rows.shapes).values()))
-            if self._spectrum is not None:
+            if self._spectrum is not None and resolves(self._spectrum, precision):
                 return log_det_from_spectrum(self._spectrum, precision)
             return log_det_identity_plus(self._unit_matrix(), self._where(prior), precision)
         return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
@@ -38,6 +38,7 @@ class NTK:
         """Eigenvalues for a scalar prior, as dear as two factorisations; a layerwise one changes the eigenvectors."""
         if prior_kind == "scalar":
             self._spectrum = self.spectrum()
+            self._unit = None  # made again where the eigenvalues do not do
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
         if self._narrow:

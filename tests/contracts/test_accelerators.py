@@ -27,8 +27,11 @@ from tests.simulated_device import DEVICE, NAME, counted_reads
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = [pytest.param("cuda", marks=ON_A_GPU), NAME]
-#: Every kind of rows. Moved parameters lose their ties (below); the simulated device has no sparse tensors and no recurrent layers.
-ANY_NETWORK = [name for name in networks.NETWORKS if not any(word in name for word in ("tied", "sparse", "recurrent"))]
+#: Every kind of rows; on the simulated device no ties (moved parameters lose them, below), sparse tensors and recurrent layers.
+ANY_NETWORK = [
+    *(pytest.param("cuda", name, marks=ON_A_GPU) for name in networks.NETWORKS),
+    *((NAME, name) for name in networks.NETWORKS if not any(word in name for word in ("tied", "sparse", "recurrent"))),
+]
 #: (device, model): the simulated one starts every operation in Python, so that its networks are small.
 NETWORKS = [*(pytest.param("cuda", model, marks=ON_A_GPU) for model in ("resnet18-16", "mlp")), (NAME, "mininet")]
 
@@ -44,10 +47,13 @@ def images(num_data=48, size=8):
 
 
 @pytest.fixture(autouse=True)
-def parameters_are_replaced_where_they_move():
+def parameters_are_replaced_where_they_move(request):
     """A parameter of the simulated device is of another class, which cannot take the old one's place in memory."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    simulated = (
+        getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == NAME
+    )
+    torch.__future__.set_overwrite_module_params_on_conversion(before or simulated)
     yield
     torch.__future__.set_overwrite_module_params_on_conversion(before)
 
@@ -122,6 +128,7 @@ def test_the_host_does_not_wait_in_the_steps_of_the_weights(device):
     learner = new_learner(protocol, model, device)
     x, y = data.train_inputs.to(device), data.train_targets.to(device)
     batch = torch.arange(len(x), device=device)
+    assert len(batch) == len(x)
     learning._weight_step(learner, x, y, batch, 1e-3)  # the first makes the optimiser's state
     with counted_waits(device) as waits:
         for _ in range(3):
@@ -151,8 +158,7 @@ def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, est
     assert counts[1] == counts[2] == counts[3] > 0
 
 
-@pytest.mark.parametrize("name", ANY_NETWORK)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "name"), ANY_NETWORK)
 def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
     kind = networks.NETWORKS[name]
     x, y = kind.inputs(5), targets("categorical", 5, networks.CLASSES)
@@ -164,17 +170,48 @@ def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
     assert_equal(*found)
 
 
-def test_a_mixture_of_devices_is_seen():
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda ours, theirs: ours + theirs,
+        lambda ours, theirs: theirs @ ours,
+        lambda ours, theirs: torch.stack([ours.sum(), theirs.sum()]),
+        lambda ours, theirs: theirs.sum().add_(ours.sum()),
+        lambda ours, theirs: theirs[ours.long()],
+        lambda ours, theirs: ours.index_put_((theirs.long(),), theirs),
+        lambda ours, theirs: torch.where(theirs > 0, ours, ours),
+    ],
+)
+def test_a_mixture_of_devices_is_refused(mixed):
     """The simulated device would show nothing if it let everything pass."""
-    device = device_called(NAME)
-    ours = torch.ones(3, device=device)
+    ours, theirs = torch.ones(3, device=device_called(NAME)), torch.ones(3)
     with pytest.raises(RuntimeError, match="two devices"):
-        ours + torch.ones(3)
+        mixed(ours, theirs)
+
+
+def test_what_is_allowed_on_a_gpu_is_allowed_on_the_simulated_one():
+    ours = torch.ones(3, device=device_called(NAME))
+    assert (ours + torch.tensor(2.0)).tolist() == [3, 3, 3]
+    assert ours[torch.tensor([0, 2])].shape == (2,)
+    assert torch.arange(2, 8, 3, device=ours.device).tolist() == [2, 5]
+    assert torch.eye(2, device=ours.device).tolist() == [[1, 0], [0, 1]]
+
+
+def test_numbers_of_the_device_come_from_no_generator_of_the_cpu():
+    with pytest.raises(RuntimeError, match="generator of the CPU"):
+        torch.randn(3, generator=torch.Generator(), device=device_called(NAME))
+
+
+def test_reads_of_the_host_are_counted():
+    ours = torch.eye(3, device=device_called(NAME))
     with counted_reads() as reads:
         assert float(ours.sum()) == 3
-        assert ours.tolist() == [1, 1, 1]
-        assert bool((ours > 0).all())
-    assert len(reads) == 3
+        assert ours[0].tolist() == [1, 0, 0]
+        assert bool((ours >= 0).all())
+        assert ours[ours > 0].shape == (3,)
+        torch.linalg.cholesky(ours)
+        torch.linalg.eigvalsh(ours)
+    assert len(reads) == 6
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from ntkml import chunking, two_pass
 from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.chunking import automatic_chunk
 from ntkml.memory import BlockMemoryError
+from ntkml.pulled_rows import rows_by_columns
 from ntkml.structures import ntk
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import COUNT, Brightness, assert_equal, everything, parts_of, problem
@@ -65,15 +66,34 @@ def test_the_second_pass_may_find_no_memory_and_no_gradient_counts_twice(name, m
     assert objective.chunk == 1
 
 
-@pytest.mark.parametrize("name", ["diag-N-C", "diag-4-tree", "diag-3-2"])
-def test_columns_that_are_squared_in_turn_are_squared_once(name, monkeypatch):
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("name", ["diag-N-C", "diag-4-C", "diag-3-2"])
+def test_columns_that_are_squared_in_turn_are_squared_once(name, together, monkeypatch):
+    """Three columns of every input, or two: with a remainder and without."""
+    drawn = []
+
+    def counted(*arguments):
+        for layers in rows_by_columns(*arguments):
+            drawn.append(next(iter(layers.values())).counts[1])
+            yield layers
+
+    monkeypatch.setattr(two_pass, "rows_by_columns", counted)
     objective, x, y = problem(Brightness(), name, chunk=2)
-    shapes = {name: weight.shape for name, weight in objective.model.named_parameters()}
-    assert chunking.columns_squared(shapes, 2, x) > objective.likelihood.factor(objective.model(x), "C", None).shape[-1]
     expected = everything(objective, x, y)
-    monkeypatch.setitem(chunking.SQUARED_BYTES, "cpu", 1)
-    assert chunking.columns_squared(shapes, 2, x) == 1
+    columns = max(drawn)
+    assert columns > 1
+    drawn.clear()
+    monkeypatch.setattr(two_pass, "columns_squared", lambda *_: together)
     assert_equal(everything(objective, x, y), expected)
+    assert max(drawn) == together
+    assert sum(drawn) % columns == 0
+
+
+def test_fewer_columns_are_squared_together_where_they_are_larger(monkeypatch):
+    monkeypatch.setitem(chunking.SQUARED_BYTES, "cpu", 8 * 60)
+    shapes = {"weight": torch.Size((2, 5)), "bias": torch.Size((2,))}
+    found = [chunking.columns_squared(shapes, n, torch.zeros(1, dtype=torch.float64)) for n in (1, 2, 3, 6, 100)]
+    assert found == [6, 3, 2, 1, 1]
 
 
 def test_the_first_halving_starts_from_what_the_block_holds(monkeypatch, caplog):

@@ -8,6 +8,7 @@ import torch
 from ntkml import PriorPrecision
 from ntkml.capture import capture
 from ntkml.evidence import evaluate_partition
+from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.registry import STRUCTURES as REGISTERED
 from ntkml.rows import CapturedRows
 from ntkml.structures import ggn, structure_named
@@ -98,6 +99,27 @@ def test_what_is_prepared_is_not_factorised_again(structure, kind, rows, monkeyp
     built.prepare(kind)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", None)
     assert built.log_det(make_prior(kind, make_case("convnet"))) > 0
+
+
+@pytest.mark.parametrize(
+    ("structure", "kind"), [("ntk", "scalar"), ("blockdiag", "scalar"), ("blockdiag", "layerwise")]
+)
+def test_precisions_too_small_for_eigenvalues_are_left_to_the_factorisation(structure, kind):
+    """Every input twice: half of the eigenvalues are zero, and what rounding makes of them must not be counted."""
+    case = make_case("mlp")
+    captured = capture(case.model, case.x[:6].repeat(2, 1))
+    factor = case.likelihood.factor(captured.outputs.detach(), "C", None)
+    rows = CapturedRows(captured, factor, case.shapes)
+    plain, prepared = structure_named(structure)(rows), structure_named(structure)(rows)
+    prepared.prepare(kind)
+    for centre, from_eigenvalues in ((1.0, True), (1e-9, False)):
+        prior = make_prior(kind, case, centre=centre)
+        expected, found = plain.log_det(prior), prepared.log_det(prior)
+        assert torch.equal(found, expected) != from_eigenvalues
+        assert_same(found, expected)
+    undefined = PriorPrecision(torch.full_like(prior.values, torch.nan), kind)
+    with pytest.raises(NotPositiveDefiniteError, match=structure):
+        prepared.log_det(undefined)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
