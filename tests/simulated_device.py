@@ -148,6 +148,8 @@ def _made() -> torch.device | None:
         return None
     module = Module()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    module.get_rng_state = lambda device=None: torch.empty(0, dtype=torch.uint8)  # no random numbers of its own
+    module.set_rng_state = lambda state, device=None: None
     set_up(NAME, module)
     _kernels.impl("empty.memory_format", _empty, "PrivateUse1")
     _kernels.impl("empty_strided", _empty_strided, "PrivateUse1")
