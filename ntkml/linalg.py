@@ -24,7 +24,6 @@ _TILE_ROWS = {"cpu": 256, "cuda": 4096}
 #: Float64 entries of one tile of vectors at many positions (512 KiB): it is made and used within a core's cache.
 _MOMENT_ENTRIES = 2**16
 
-
 #: Nats that a log-determinant from eigenvalues may be wrong by.
 SPECTRUM_ERROR = 1e-5
 

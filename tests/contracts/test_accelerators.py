@@ -23,7 +23,7 @@ from ntkml.train_records import MEASURED, read_rows
 from tests import networks
 from tests.factories import targets
 from tests.objectives import assert_equal, everything
-from tests.simulated_device import DEVICE, NAME, counted_reads
+from tests.simulated_device import DEVICE, FIRST_TORCH, NAME, counted_reads
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = [pytest.param("cuda", marks=ON_A_GPU), NAME]
@@ -61,7 +61,7 @@ def parameters_are_replaced_where_they_move(request):
 def device_called(name: str) -> torch.device:
     device = DEVICE if name == NAME else torch.device(name)
     if device is None:
-        pytest.skip("this torch lets Python make no device")
+        pytest.skip(f"a GPU is tested itself, and torch before {FIRST_TORCH} has no devices made in Python")
     return device
 
 
