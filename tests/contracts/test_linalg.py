@@ -153,3 +153,20 @@ def test_a_left_product_is_taken_by_tiles_in_float64(dtype, divisor, monkeypatch
     found = linalg.left_product(matrix, rows, divisor)
     assert found.dtype == dtype
     assert_same(found, matrix @ rows.double() / divisor, 1e-6 if dtype == torch.float32 else 1e-13)
+
+
+def test_an_eigensystem_is_found_where_divide_and_conquer_gives_up(monkeypatch):
+    """As LAPACK does on some matrices whose rows are mostly zero."""
+    rows = torch.randn(2, 7, 4, generator=generator(), dtype=torch.float64)
+    rows[:, 3:6] = 0.0
+    matrices = rows @ rows.mT
+    expected = linalg.eigensystem(matrices, "a test")[0]
+
+    def gives_up(matrix):
+        raise torch.linalg.LinAlgError("The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    eigenvalues, eigenvectors = linalg.eigensystem(matrices, "a test")
+    assert_same(eigenvalues, expected, 1e-13)
+    assert_same((eigenvectors * eigenvalues.unsqueeze(1)) @ eigenvectors.mT, matrices, 1e-13)
+    assert_same(eigenvectors.mT @ eigenvectors, torch.eye(7, dtype=torch.float64).expand(2, 7, 7), 1e-13)
