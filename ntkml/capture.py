@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml.exact_rows import ExactForward, RowPlan, plain_attention
+from ntkml.exact_rows import ExactForward, RowPlan, plain_attention, plain_recurrence
 from ntkml.layers import computes_as_known
 from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.layers.layer_rows import qualified
@@ -136,6 +136,7 @@ def survey(
         _hooks(model, plan, recorder),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
+        plain_recurrence(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place

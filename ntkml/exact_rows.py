@@ -52,6 +52,19 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one."""
+    before = torch.backends.cudnn.enabled
+    if before and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        if torch.backends.cudnn.enabled != before:
+            torch.backends.cudnn.enabled = before
+
+
 class ExactForward:
     """The outputs of a batch once more, as functions of copies of the planned parameters, one for every input."""
 
@@ -104,14 +117,14 @@ class ExactForward:
             outputs: Tensor = functional_call(self._model, own, (views.clone(),))
             return outputs.mean(0)
 
-        with torch.enable_grad(), plain_attention():
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 
     @cached_property
     def _one_by_one(self) -> list[Tensor]:
         """Outputs of every input, (1, C) each."""
-        with torch.enable_grad(), plain_attention():
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
             return [self._model(views.clone()).mean(0, keepdim=True) for views in self._views]
 
 

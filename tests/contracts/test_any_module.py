@@ -318,6 +318,17 @@ def test_exact_rows_leave_the_settings_of_attention_alone():
     assert torch.backends.mha.get_fastpath_enabled() == before
 
 
+def test_recurrent_layers_run_without_cudnn_which_has_no_derivative_of_them_in_evaluation_mode():
+    before, case, seen = torch.backends.cudnn.enabled, case_of("recurrent"), set()
+    case.model.cell.register_forward_pre_hook(
+        lambda module, given: seen.add((torch.is_grad_enabled(), torch.backends.cudnn.enabled))
+    )
+    case.estimate("ntk-3-1")
+    assert (True, False) in seen
+    assert (True, True) not in seen
+    assert torch.backends.cudnn.enabled == before
+
+
 def test_a_capture_without_a_plan_refuses_what_it_would_miss():
     kind = NETWORKS["raw parameters"]
     with pytest.raises(ValueError, match="parameter 'gain' has no captured layer: take the plan of check_model"):
