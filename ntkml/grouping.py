@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import capture, trainable_parameters
+from ntkml.chunked_rows import ChunkedRows, Chunks
 from ntkml.chunking import automatic_chunk, row_groups
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.exact_rows import RowPlan
@@ -28,7 +29,6 @@ from ntkml.partitions import (
     random_batches,
 )
 from ntkml.pulled_rows import rows_by_layer
-from ntkml.rows import ChunkedRows, Chunks
 from ntkml.specs import EstimatorSpec
 
 

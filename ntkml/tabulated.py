@@ -99,6 +99,9 @@ class TabulatedRows:
         rows = rows if len(self._outputs) == rows.shape[1] else rows[:, self._outputs]
         return torch.einsum("ncp,nck->nkp", rows, self._factor.to(rows)).reshape(self.num_rows, -1)
 
+    def forget(self, name: str) -> None:
+        """The table is that of all blocks and stays."""
+
     def gram(self, name: str) -> Tensor:
         if self._table.wide(name):
             return self._cut(self._table.gram(name))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import Capture, capture
+from ntkml.chunked_rows import ChunkedRows
 from ntkml.chunking import columns_squared, row_groups
 from ntkml.exact_rows import RowPlan
 from ntkml.layers.layer_rows import LayerRows
@@ -24,7 +25,7 @@ from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
 from ntkml.pulled_rows import rows_by_columns, rows_by_layer, rows_twice
-from ntkml.rows import ChunkedRows, Groups
+from ntkml.rows import Groups
 from ntkml.structures import Structure, structure_named
 
 

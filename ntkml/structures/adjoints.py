@@ -50,7 +50,7 @@ class RowPairing:
 
 
 class RowAdjoint:
-    """V from the explicit rows of one tensor at a time. ``gradient(name, rows)`` gives V of a tensor, (b, size)."""
+    """V from the explicit rows of one tensor at a time, which are forgotten for it. ``gradient(name, rows)`` gives V of a tensor, (b, size)."""
 
     def __init__(self, rows: Rows, gradient: Callable[[str, Tensor], Tensor]):
         self.groups = rows.groups
@@ -61,6 +61,7 @@ class RowAdjoint:
         for name in names:
             explicit = self._rows.explicit(name)
             by_name[name] = self._gradient(name, explicit).to(explicit.dtype)
+            self._rows.forget(name)  # R and V of a whole group side by side would be twice its memory
         return RowPairing({name: v.reshape(self._rows.num_inputs, -1, v.shape[1]) for name, v in by_name.items()})
 
 

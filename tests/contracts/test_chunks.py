@@ -14,6 +14,7 @@ from ntkml.chunking import automatic_chunk
 from ntkml.memory import BlockMemoryError
 from ntkml.pulled_rows import rows_by_columns
 from ntkml.structures import ntk
+from ntkml.structures.adjoints import RowAdjoint
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import COUNT, Brightness, assert_equal, everything, parts_of, problem
 
@@ -203,3 +204,23 @@ def test_patches_count_only_where_they_are_made():
         sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
         in_float64 = automatic_chunk(model.double(), None, torch.zeros(2, 2, 8, 8, dtype=torch.float64), 1)
     assert sizes[0] > sizes[1] > in_float64
+
+
+@pytest.mark.parametrize("name", ["ntk-4-1", "blockdiag-4-C", "ggn-4-C"])
+def test_rows_are_let_go_of_for_their_gradient_and_not_captured_again(name, monkeypatch):
+    """Rows and their gradient side by side would be twice the memory of a block."""
+    held = []
+    of = RowAdjoint.of
+
+    def watched(adjoint, names):
+        pairing = of(adjoint, names)
+        held.append(set(adjoint._rows._rows))
+        return pairing
+
+    monkeypatch.setattr(RowAdjoint, "of", watched)
+    captured: list[bool] = []
+    small_machine(monkeypatch, MemoryError(), 0, when=captured.append)
+    objective, x, y = problem(Brightness(), name, chunk=2)
+    objective.backward(x, y, 1, generator(1))
+    assert held == [set()]
+    assert captured == [False, False, True, True]  # two chunks in two passes

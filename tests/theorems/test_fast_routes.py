@@ -7,10 +7,10 @@ import torch
 
 from ntkml import linalg
 from ntkml.capture import capture
+from ntkml.chunked_rows import ChunkedRows
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter
 from ntkml.pulled_rows import rows_by_layer
-from ntkml.rows import ChunkedRows
 from ntkml.structures.kfac import KFAC
 from tests.factories import assert_same, generator
 from tests.objectives import Brightness, everything, problem
