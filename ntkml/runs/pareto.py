@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ntkml import pareto_records, records, train_records
+from ntkml import files, pareto_records, records, train_records
 from ntkml.cell_protocols import Cell
 from ntkml.datasets import ImageDataset
 from ntkml.learning_state import Learner
@@ -29,7 +29,8 @@ from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import pareto_rows
 from ntkml.runs.peak_memory import begin_peak, peak_bytes
 from ntkml.runs.stopping import Stopped, StopRequest, never
-from ntkml.runs.train import TrainRun, finished_learner, resolve_protocol, run_train
+from ntkml.runs.train import TrainRun, finished_learner, run_train
+from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
 from ntkml.specs import index_pairs, parse_estimator
 
@@ -123,7 +124,7 @@ def run_pareto(
         environment = records.environment()
         for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
             _train(run.cell(cell), results, track, warn, stop)
-        parts = records.ensure_writable_folder(folder / "parts")
+        parts = files.ensure_writable_folder(folder / "parts")
         compared = run.protocol.compared
         for name in track(compared, len(compared), "timed estimators"):
             if reason := stop():
@@ -136,7 +137,8 @@ def run_pareto(
         rows = pareto_rows(run.run_id, run.settings, by_estimator, measured)
         path = records.write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
         records.write_rows(folder / "training.csv.gz", records.as_rows(training), train_records.COLUMNS)
-        records.write_manifest(folder / "manifest.json", _manifest(run, results, environment))
+        manifest = _manifest(run, results, environment, _trained_elsewhere(run, training))
+        records.write_manifest(folder / "manifest.json", manifest)
         shutil.rmtree(parts, ignore_errors=True)
     return path
 
@@ -215,7 +217,13 @@ def _frames(run: ParetoRun, training: pandas.DataFrame, cells: list[Cell]) -> li
     return [training[training["run_id"] == run.cell(cell).run_id] for cell in cells]
 
 
-def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any]) -> dict[str, Any]:
+def _trained_elsewhere(run: ParetoRun, training: pandas.DataFrame) -> list[str]:
+    """Sentences for the caption on cells that were trained on another device than their estimates are timed on."""
+    others = training[training["device"] != run.device.type].groupby("device", sort=True)["estimator"]
+    return [f"Trained on {device}: {', '.join(dict.fromkeys(names))}." for device, names in others]
+
+
+def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any], elsewhere: list[str]) -> dict[str, Any]:
     runs = [run.cell(cell) for cell in run.protocol.cells]
     manifests = {cell.run_id: records.read_manifest(cell.folder(results) / "manifest.json") for cell in runs}
     estimators: dict[str, Any] = {}
@@ -227,7 +235,7 @@ def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any]) -> dic
         "settings": run.settings,
         "environment": environment | {"load_average": os.getloadavg()[0]},
         "estimators": estimators,
-        "notes": list(dict.fromkeys([*_notes(run), *run.notes])),
+        "notes": list(dict.fromkeys([*_notes(run), *run.notes, *elsewhere])),
         "runs": manifests,
         "finished_at": now(),
     }

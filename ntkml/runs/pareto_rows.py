@@ -30,8 +30,8 @@ def pareto_rows(
     rows = []
     for name, frames in training.items():
         first = frames[0].iloc[0]
-        described = {key: first[key] for key in (*_DESCRIPTION, "grouping", "certified", "device", "dtype")}
-        shared = {key: settings[key] for key in ("epochs", "samples", "threads")}
+        described = {key: first[key] for key in (*_DESCRIPTION, "grouping", "certified", "dtype")}
+        shared = {key: settings[key] for key in ("epochs", "samples", "device", "threads")}  # of the timing
         row = {"run_id": run_id, "command": "pareto"} | described | shared | _reached(frames)
         row |= _cost(measured[name]["seconds"])
         row |= {key: measured[name].get(key) for key in ("exact_log_marginal_likelihood", "num_pairs", "peak_bytes")}

@@ -87,6 +87,16 @@ def test_the_exact_value_is_above_what_is_certified_at_the_same_state(run, tmp_p
         assert value == pytest.approx(bound, abs=1e-6) if name == "ntk-N-C" else value > bound
 
 
+def test_the_device_is_that_of_the_timing_and_that_of_the_training_is_told(run, in_empty_folder, tmp_path, only):
+    assert in_empty_folder("train", "--hparam", "prior", "--estimator", NAMES[0], *SMALL)[0] == 0
+    rows = only(tmp_path / "results" / "train", "rows.csv")
+    rows.write_text(rows.read_text().replace(",cpu,", ",cuda,"))
+    assert run(*ARGUMENTS, "--no-exact")[0] == 0
+    assert set(rows_of(tmp_path, only)["device"]) == {"cpu"}
+    manifest = records.read_manifest(only(tmp_path / "results" / "pareto", "rows.csv").with_name("manifest.json"))
+    assert manifest["notes"][-1] == f"Trained on cuda: {NAMES[0]}."
+
+
 def test_without_the_exact_value_its_column_is_empty(run, tmp_path, only):
     assert run(*ARGUMENTS, "--no-exact")[0] == 0
     assert rows_of(tmp_path, only)["exact_log_marginal_likelihood"].isna().all()

@@ -124,7 +124,7 @@ def frames_of(estimator, seeds):
     return frames
 
 
-SETTINGS = {"epochs": 20, "samples": 1, "threads": 2}
+SETTINGS = {"epochs": 20, "samples": 1, "device": "cpu", "threads": 2}
 
 
 def measured(seconds, exact=None):
