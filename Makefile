@@ -1,4 +1,4 @@
-# Targets: setup, check, test, figures, bench, bench-full, bench-gpu, bench-growth. PYTHON is the interpreter of the environment to install into and run.
+# Targets: setup, check, test, test-gpu, figures, bench, bench-full, bench-gpu, bench-growth. PYTHON is the interpreter of the environment to install into and run.
 PYTHON ?= python
 FIGURES = $(addprefix figure-,1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
 COMPARISONS = $(sort $(wildcard results/reference/comparison/*/rows.csv))
@@ -6,7 +6,7 @@ COMPARISONS = $(sort $(wildcard results/reference/comparison/*/rows.csv))
 # MNIST in torchvision's layout, for bench: make bench DATA=--data-root=DIR (random pixels without it).
 DATA ?=
 
-.PHONY: setup check test figures bench bench-full bench-gpu bench-growth
+.PHONY: setup check test test-gpu figures bench bench-full bench-gpu bench-growth
 
 setup:
 	$(PYTHON) -m pip install -c constraints.txt -e ".[test,dev]"
@@ -19,6 +19,10 @@ check:
 
 test:
 	$(PYTHON) -m pytest -q
+
+# Every process of the tests would start as many threads as there are cores.
+test-gpu:
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m gpu tests/contracts/test_accelerators.py
 
 figures:
 	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done

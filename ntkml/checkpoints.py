@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ntkml import records
+from ntkml import files
 
 _MAGIC = b"ntkml-checkpoint "
 
@@ -25,13 +25,13 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> Path:
     A kill at any moment leaves one of the two whole: both are renamed when the new one is written. A full disk leaves both.
 
     Raises:
-        OSError: see :func:`ntkml.records.write_atomically`.
+        OSError: see :func:`ntkml.files.write_atomically`.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     payload = buffer.getvalue()
     sealed = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
-    return records.write_atomically(path, sealed, keep=previous(path))
+    return files.write_atomically(path, sealed, keep=previous(path))
 
 
 def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

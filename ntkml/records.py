@@ -19,12 +19,11 @@ import hashlib
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ntkml import files
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Col
             raise ValueError(f"row {number} of {path}: {error}") from None
     data = text.getvalue().encode()
     # A fixed time in the gzip header, so that equal rows make equal files.
-    return write_atomically(path, gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
+    return files.write_atomically(path, gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
 
 
 def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFrame:
@@ -215,7 +214,9 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
 
 def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
     """Write the manifest of a run as JSON with sorted keys, atomically."""
-    return write_atomically(path, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    return files.write_atomically(
+        path, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    )
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -236,56 +237,3 @@ def run_id(settings: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits that name the settings of a run: the same settings, in any order, the same name."""
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
-
-
-def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) -> Path:
-    """Write ``data`` beside ``path`` and rename: a reader sees the old file or the new one, never half of one.
-
-    ``keep``: the name under which the old file stays; it is renamed when the new one is written whole, so that a full disk
-    changes no file.
-
-    Raises:
-        OSError: the disk is full, or refuses otherwise; names the path and the size.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner's eyes only; a result is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror} (writing {len(data)} bytes)", str(path)) from None
-        raise
-    return path
-
-
-def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
-    """Make the folder where it is missing and try a file in it, before an hour of computing is spent on it.
-
-    Raises:
-        ValueError: a file lies in its place, or the folder cannot be made or written to.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file, expected a folder to write to; choose another with {option}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to the folder {path} ({error.strerror}); choose another with {option}"
-        ) from None
-    return path

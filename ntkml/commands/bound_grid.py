@@ -52,6 +52,9 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
     help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
 )
 @click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
+)
+@click.option(
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
@@ -93,13 +96,15 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import records
+    from ntkml import files
+    from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.runs.bound_grid import run_bound_grid
     from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
     from ntkml.runs.folders import finished, replace_when_finished
     from ntkml.runs.learned import read_learned
 
+    device = device_named(options["device"])
     data = load_dataset(protocol.dataset, options["data_root"], options["download"])
     if options["num_data"] is None:
         protocol = replace(protocol, num_data=min(protocol.num_data, len(data.train_inputs)))
@@ -110,9 +115,9 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     given = read_learned(options["weights"]) if options["weights"] else None
     if given and options["prior_precision"]:  # what is asked for goes before what was learned
         given = replace(given, prior_precisions=())
-    grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)))
+    grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)), device)
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
-    records.ensure_writable_folder(options["figures"], "--figures")
+    files.ensure_writable_folder(options["figures"], "--figures")
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:

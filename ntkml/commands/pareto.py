@@ -72,7 +72,7 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
 
 def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import records
+    from ntkml import files
     from ntkml.commands.devices import device_named
     from ntkml.runs.folders import finished, replace_when_finished
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto
@@ -90,7 +90,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         run = only_finished(run, options["out"])
         protocol = run.protocol
     folder = run.folder(options["out"])
-    records.ensure_writable_folder(options["figures"], "--figures")
+    files.ensure_writable_folder(options["figures"], "--figures")
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force times again)")
     else:

@@ -77,7 +77,7 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
     An older picture of the same name is replaced; rows never are.
     """
-    from ntkml import records
+    from ntkml import files
     from ntkml.figures import drawing, render
 
     if name in drawing.WITHOUT_ROWS and csv:
@@ -85,5 +85,5 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     drawn = drawing.draw(name, csv, results)
     for line in [*(f"Read {path}" for path in drawn.files), *drawn.remarks]:
         click.echo(line)
-    for path in render.save(drawn.figure, records.ensure_writable_folder(out) / drawn.stem, formats):
+    for path in render.save(drawn.figure, files.ensure_writable_folder(out) / drawn.stem, formats):
         click.echo(f"Wrote {path}")

@@ -23,7 +23,7 @@ def report(results: Path, out: Path) -> None:
 
     It opens from disk without a network. An older report of the same name is replaced; another file is not.
     """
-    from ntkml import records
+    from ntkml import files
     from ntkml.report.contents import gather
     from ntkml.report.page import render_page
 
@@ -31,8 +31,8 @@ def report(results: Path, out: Path) -> None:
         raise click.BadParameter(f"{out} is a folder: name a file, such as {out / 'report.html'}", param_hint="--out")
     if out.exists() and b"<title>ntkml report" not in out.read_bytes()[:1000]:
         raise click.BadParameter(f"{out} exists and is no report of ntkml: name another file", param_hint="--out")
-    records.ensure_writable_folder(out.parent)
+    files.ensure_writable_folder(out.parent)
     contents = gather(results)
-    records.write_atomically(out, render_page(contents).encode())
+    files.write_atomically(out, render_page(contents).encode())
     click.echo(f"{len(contents.pictures)} figures, {len(contents.tables)} tables, {len(contents.runs)} runs")
     click.echo(f"Wrote {out}")

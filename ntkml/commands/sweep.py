@@ -127,7 +127,7 @@ def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cel
 
 def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import records
+    from ntkml import files
     from ntkml.commands.sweep_table import Screen
     from ntkml.runs.sweep_plan import planned
 
@@ -139,7 +139,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
     if options["only_list"]:
         _list(cells)
         return
-    records.ensure_writable_folder(options["out"])
+    files.ensure_writable_folder(options["out"])
     if options["cluster"]:
         _train_on_cluster(protocol, cells, options, stops)
         return

@@ -38,17 +38,17 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     """
     if not results.is_dir() and (results.exists() or not _by_default("results")):
         raise ValueError(f"no folder {results}: name one that holds runs with --results")
-    from ntkml import records
+    from ntkml import files
     from ntkml.tables import render
     from ntkml.tables.panels import panels
 
     found = panels(f"table-{number}", results)
     writers = {"markdown": render.markdown, "latex": render.latex, "csv": render.tidy}
-    folder = records.ensure_writable_folder(out)
+    folder = files.ensure_writable_folder(out)
     runs = sum(len(entry.seeds) for panel in found for entry in panel.ours.values())
     click.echo(f"{runs} finished runs of table {number} under {results}")
     for chosen in SUFFIXES if name == "all" else [name]:
-        path = records.write_atomically(folder / f"table-{number}.{SUFFIXES[chosen]}", writers[chosen](found).encode())
+        path = files.write_atomically(folder / f"table-{number}.{SUFFIXES[chosen]}", writers[chosen](found).encode())
         click.echo(f"Wrote {path}")
 
 

@@ -142,7 +142,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
     from ntkml.datasets import load_dataset
     from ntkml.processes import launched_processes
     from ntkml.runs.together import check_shares
-    from ntkml.runs.train import TrainRun, follow_train, resolve_protocol
+    from ntkml.runs.train import TrainRun, follow_train
+    from ntkml.runs.train_checks import resolve_protocol
 
     device = device_named(options["device"])
     with launched_processes(device) as processes, _following(processes):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ntkml import records
+from ntkml import files, records
 from ntkml.capture import trainable_parameters
 from ntkml.hyperparameters.affine import affine_views, rotation_eta
 from ntkml.likelihoods import Categorical
@@ -48,7 +48,7 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
     with exclusive(folder):
         environment = records.environment()
         setup = set_up(grid, folder, track)
-        parts = records.ensure_writable_folder(folder / "parts")
+        parts = files.ensure_writable_folder(folder / "parts")
         label, cells = _CELLS[grid.protocol.hparam](setup)
         for name, compute in track(cells, len(cells), label):
             if not _is_whole(parts / f"{name}.csv", setup):
@@ -154,6 +154,7 @@ def _rows(
 
 def _point(setup: Setup, value: float, prior: PriorPrecision) -> GridPoint:
     """A grid point with -1/2 w^T P0 w in nats."""
+    prior = prior.to(setup.grid.device)
     return GridPoint(value, prior, -0.5 * float(prior.quadratic_form(trainable_parameters(setup.model))))
 
 

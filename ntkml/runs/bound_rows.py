@@ -57,7 +57,7 @@ def estimator_rows(
     log_prob = likelihood.log_prob(table.outputs, targets).double()
     num_data = len(targets)
     rho, log_det, seconds = [], [], []
-    for block in partition.blocks:
+    for block in (block.to(table.outputs.device) for block in partition.blocks):
         began = time.perf_counter()
         structure = structure_named(spec.structure)(
             TabulatedRows(table, block.inputs, block.select(factor[block.inputs]))
@@ -65,7 +65,7 @@ def estimator_rows(
         log_det.append(_log_dets(structure, points))
         rho.append(log_prob[block.inputs].sum() * block.columns.shape[-1] / partition.num_columns)
         seconds.append((time.perf_counter() - began) / len(points))
-    all_rho, all_log_det, all_seconds = torch.stack(rho), torch.stack(log_det), torch.tensor(seconds)
+    all_rho, all_log_det, all_seconds = torch.stack(rho).cpu(), torch.stack(log_det).cpu(), torch.tensor(seconds)
     for index, point in enumerate(points):
         terms = BlockTerms(all_rho, all_log_det[:, index], all_seconds)
         described = common | _describe(spec, table, likelihood, point, partition)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ntkml import records
@@ -49,6 +50,7 @@ class BoundGrid:
     given: Learned | None = None
     block_rows: bool = True
     notes: tuple[str, ...] = ()
+    device: torch.device = torch.device("cpu")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,8 +118,9 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         ValueError: weights of another network, a network that cannot be captured, or tables beyond the memory budget.
     """
     protocol = grid.protocol
-    train = subset(grid.data, protocol.num_data, generator_for(protocol.seed, "data"))
+    train = _training_part_on(grid.device, subset(grid.data, protocol.num_data, generator_for(protocol.seed, "data")))
     model = build_model(protocol.model, train.input_shape, train.num_classes, generator_for(protocol.seed, "init"))
+    model.to(grid.device)
     num_params = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     _check_memory(protocol.num_data * train.num_classes, num_params)
     _train_or_load(model, grid, train, folder / "weights.pt", track)
@@ -134,6 +137,11 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         stream = generator_for(protocol.seed, "partition")
         partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream)
     return Setup(grid, train, model, noise, tree_for(model), partitions, num_params)
+
+
+def _training_part_on(device: torch.device, data: ImageDataset) -> ImageDataset:
+    inputs, targets = data.train_inputs.to(device), data.train_targets.to(device)
+    return replace(data, train_inputs=inputs, train_targets=targets)
 
 
 def _check_memory(num_pairs: int, num_params: int) -> None:

@@ -20,7 +20,8 @@ from ntkml.provenance import now
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.search import run_any
 from ntkml.runs.stopping import StopRequest, never
-from ntkml.runs.train import TrainRun, resolve_protocol
+from ntkml.runs.train import TrainRun
+from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
 from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.train_protocols import TrainProtocol

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ntkml import records
+from ntkml import files, records
 
 try:
     import fcntl
@@ -37,7 +37,7 @@ def exclusive(folder: Path) -> Iterator[Path]:
     """
     lock = folder / ".lock"
     while True:
-        records.ensure_writable_folder(folder)
+        files.ensure_writable_folder(folder)
         try:
             file = lock.open("w", encoding="ascii")
         except FileNotFoundError:  # another process has just left the folder empty

@@ -14,7 +14,8 @@ from ntkml import records
 from ntkml.cell_protocols import SETTINGS, Cell
 from ntkml.datasets import ImageDataset
 from ntkml.runs.folders import finished, held
-from ntkml.runs.train import TrainRun, resolve_protocol
+from ntkml.runs.train import TrainRun
+from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import holds_checkpoint
 from ntkml.train_protocols import TrainProtocol
 
@@ -64,7 +65,7 @@ def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Pa
     """The cells with estimators resolved on their data; cells that are the same run stand once, with all their rows.
 
     Raises:
-        ValueError: see :func:`ntkml.runs.train.resolve_protocol`.
+        ValueError: see :func:`ntkml.runs.train_checks.resolve_protocol`.
     """
     found: dict[Path, PlannedCell] = {}
     for cell in cells:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ntkml import records
+from ntkml import files
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's state dict, atomically."""
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
-    records.write_atomically(path, buffer.getvalue())
+    files.write_atomically(path, buffer.getvalue())
 
 
 def fit_weights(model: nn.Module, weights: SavedWeights, described: str) -> None:

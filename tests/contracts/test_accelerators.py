@@ -12,17 +12,23 @@ import torch
 
 import ntkml
 from ntkml import learning
-from ntkml.datasets import ImageDataset
+from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.learning_state import new_learner
 from ntkml.models import build_model
+from ntkml.protocols import load_bound_grid
 from ntkml.randomness import generator_for
-from ntkml.runs.train import TrainRun, resolve_protocol, run_train
+from ntkml.records import read_rows as read_grid_rows
+from ntkml.runs.bound_grid import run_bound_grid
+from ntkml.runs.bound_setup import BoundGrid
+from ntkml.runs.bound_setup import resolve_protocol as resolve_protocol_of_grid
+from ntkml.runs.train import TrainRun, run_train
+from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
 from ntkml.train_protocols import load_train
 from ntkml.train_records import MEASURED, read_rows
 from tests import networks
-from tests.factories import targets
-from tests.objectives import assert_equal, everything
+from tests.factories import assert_same, targets
+from tests.objectives import everything
 from tests.simulated_device import DEVICE, FIRST_TORCH, NAME, counted_reads
 
 ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -120,6 +126,30 @@ def test_rows_are_those_of_the_cpu(device, model, hparam, settings, tmp_path):
         assert ours[column].tolist() == pytest.approx(theirs[column].tolist(), rel=2e-3, abs=2e-4, nan_ok=True), column
 
 
+@pytest.mark.parametrize("hparam", ["prior", "rotation"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_bound_grid_is_that_of_the_cpu(device, hparam, tmp_path):
+    few = ("ntk-6-1", "blockdiag-6-C", "kfac-N-C", "diag-6-tree", "ntk-4-C+kmeans", "ntk-6-1+iid")
+    asked = load_bound_grid("digits", hparam)
+    training = replace(asked.training, epochs=2, batch_size=6, samples=2)
+    asked = replace(
+        asked, num_data=12, samples=2, estimators=few, training=training, grid=replace(asked.grid, points=2)
+    )
+    data, found = load_dataset("digits"), []
+    for place in (device_called(device), torch.device("cpu")):
+        grid = BoundGrid(resolve_protocol_of_grid(asked, data), data, device=place)
+        path = run_bound_grid(grid, tmp_path / place.type, lambda items, total, label: items)
+        found.append(read_grid_rows(path))
+    ours, theirs = (frame.drop(columns=["device", "seconds", "peak_bytes"]) for frame in found)
+    assert set(found[0]["device"]) == {device}
+    numbers = ours.select_dtypes("number").columns
+    others = [column for column in ours if column not in numbers]
+    assert ours[others].equals(theirs[others])
+    for column in numbers:
+        here, there = (frame[column].astype("float64").tolist() for frame in (ours, theirs))
+        assert here == pytest.approx(there, rel=2e-3, abs=2e-4, nan_ok=True), column
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_host_does_not_wait_in_the_steps_of_the_weights(device):
     data, device = images(), device_called(device)
@@ -167,7 +197,10 @@ def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
         objective = ntkml.MarginalLikelihood(kind.build().to(place), "ntk-3-C", chunk=2).to(place)
         numbers = everything(objective, x.to(place), y.to(place), blocks=1)
         found.append({name: number.cpu() for name, number in numbers.items()})
-    assert_equal(*found)
+    theirs, ours = found
+    assert set(ours) == set(theirs)
+    for name, expected in theirs.items():
+        assert_same(ours[name], expected)
 
 
 @pytest.mark.parametrize(

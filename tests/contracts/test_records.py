@@ -10,7 +10,7 @@ import sys
 import pandas
 import pytest
 
-from ntkml import records
+from ntkml import files, records
 from tests.synthetic import rows_of
 
 ESTIMATORS = ("ntk-N-C", "ntk-100-1", "kfac-N-C", "ntk-10-C+class")
@@ -168,7 +168,7 @@ def test_the_environment_keeps_the_program_and_not_its_place(monkeypatch):
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
-    folder = records.ensure_writable_folder(tmp_path / "a" / "b")
+    folder = files.ensure_writable_folder(tmp_path / "a" / "b")
     assert folder.is_dir()
     assert not os.listdir(folder)
 
@@ -176,9 +176,9 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "results").write_text("mine")
     with pytest.raises(ValueError, match="results is a file, expected a folder to write to; choose another with --out"):
-        records.ensure_writable_folder(tmp_path / "results")
+        files.ensure_writable_folder(tmp_path / "results")
     with pytest.raises(ValueError, match="cannot write to the folder .*deeper"):
-        records.ensure_writable_folder(tmp_path / "results" / "deeper")
+        files.ensure_writable_folder(tmp_path / "results" / "deeper")
 
 
 def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
@@ -190,4 +190,4 @@ def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"cannot write to the folder .* \(Permission denied\); choose another with --out"
     ):
-        records.ensure_writable_folder(tmp_path)
+        files.ensure_writable_folder(tmp_path)

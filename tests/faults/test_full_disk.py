@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 
-from ntkml import records, train_records
+from ntkml import files, records, train_records
 from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
 
 resource = pytest.importorskip("resource", reason="needs POSIX limits")
@@ -52,7 +52,7 @@ def small_disk(tmp_path):
 
 def fill(disk):
     """Leave some 50 kB."""
-    records.write_atomically(disk / "ballast", b"x" * 540000)
+    files.write_atomically(disk / "ballast", b"x" * 540000)
 
 
 def contents(folder):
@@ -84,7 +84,7 @@ def test_rows_and_manifests_that_do_not_fit_leave_the_old_ones(tmp_path):
     records.write_manifest(manifest, {"run_id": "old"})
     with no_file_beyond(30000):
         assert_refused_and_intact(tmp_path, lambda: records.write_manifest(manifest, {"run_id": text}), errno.EFBIG)
-        fresh = partial(records.write_atomically, tmp_path / "rows.csv", text.encode())
+        fresh = partial(files.write_atomically, tmp_path / "rows.csv", text.encode())
         assert_refused_and_intact(tmp_path, fresh, errno.EFBIG)
 
 

@@ -22,7 +22,7 @@ TOYS = {
 }
 #: A step of the weights, a step of the hyperparameters (cached or not), and the three writes of a checkpoint.
 WEIGHT_STEP, HYPER_STEP = "ntkml.learning:_weight_step", "ntkml.learning:_hyper_step"
-WRITE = "ntkml.records:write_atomically"
+WRITE = "ntkml.files:write_atomically"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")
 

@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, and folders that can be written to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) -> Path:
+    """Write ``data`` beside ``path`` and rename: a reader sees the old file or the new one, never half of one.
+
+    ``keep``: the name under which the old file stays; it is renamed when the new one is written whole, so that a full disk
+    changes no file.
+
+    Raises:
+        OSError: the disk is full, or refuses otherwise; names the path and the size.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files for the owner's eyes only; a result is as readable as any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror} (writing {len(data)} bytes)", str(path)) from None
+        raise
+    return path
+
+
+def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
+    """Make the folder where it is missing and try a file in it, before an hour of computing is spent on it.
+
+    Raises:
+        ValueError: a file lies in its place, or the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, expected a folder to write to; choose another with {option}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the folder {path} ({error.strerror}); choose another with {option}"
+        ) from None
+    return path
