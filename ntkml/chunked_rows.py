@@ -29,21 +29,22 @@ class ChunkedRows:
         shapes: Mapping[str, torch.Size],
         kept: Kept,
         groups: Groups,
+        num_rows: int,
         values_only: bool = False,
         adjoint_follows: bool = False,
     ):
-        """``values_only``: no gradient in the rows will be asked for, and factors are those of one chunk.
+        """``num_rows``: b, of all chunks together.
 
-        Then only eigenvalues are needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped,
+        ``values_only``: no gradient in the rows will be asked for, and factors are those of one chunk. Then only eigenvalues are needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped,
         where they are larger than what they are made from.
         """
         assert not (values_only and adjoint_follows)
         self.adjoint_follows = adjoint_follows
         self.shapes, self.groups = shapes, groups
-        self.num_inputs = self.num_rows = 0
+        self.num_inputs, self.num_rows = 0, num_rows
         self._chunks = chunks
         self._values_only = values_only
-        self._rows: dict[str, list[Tensor]] = {}
+        self._rows: dict[str, Tensor] = {}
         self._kept: dict[str, list[LayerRows]] = {}
         self._factors: dict[str, tuple[Tensor, ...]] = {}
         self._squares: dict[str, Tensor] = {}
@@ -56,19 +57,19 @@ class ChunkedRows:
 
     def _load(self, add: Callable[[Mapping[str, LayerRows], bool], None]) -> None:
         """``add`` takes the rows of some columns of a chunk, and whether they are the chunk's first ones."""
-        self.num_inputs = self.num_rows = 0
+        self.num_inputs = self._loaded = 0
         for chunk in self._chunks():
             inputs = 0
             for layers in chunk:
                 first, (inputs, columns) = inputs == 0, next(iter(layers.values())).counts
                 add(layers, first)
-                self.num_rows += inputs * columns
+                self._loaded += inputs * columns
                 del layers  # or they would be alive beside the next ones
             self.num_inputs += inputs
 
     def _load_group(self, names: tuple[str, ...]) -> None:
         self._rows, self._kept = {}, {}
-        loaded: dict[str, list[Tensor]] = {}
+        loaded: dict[str, Tensor] = {}
         kept: dict[str, list[LayerRows]] = {}
         self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, kept))
         self._rows, self._kept = loaded, kept  # whole, or not at all
@@ -77,7 +78,7 @@ class ChunkedRows:
         self,
         chunk: Mapping[str, LayerRows],
         names: set[str],
-        loaded: dict[str, list[Tensor]],
+        loaded: dict[str, Tensor],
         kept: dict[str, list[LayerRows]],
     ) -> None:
         undecided = self.num_inputs == 0
@@ -88,7 +89,16 @@ class ChunkedRows:
                 kept.setdefault(name, []).append(layer)
             elif wanted:
                 for key, rows in layer.rows().items():
-                    loaded.setdefault(qualified(name, key), []).append(rows.flatten(0, 1))
+                    self._place(loaded, qualified(name, key), rows.flatten(0, 1))
+
+    def _place(self, loaded: dict[str, Tensor], name: str, rows: Tensor) -> None:
+        """Rows of one chunk into those of the block: joining them at the end would hold a tensor's rows twice."""
+        if len(rows) == self.num_rows:
+            loaded[name] = rows
+            return
+        if name not in loaded:
+            loaded[name] = rows.new_empty(self.num_rows, rows.shape[1])
+        loaded[name][self._loaded : self._loaded + len(rows)] = rows
 
     def _is_kept(self, layer: LayerRows) -> bool:
         return layer.direct_is_cheaper() or (self._values_only and layer.rows_are_larger())
@@ -119,10 +129,12 @@ class ChunkedRows:
 
     def explicit(self, name: str) -> Tensor:
         self._have(name)
+        if name in self._rows:
+            return self._rows[name]
         parts = self._parts(name)
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if name in self._rows or not self._values_only or len(self.groups) == 1:  # else all of them would not fit
-            self._rows[name] = [joined]
+        if not self._values_only or len(self.groups) == 1:  # else all of them would not fit
+            self._rows[name] = joined
         return joined
 
     def forget(self, name: str) -> None:
@@ -136,9 +148,11 @@ class ChunkedRows:
         return gram(*self._parts(name))
 
     def _parts(self, name: str) -> list[Tensor]:
-        """The rows of a tensor by chunk, made from what is kept of its layer where they are not held themselves."""
+        """The rows of a tensor, or by chunk as they are made from what is kept of its layer."""
+        if name in self._rows:
+            return [self._rows[name]]
         layer, _, key = name.rpartition(".")
-        return self._rows.get(name) or [part.row(key).flatten(0, 1) for part in self._kept[layer]]
+        return [part.row(key).flatten(0, 1) for part in self._kept[layer]]
 
     def _have(self, name: str) -> None:
         """Capture the group of a tensor, unless it is the one that is held."""

@@ -112,7 +112,7 @@ def input_kernel(
         num_columns = likelihood.factor(model(x[:1].clone()), "C", tree).shape[2]
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     for column in range(num_columns):
-        kernel += ChunkedRows(rows_of(column), shapes, "rows", groups).total_gram()
+        kernel += ChunkedRows(rows_of(column), shapes, "rows", groups, len(x)).total_gram()
     root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return kernel.diagonal().mean() * kernel / torch.outer(root, root)
 

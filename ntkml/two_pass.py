@@ -79,7 +79,11 @@ class TwoPass:
                 del layers  # or they would be alive beside the next ones
 
         values_only = not adjoint and (one_chunk or self._kind.keeps == "rows")
-        structure = self._kind(ChunkedRows(rows_of_chunks, self.shapes, self._kind.keeps, groups, values_only, adjoint))
+        structure = self._kind(
+            ChunkedRows(
+                rows_of_chunks, self.shapes, self._kind.keeps, groups, data.block.num_pairs, values_only, adjoint
+            )
+        )
         return FirstPass(structure, torch.cat(seen))
 
     def _only(self, data: BlockData, groups: Groups) -> FirstPass:
@@ -90,7 +94,9 @@ class TwoPass:
         factor = self._factor(captured.outputs, data, everything)
         layers, plain = rows_twice(captured, factor, self._over_views)
         structure = self._kind(
-            ChunkedRows(lambda: [[plain]], self.shapes, self._kind.keeps, groups, adjoint_follows=True)
+            ChunkedRows(
+                lambda: [[plain]], self.shapes, self._kind.keeps, groups, data.block.num_pairs, adjoint_follows=True
+            )
         )
         return FirstPass(structure, captured.outputs.detach(), ChunkGraph(captured.outputs, layers))
 

@@ -58,7 +58,7 @@ def test_spectra_from_the_smaller_side_lack_only_zeros():
     shapes = {name: weight.shape for name, weight in objective.model.named_parameters() if "slope" not in name}
     values = []
     for values_only in (True, False):
-        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], values_only)
+        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], 3 * factor.shape[2], values_only)
         values.append(KFAC(rows).log_det(objective.prior))
         assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
     assert_same(values[0], values[1], TOLERANCE)
@@ -80,8 +80,10 @@ def test_rows_made_for_one_gram_are_the_rows_that_were_kept(larger, num_chunks, 
         factor = objective.likelihood.factor(captured.outputs.detach(), "C", objective.tree)
         return rows_by_layer(captured, factor, keep_graph=True)
 
-    rows = ChunkedRows(lambda: [[layers_of(part)] for part in x.chunk(num_chunks)], shapes, "rows", groups, True)
-    plain = ChunkedRows(lambda: [[layers_of(x)]], shapes, "rows", [tuple(shapes)])
+    num_rows = len(x) * layers_of(x)["6"].counts[1]
+    chunks = [[layers_of(part)] for part in x.chunk(num_chunks)]
+    rows = ChunkedRows(lambda: chunks, shapes, "rows", groups, num_rows, True)
+    plain = ChunkedRows(lambda: [[layers_of(x)]], shapes, "rows", [tuple(shapes)], num_rows)
     for name in shapes:
         assert_same(rows.gram(name), plain.gram(name), TOLERANCE)
     if not grouped:
