@@ -15,8 +15,7 @@ from ntkml.layers.uses import PositionsUse
 from ntkml.memory import BlockMemoryError, is_out_of_memory
 
 #: Graph of one chunk, in bytes, that an automatic chunk aims at: a CPU's chunks should also stay near its caches. On a GPU small ones
-#: leave it idle: with 4, 8 and 16 GiB ntk with eta took 5.9, 4.1 and 3.8 times plain training (WRN-16-4, 50 inputs, S = 20, an H100);
-#: with 8 a block of 500 inputs stays below 16 GiB.
+#: leave it idle: with 4, 8 and 16 GiB ntk with eta took 5.9, 4.1 and 3.8 times plain training (WRN-16-4, 50 inputs, S = 20, an H100).
 CHUNK_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 #: Network inputs (views included) of an automatic chunk on a CPU: on MiniNet 512 were slower (1000 inputs, times of plain

@@ -54,7 +54,10 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def plain_recurrence(model: nn.Module) -> Iterator[None]:
-    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one."""
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
+
+    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
+    """
     before = torch.backends.cudnn.enabled
     if before and any(isinstance(module, nn.RNNBase) for module in model.modules()):
         torch.backends.cudnn.enabled = False

@@ -6,6 +6,7 @@ is float64 even where R is float32, because a float32 Gram matrix loses the smal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def channel_gram(rows: Tensor) -> Tensor | None:
     grams, directions = [], []
     for channel in range(num_channels):
         unfolded = rows[:, :, channel].transpose(0, 1).flatten(1).double()  # (C, N d)
-        direction = _eigh(unfolded @ unfolded.T)[1][:, -1]  # the leading one
+        direction = _eigh(unfolded @ unfolded.T, "a channel's outputs")[1][:, -1]  # the leading one
         base = direction @ unfolded
         if not bool((unfolded - torch.outer(direction, base)).norm() <= tolerance * unfolded.norm()):
             return None
@@ -217,18 +218,23 @@ def spectrum(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of symmetric positive semi-definite matrices, rounding below zero clipped. (..., b, b) -> (..., b).
 
     Raises:
-        NotPositiveDefiniteError: a matrix holds NaN or infinite values.
+        NotPositiveDefiniteError: a matrix holds NaN or infinite values, or no eigenvalues are found.
     """
-    return torch.linalg.eigvalsh(_finite(matrix, where)).clamp_min(0.0)
+    finite = _finite(matrix, where)
+    try:
+        eigenvalues: Tensor = torch.linalg.eigvalsh(finite)
+    except torch.linalg.LinAlgError:
+        eigenvalues = _named(torch.linalg.svdvals, finite, where).flip(-1)
+    return eigenvalues.clamp_min(0.0)
 
 
 def eigensystem(matrix: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """What :func:`spectrum` returns, and the eigenvectors (..., b, b), one in each column."""
-    eigenvalues, eigenvectors = _eigh(_finite(matrix, where))
+    eigenvalues, eigenvectors = _eigh(_finite(matrix, where), where)
     return eigenvalues.clamp_min(0.0), eigenvectors
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _eigh(matrix: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """Eigenvalues, rising, and eigenvectors of finite symmetric positive semi-definite matrices (..., b, b).
 
     Divide and conquer was seen to give up on one in a hundred second moments of patches that are mostly padding (1024 of 1152
@@ -237,9 +243,16 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:
-        left, singular, _ = torch.linalg.svd(matrix)
+        left, singular, _ = _named(torch.linalg.svd, matrix, where)
         return singular.flip(-1), left.flip(-1)
     return eigenvalues, eigenvectors
+
+
+def _named(decompose: Callable[[Tensor], Any], matrix: Tensor, where: str) -> Any:
+    try:
+        return decompose(matrix)
+    except torch.linalg.LinAlgError as error:
+        raise NotPositiveDefiniteError(f"no eigenvalues of {where} were found: {error}") from None
 
 
 def _finite(matrix: Tensor, where: str) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.capture import average_views, trainable_parameters
+from ntkml.full_precision import full_precision
 from ntkml.hyperparameters.affine import affine_views, draw_noise
 from ntkml.likelihoods import Likelihood
 from ntkml.protocols import MapTraining
@@ -55,14 +56,14 @@ def train_map(
         total_loss, correct = 0.0, 0
         for batch in torch.randperm(num_data, generator=generator).split(settings.batch_size):
             x, y = inputs[batch], targets[batch]
-            if eta is not None:
-                x = affine_views(x, eta, draw_noise(len(batch), settings.samples, generator))
-            outputs = average_views(model(x), 1 if eta is None else settings.samples)
-            log_joint = (
-                likelihood.log_prob(outputs, y).mean() - 0.5 * _square(parameters, settings.prior_precision) / num_data
-            )
-            optimizer.zero_grad()
-            (-log_joint).backward()
+            with full_precision():
+                if eta is not None:
+                    x = affine_views(x, eta, draw_noise(len(batch), settings.samples, generator))
+                outputs = average_views(model(x), 1 if eta is None else settings.samples)
+                square = _square(parameters, settings.prior_precision)
+                log_joint = likelihood.log_prob(outputs, y).mean() - 0.5 * square / num_data
+                optimizer.zero_grad()
+                (-log_joint).backward()
             optimizer.step()
             schedule.step()
             total_loss -= log_joint.item() * len(batch)

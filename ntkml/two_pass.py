@@ -118,6 +118,7 @@ class TwoPass:
                 gradients = torch.autograd.grad(value, targets, allow_unused=True)
                 del graph, value  # or they would be alive beside the next ones
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]
+            del pairing  # or V of one group would be alive beside the rows of the next
         return total
 
     def _check_targets(self, outputs: Tensor, data: BlockData) -> None:

@@ -61,7 +61,7 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
 
 
 def _is_whole(part: Path, setup: Setup) -> bool:
-    """Whether an earlier start left this part whole; a damaged one is computed again.
+    """Whether an earlier start left this part whole; a damaged one and one of another device are computed again.
 
     Every aggregate row announces how many blocks it has, and a part has one for each estimator or each grid value.
     """
@@ -75,7 +75,8 @@ def _is_whole(part: Path, setup: Setup) -> bool:
     aggregate = frame[frame["block"].isna()]
     blocks = int(aggregate["num_blocks"].sum()) if setup.grid.block_rows else 0
     expected = protocol.grid.points if protocol.hparam == "prior" else len(setup.partitions)
-    return len(aggregate) == expected and len(frame) == expected + blocks
+    here = bool((frame["device"] == setup.grid.device.type).all())
+    return here and len(aggregate) == expected and len(frame) == expected + blocks
 
 
 def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Partition
 from ntkml.priors import PriorPrecision
+from ntkml.runs.clock import clock
 from ntkml.runs.peak_memory import peak_bytes
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.structures import Structure, structure_named
@@ -58,13 +58,13 @@ def estimator_rows(
     num_data = len(targets)
     rho, log_det, seconds = [], [], []
     for block in (block.to(table.outputs.device) for block in partition.blocks):
-        began = time.perf_counter()
+        began = clock(log_prob.device)
         structure = structure_named(spec.structure)(
             TabulatedRows(table, block.inputs, block.select(factor[block.inputs]))
         )
         log_det.append(_log_dets(structure, points))
         rho.append(log_prob[block.inputs].sum() * block.columns.shape[-1] / partition.num_columns)
-        seconds.append((time.perf_counter() - began) / len(points))
+        seconds.append((clock(log_prob.device) - began) / len(points))
     all_rho, all_log_det, all_seconds = torch.stack(rho).cpu(), torch.stack(log_det).cpu(), torch.tensor(seconds)
     for index, point in enumerate(points):
         terms = BlockTerms(all_rho, all_log_det[:, index], all_seconds)

@@ -42,7 +42,7 @@ class BoundGrid:
     """What is to be computed: a protocol, its data, and weights (or None: they are trained).
 
     ``block_rows``: whether every block gets a row beside the aggregates. ``notes``: sentences that every caption must
-    show, beside the protocol's own.
+    show, beside the protocol's own. ``device``: where it is computed, the weights' training too.
     """
 
     protocol: BoundGridProtocol
@@ -54,7 +54,7 @@ class BoundGrid:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a number in the rows; the run's id is its hash."""
+        """Everything that changes a number in the rows but for rounding; the run's id is its hash."""
         settings = asdict(self.protocol)
         for words in ("name", "title", "notes"):
             del settings[words]

@@ -25,6 +25,7 @@ from ntkml.objective import MarginalLikelihood
 from ntkml.pareto_protocols import ParetoProtocol
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
+from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import pareto_rows
 from ntkml.runs.peak_memory import begin_peak, peak_bytes
@@ -178,15 +179,9 @@ def _timed(learner: Learner, data: ImageDataset, repeats: int) -> Iterator[float
         if done >= 3 and time.perf_counter() - began > TIMING_BUDGET_SECONDS:
             return
         objective.zero_grad()
-        start = _clock(x.device)
+        start = clock(x.device)
         objective.backward(x, y, 1, stream)
-        yield _clock(x.device) - start
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+        yield clock(x.device) - start
 
 
 def _exact(learner: Learner, data: ImageDataset, chunk: int | None) -> float:

@@ -53,7 +53,7 @@ class RowAdjoint:
     """V from the explicit rows of one tensor at a time, which are forgotten for it. ``gradient(name, rows)`` gives V of a tensor, (b, size)."""
 
     def __init__(self, rows: Rows, gradient: Callable[[str, Tensor], Tensor]):
-        self.groups = rows.groups
+        self.groups = rows.groups[::-1]  # the last one is there, from the log-determinant
         self._rows, self._gradient = rows, gradient
 
     def of(self, names: tuple[str, ...]) -> RowPairing:
@@ -63,6 +63,21 @@ class RowAdjoint:
             by_name[name] = self._gradient(name, explicit).to(explicit.dtype)
             self._rows.forget(name)  # R and V of a whole group side by side would be twice its memory
         return RowPairing({name: v.reshape(self._rows.num_inputs, -1, v.shape[1]) for name, v in by_name.items()})
+
+
+@dataclass(frozen=True)
+class WholeAdjoint:
+    """V of all tensors as it is known at once."""
+
+    pairing: RowPairing
+
+    @property
+    def groups(self) -> Groups:
+        """One: all of it is there."""
+        return [tuple(self.pairing.rows)]
+
+    def of(self, names: tuple[str, ...]) -> RowPairing:
+        return self.pairing
 
 
 @dataclass(frozen=True)
@@ -130,15 +145,17 @@ def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjo
     return RowAdjoint(rows, gradient)
 
 
-def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:
+def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> WholeAdjoint:
     """V = 2 R (P0 + H)^-1 of ggn, and of ntk where the rows outnumber the parameters: all tensors at once."""
     precision = prior.of(rows.shapes)
     sizes = {name: shape.numel() for name, shape in rows.shapes.items()}
     everything = torch.cat([rows.explicit(name) for name in sizes], dim=1)  # (b, P)
     diagonal = torch.cat([precision[name].detach().expand(size) for name, size in sizes.items()])
-    gradient = log_det_row_gradient(everything, diagonal)
-    by_name = dict(zip(sizes, gradient.split(list(sizes.values()), dim=1), strict=True))
-    return RowAdjoint(rows, lambda name, explicit: by_name[name])
+    for name in sizes:
+        rows.forget(name)
+    gradient = log_det_row_gradient(everything, diagonal).to(everything.dtype)
+    by_input = gradient.unflatten(0, (rows.num_inputs, -1)).split(list(sizes.values()), dim=2)
+    return WholeAdjoint(RowPairing(dict(zip(sizes, by_input, strict=True))))
 
 
 def tensor_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:

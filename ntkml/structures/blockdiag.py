@@ -31,7 +31,7 @@ class BlockDiagonal:
         ).sum()
 
     def prepare(self, prior_kind: str) -> None:
-        """Eigenvalues of every tensor's block, where one precision scales all of it: as dear as two factorisations."""
+        """Eigenvalues of every tensor's block, where one precision scales all of it: on a CPU as dear as two factorisations."""
         if prior_kind != "diagonal":
             for name in self._rows.shapes:
                 self._spectra[name] = self._spectrum(name)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows import Kept, Rows
-from ntkml.structures.adjoints import RowAdjoint, kernel_adjoint, matrix_adjoint
+from ntkml.structures.adjoints import RowAdjoint, WholeAdjoint, kernel_adjoint, matrix_adjoint
 
 
 class NTK:
@@ -35,12 +35,12 @@ class NTK:
         return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
 
     def prepare(self, prior_kind: str) -> None:
-        """Eigenvalues for a scalar prior, as dear as two factorisations; a layerwise one changes the eigenvectors."""
+        """Eigenvalues for a scalar prior, on a CPU as dear as two factorisations; a layerwise one changes the eigenvectors."""
         if prior_kind == "scalar":
             self._spectrum = self.spectrum()
             self._unit = None  # made again where the eigenvalues do not do
 
-    def adjoint(self, prior: PriorPrecision) -> RowAdjoint:
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint | WholeAdjoint:
         if self._narrow:
             return matrix_adjoint(self._rows, prior)
         with torch.no_grad():

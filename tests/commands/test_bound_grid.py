@@ -10,7 +10,20 @@ import torch
 
 from ntkml import records
 
-SMALL = ("--hparam", "rotation", "--grid-points", "2", "--num-data", "40", "--samples", "2", "--epochs", "1")
+SMALL = [
+    "--hparam",
+    "rotation",
+    "--grid-points",
+    "2",
+    "--num-data",
+    "40",
+    "--samples",
+    "2",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+]
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
 
 
@@ -115,6 +128,52 @@ def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch, only):
     continued = pandas.read_csv(only(tmp_path / "again", "rows.csv"))[columns]
     pandas.testing.assert_frame_equal(continued, pandas.read_csv(only(tmp_path / "results", "rows.csv"))[columns])
     assert only(tmp_path / "results", "rows.csv").read_bytes() == finished
+
+
+def test_parts_of_another_device_are_computed_again(run, tmp_path, monkeypatch, only):
+    from ntkml.runs import bound_grid
+
+    whole, calls = bound_grid.estimator_rows, []
+
+    def killed_in_the_second_cell(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(bound_grid, "estimator_rows", killed_in_the_second_cell)
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 130
+    part = only(tmp_path, "0000.csv")
+    part.write_text(part.read_text().replace(",cpu,", ",cuda,"))
+    calls[:] = [()] * 9
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
+    assert len(calls) == 9 + 4  # two estimators in both cells
+    assert set(records.read_rows(only(tmp_path, "rows.csv"))["device"]) == {"cpu"}
+
+
+def test_the_device_that_is_asked_for_is_the_grids(run, monkeypatch):
+    from ntkml.commands import devices
+    from ntkml.runs import bound_grid
+
+    seen = []
+
+    def computed(grid, folder, track):
+        seen.append(grid.device)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(bound_grid, "run_bound_grid", computed)
+    monkeypatch.setattr(devices, "device_named", {"cpu": torch.device("cpu"), "auto": torch.device("meta")}.get)
+    for asked in ("cpu", "auto"):
+        assert run(*SMALL[:-1], asked)[0] == 2
+    assert [device.type for device in seen] == ["cpu", "meta"]
+
+
+def test_a_gpu_that_is_not_there_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, error = run(*SMALL[:-1], "cuda")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "torch sees no GPU: choose cpu or auto" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])

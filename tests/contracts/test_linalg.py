@@ -166,7 +166,14 @@ def test_an_eigensystem_is_found_where_divide_and_conquer_gives_up(monkeypatch):
         raise torch.linalg.LinAlgError("The algorithm failed to converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", gives_up)
+    assert_same(linalg.spectrum(matrices, "a test"), expected, 1e-13)
     eigenvalues, eigenvectors = linalg.eigensystem(matrices, "a test")
     assert_same(eigenvalues, expected, 1e-13)
     assert_same((eigenvectors * eigenvalues.unsqueeze(1)) @ eigenvectors.mT, matrices, 1e-13)
     assert_same(eigenvectors.mT @ eigenvectors, torch.eye(7, dtype=torch.float64).expand(2, 7, 7), 1e-13)
+    for name in ("svd", "svdvals"):
+        monkeypatch.setattr(torch.linalg, name, gives_up)
+    for decompose in (linalg.spectrum, linalg.eigensystem):
+        with pytest.raises(NotPositiveDefiniteError, match="no eigenvalues of a test were found: The algorithm failed"):
+            decompose(matrices, "a test")
