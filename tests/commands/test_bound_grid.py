@@ -164,7 +164,7 @@ def test_the_device_that_is_asked_for_is_the_grids(run, monkeypatch):
     monkeypatch.setattr(bound_grid, "run_bound_grid", computed)
     monkeypatch.setattr(devices, "device_named", {"cpu": torch.device("cpu"), "auto": torch.device("meta")}.get)
     for asked in ("cpu", "auto"):
-        assert run(*SMALL[:-1], asked)[0] == 2
+        assert run(*SMALL[:-1], asked, "--estimators", "ntk-10-1")[0] == 1
     assert [device.type for device in seen] == ["cpu", "meta"]
 
 
