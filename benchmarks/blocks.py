@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.blocks`` writes ``blocks.csv``. What grows how is the point: a chunk of the inputs and its graph are
 bounded, and smaller where there are more views; kfac keeps nothing beyond that grows; ntk keeps the rows of one group of
-layers and their gradient (P x M each, at most 4 GiB) and some M x M matrices, whatever the number of views.
+layers or their gradient (P x M, at most 8 GiB) and some M x M matrices, whatever the number of views.
 """
 
 from __future__ import annotations
