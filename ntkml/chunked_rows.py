@@ -35,8 +35,9 @@ class ChunkedRows:
     ):
         """``num_rows``: b, of all chunks together.
 
-        ``values_only``: no gradient in the rows will be asked for, and factors are those of one chunk. Then only eigenvalues are needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped,
-        where they are larger than what they are made from.
+        ``values_only``: no gradient in the rows will be asked for, and factors are those of one chunk. Then only eigenvalues are
+        needed of Kronecker factors, and the explicit rows of a layer are made for its Gram and dropped, where they are larger
+        than what they are made from.
         """
         assert not (values_only and adjoint_follows)
         self.adjoint_follows = adjoint_follows

@@ -50,7 +50,10 @@ class RowPairing:
 
 
 class RowAdjoint:
-    """V from the explicit rows of one tensor at a time, which are forgotten for it. ``gradient(name, rows)`` gives V of a tensor, (b, size)."""
+    """V from the explicit rows of one tensor at a time, which are forgotten for it.
+
+    ``gradient(name, rows)`` gives V of a tensor, (b, size).
+    """
 
     def __init__(self, rows: Rows, gradient: Callable[[str, Tensor], Tensor]):
         self.groups = rows.groups[::-1]  # the last one is there, from the log-determinant
