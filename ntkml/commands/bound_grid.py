@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import protocols
+from ntkml.commands.options import device_option
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import PRECISION, EstimatorList
 from ntkml.registry import MODELS
@@ -51,9 +52,7 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
     type=click.Path(path_type=Path),
     help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
 )
-@click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
-)
+@device_option
 @click.option(
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )

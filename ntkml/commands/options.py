@@ -10,10 +10,12 @@ import click
 
 from ntkml.commands.types import ChunkSize
 
+#: What a command may compute on; :func:`ntkml.commands.devices.device_named` takes it.
+DEVICE = click.Choice(("auto", "cpu", "cuda"))
+device_option = click.option("--device", type=DEVICE, default="auto", help="auto: a GPU if there is one.")
+
 _COMPUTING = (
-    click.option(
-        "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
-    ),
+    device_option,
     click.option(
         "--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory."
     ),

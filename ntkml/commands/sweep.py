@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import cell_protocols
+from ntkml.commands.options import DEVICE
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import ChunkSize, NameList, NumberList, SeedList, SystemList
 from ntkml.sweep_protocols import SweepProtocol, load_sweep
@@ -60,7 +61,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--list", "--dry-run", "only_list", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option(
     "--device",
-    type=click.Choice(("auto", "cpu", "cuda")),
+    type=DEVICE,
     default="auto",
     help="auto: GPUs if there are any; workers take them in turn.",
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml import train_protocols
+from ntkml.commands.options import device_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator, TrainProtocolName
 from ntkml.protocols import VARIANTS
@@ -82,9 +83,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
 @_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")
 @_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partitions and noise.")
-@click.option(
-    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
-)
+@device_option
 @click.option(
     "--precision",
     type=click.Choice(("float32", "bf16")),
