@@ -45,7 +45,12 @@ class BayesianModel(nn.Module):
     augmentation: Augmentation | None
 
     def __init__(
-        self, model: nn.Module, likelihood: str, prior: str, prior_precision: float, augmentation: Augmentation | None
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        prior: str,
+        prior_precision: float,
+        augmentation: Augmentation | None,
     ):
         super().__init__()
         if prior not in PRIOR_SIZES:
@@ -59,8 +64,12 @@ class BayesianModel(nn.Module):
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
-        gaussian = isinstance(self._likelihood, Gaussian)
-        self.log_observation_noise = nn.Parameter(torch.zeros((), dtype=torch.float64)) if gaussian else None
+        self.log_observation_noise: nn.Parameter | None = None
+        if isinstance(self._likelihood, Gaussian):
+            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach().reshape(())
+            if not bool(noise > 0):
+                raise ValueError(f"observation noise must be positive; got {float(noise):g}")
+            self.log_observation_noise = nn.Parameter(noise.log())
         self.augmentation = augmentation
         self.in_network = nn.ParameterList(p for p in model.parameters() if isinstance(p, Hyperparameter))
 

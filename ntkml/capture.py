@@ -74,6 +74,10 @@ class Hyperparameter(nn.Parameter):
     It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights.
     """
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """torch would make a plain parameter of it, a weight, where a network is saved whole."""
+        return Hyperparameter, (self.data, self.requires_grad)
+
 
 def is_weight(parameter: Any) -> bool:
     """Whether a parameter is one of the P weights: it requires a gradient and is no :class:`Hyperparameter`."""

@@ -26,7 +26,7 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
         ValueError: BatchNorm or Dropout in training mode, outputs that depend on the batch or are random, a parameter that
             the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
     """
-    _check_modes(model)
+    check_modes(model)
     _check_numbers(model, inputs)
     few = inputs[_two_different(inputs)].detach()
     reasons = not_captured(model)
@@ -35,13 +35,17 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     return plan_rows(model, few, captured, reasons, problems)
 
 
-def _check_modes(model: nn.Module) -> None:
+def check_modes(model: nn.Module) -> None:
+    """What of :func:`check_model` may change between two estimates without a word, and costs nothing to see."""
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            why, remedy = "is in training mode", "call model.eval(), or"
+            if not module.training:
+                why, remedy = "keeps no running statistics", "keep them (track_running_stats=True), or"
             raise ValueError(
-                f"{kind} {name!r} is in training mode, so an output depends on the whole batch: call model.eval(), or "
-                "use a network without normalisation (Fixup)"
+                f"{kind} {name!r} {why}, so an output depends on the whole batch: {remedy} use a network without "
+                "normalisation (Fixup)"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(f"{kind} {name!r} is in training mode, so outputs are random: call model.eval()")

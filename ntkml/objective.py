@@ -23,7 +23,8 @@ from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.exact_rows import RowPlan
 from ntkml.full_precision import full_precision
 from ntkml.grouping import partition_for, tree_for
-from ntkml.model_contract import check_model
+from ntkml.likelihoods import Likelihood
+from ntkml.model_contract import check_model, check_modes
 from ntkml.partitions import Block, Partition
 from ntkml.processes import ALONE, Processes
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
@@ -43,7 +44,8 @@ class MarginalLikelihood(BayesianModel):
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
-        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"`` (whose noise is learned, initially 1).
+        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the noise
+            of ``Gaussian(0.1)`` is learned from 0.1 on.
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision.
         augmentation: random views that the network function averages over, or None.
@@ -58,7 +60,7 @@ class MarginalLikelihood(BayesianModel):
         self,
         model: nn.Module,
         estimator: str,
-        likelihood: str = "categorical",
+        likelihood: str | Likelihood = "categorical",
         prior: str = "layerwise",
         prior_precision: float = 1.0,
         augmentation: Augmentation | None = None,
@@ -77,6 +79,7 @@ class MarginalLikelihood(BayesianModel):
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
+        check_modes(self.model)
         check_data(x, y)
         if self.partition is None:
             self._plan = check_model(self.model, x)
@@ -110,6 +113,7 @@ class MarginalLikelihood(BayesianModel):
         Raises:
             ValueError: a factorisation failed, or not even one input of a block fits into memory.
         """
+        self._check_unchanged(x, y)
         drawn = self._drawn(x, y, blocks, generator, processes)
         with processes.summed_gradients(self.parameters()):
             terms = ((weight, *self._add_gradients(data, weight, len(x))) for data, weight in drawn)
@@ -120,6 +124,7 @@ class MarginalLikelihood(BayesianModel):
         self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
         """What :meth:`backward` returns, without computing any gradient; by default of all blocks."""
+        self._check_unchanged(x, y)
         drawn = self._drawn(x, y, blocks, generator, ALONE)
         with torch.no_grad():
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
@@ -144,6 +149,7 @@ class MarginalLikelihood(BayesianModel):
         """
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
+        self._check_unchanged(x, y)
         drawn = self._drawn(x, y, blocks, generator, processes)
         kept = [(data, self._in_memory(data, partial(self._kept, data)), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
@@ -180,6 +186,19 @@ class MarginalLikelihood(BayesianModel):
             if processes.takes(index):
                 yield data, weight
 
+    def _check_unchanged(self, x: Tensor, y: Tensor) -> None:
+        """Between two estimates a network goes through its owner's loop."""
+        check_modes(self.model)
+        if len(x) != len(y):
+            raise ValueError(f"x and y hold the same number of data; got {len(x)} inputs and {len(y)} targets")
+        now = trainable_parameters(self.model)
+        changed = [name for name in {**self._shapes, **now} if name not in now or name not in self._shapes]
+        if changed:
+            raise ValueError(
+                f"parameter {changed[0]!r} was frozen or unfrozen since the objective was made: make a new one, whose prior is "
+                "about the weights as they are"
+            )
+
     def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
 
         def views(part: slice) -> Tensor:
@@ -201,7 +220,7 @@ class MarginalLikelihood(BayesianModel):
         """
         prior = self.prior
         squares = prior.squares(trainable_parameters(self.model)) if squares is None else squares
-        log_prior = -0.5 * (prior.values @ squares)
+        log_prior = -0.5 * (prior.values.double() @ squares)
         rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:

@@ -85,9 +85,11 @@ def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: in
     step = max(1, round(len(inside) / MARKERS_PER_CURVE))
     # Shifted starts keep the markers of neighbouring curves from covering each other.
     marked = inside[int(step * (place + 0.5) / count) :: step].tolist()
+    style = line_style(look, curve.certified)
+    if len(inside) == 1:
+        style["marker"] = look.marker or "o"  # a line of one point is none
     part.plot(
-        curve.x, curve.y, gid=curve.estimator, markevery=marked, zorder=3.0 if look is FULL else 2.5,
-        **line_style(look, curve.certified),
+        curve.x, curve.y, gid=curve.estimator, markevery=marked, zorder=3.0 if look is FULL else 2.5, **style
     )  # fmt: skip
     if (known := numpy.isfinite(curve.error)).any():
         part.fill_between(

@@ -99,6 +99,8 @@ class AffineInvariance(nn.Module):
 
     def __init__(self, num_views: int, eta: Tensor | None = None):
         super().__init__()
+        if not isinstance(num_views, int) or num_views < 1:
+            raise ValueError(f"num_views must be a positive integer, got {num_views}")
         self.num_views = num_views
         self.eta = nn.Parameter(torch.zeros(len(GENERATOR_NAMES)) if eta is None else eta.detach().clone())
 

@@ -30,7 +30,8 @@ def read_learned(path: Path) -> Learned:
     """Weights from a ``weights.pt``, with what lies beside it where that is a finished run of ``ntkml train``.
 
     Raises:
-        ValueError: no such file, not a file of finite weights, or a damaged run beside it.
+        ValueError: no such file, not a file of finite weights, a damaged run beside it, or one of another likelihood than a
+            bound grid's.
     """
     weights = read_weights(path)
     source = f"sha256 {weights.checksum[:10]}"
@@ -39,6 +40,11 @@ def read_learned(path: Path) -> Learned:
     if manifest.get("command") != "train" or not manifest.get("finished_at"):
         return Learned(weights, f"Weights read from a file ({source}).")
     settings = manifest["settings"]
+    if settings.get("likelihood", "categorical") != "categorical":
+        raise ValueError(
+            f"{path} was trained with the {settings['likelihood']} likelihood, and a bound grid takes the categorical one: give "
+            "weights that were trained with it"
+        )
     last = train_records.read_rows(path.with_name("rows.csv")).iloc[-1]
     eta = tuple(float(last[f"eta_{index}"]) for index in range(6)) if last.notna()["eta_0"] else ()
     views = f", S\u00a0=\u00a0{settings['samples']}" if eta else ""

@@ -262,6 +262,15 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_of_a_run_with_another_likelihood_are_refused(run, in_empty_folder, tmp_path, only):
+    training = "--hparam prior --num-data 40 --epochs 2 --burn-in 1 --update-every 1 --estimator ntk-10-1 --likelihood gaussian"
+    assert in_empty_folder("train", *training.split(), "--device", "cpu")[0] == 0
+    weights = only(tmp_path, "weights.pt")
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", weights)
+    assert (code, error.count("\n")) == (1, 1)
+    assert "was trained with the gaussian likelihood, and a bound grid takes the categorical one" in error
+
+
 def test_a_file_that_is_no_weights_is_refused(run, tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"not weights")
     code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "junk.pt")

@@ -249,7 +249,11 @@ def test_equal_settings_have_one_folder_and_others_their_own(run, tmp_path):
         (["--dataset", "mnits"], 1, "did you mean 'mnist'?"),
         (["--dataset", "mnist", "--data-root", "nowhere"], 1, "--data-root"),
         (["--optimizer", "lbfgs"], 2, "'lbfgs' is not one of 'adam', 'sgd'"),
-        (["--epochs", "5"], 2, "in 5 epochs no hyperparameter is updated: take more --epochs"),
+        (
+            ["--epochs", "5"],
+            2,
+            "in 5 epochs no hyperparameter is updated (--burn-in 10, --update-every 5): take more --epochs",
+        ),
         (["--burn-in", "-1"], 2, "-1 is not in the range x>=0"),
     ],
 )

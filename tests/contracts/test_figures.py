@@ -183,6 +183,17 @@ def test_the_caption_names_curves_outside_the_range(rows):
     assert "Outside the range shown (rotation): ntk-10-C, from -40 to -40." in caption
 
 
+def test_one_point_of_a_grid_is_seen(rows):
+    """Of the exact value too, whose line has no markers."""
+    values = rows["hparam_value"]
+    middle = values.groupby(rows["hparam"]).transform(lambda grid: sorted(set(grid))[len(set(grid)) // 2])
+    lines = lines_of(bounds.draw("figure-4", rows[values == middle], []))
+    exact = [line for _, estimator, line in lines if estimator == "ntk-N-C"]
+    assert exact
+    for line in exact:
+        assert (len(line.get_xdata()), line.get_marker(), list(line.get_markevery())) == (1, "o", [0])
+
+
 def test_other_data_than_the_papers_choose_their_own_range(rows):
     high = rows.assign(dataset="digits", log_marginal_likelihood=rows["log_marginal_likelihood"] + 100)
     for ax in bounds.draw("figure-4", high).axes:

@@ -88,7 +88,7 @@ REFUSED = {
         lambda: network(
             nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(12, 3)
         ).eval(),
-        "BatchNorm2d '1' is in training mode",
+        "BatchNorm2d '1' keeps no running statistics",
     ),
     "dropout in training": (
         lambda: network(nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 3)).train(),

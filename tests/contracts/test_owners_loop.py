@@ -1,0 +1,126 @@
+"""What the owner of a network may do to it and to the objective between two estimates: right, or refused by name."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import ntkml
+from ntkml.likelihoods import Gaussian
+from tests.factories import assert_same, generator, seeded
+from tests.objectives import everything
+
+N, CLASSES = 12, 3
+X = torch.randn(N, 4, generator=generator(3), dtype=torch.float64)
+Y = torch.arange(N) % CLASSES
+
+
+class Sloped(nn.Module):
+    """A learnable slope between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+        self.slope = ntkml.Hyperparameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.slope * self.first(x)))
+
+
+def network(*between):
+    return seeded(nn.Sequential(nn.Linear(4, 5), *between, nn.Tanh(), nn.Linear(5, CLASSES))).eval()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.Dropout(0.5)])
+@pytest.mark.parametrize("call", ["backward", "estimate", "cached_backward", "resample"])
+def test_training_mode_is_refused_at_every_call(layer, call):
+    model = network(layer)
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
+    objective.backward(X, Y, 1, generator(1))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    with pytest.raises(ValueError, match=r"'1' is in training mode, .*call model.eval\(\)"):
+        getattr(objective, call)(X, Y)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model.eval()
+    objective.backward(X, Y, 1, generator(1))
+
+
+def test_normalisation_without_running_statistics_is_told_apart_from_training_mode():
+    with pytest.raises(ValueError, match=r"keeps no running statistics, .*track_running_stats=True"):
+        ntkml.MarginalLikelihood(network(nn.BatchNorm1d(5, track_running_stats=False)), "ntk-4-1").backward(X, Y)
+
+
+@pytest.mark.parametrize("frozen_first", [True, False])
+@pytest.mark.parametrize("prior", ["scalar", "layerwise", "diagonal"])
+@pytest.mark.parametrize("name", ["ntk-4-1", "blockdiag-4-C", "diag-4-C"])
+def test_weights_that_were_frozen_or_unfrozen_since_are_named(name, prior, frozen_first):
+    model = network()
+    model[0].requires_grad_(not frozen_first)
+    objective = ntkml.MarginalLikelihood(model, name, prior=prior)
+    objective.backward(X, Y, 1, generator(1))
+    model[0].requires_grad_(frozen_first)
+    with pytest.raises(ValueError, match=r"parameter '0.weight' was frozen or unfrozen since .*: make a new one"):
+        objective.backward(X, Y, 1, generator(1))
+
+
+def test_targets_of_another_number_are_refused_later_too():
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-1")
+    objective.estimate(X, Y)
+    with pytest.raises(ValueError, match="got 12 inputs and 5 targets"):
+        objective.estimate(X, Y[:5])
+
+
+def through_pickle(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+def through_a_file(thing):
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [through_pickle, through_a_file])
+def test_hyperparameters_stay_so_where_a_network_or_an_objective_is_saved_whole(copied):
+    objective = ntkml.MarginalLikelihood(seeded(Sloped()), "ntk-4-C", prior="scalar")
+    expected = everything(objective, X, Y)
+    fresh = ntkml.MarginalLikelihood(copied(objective.model), "ntk-4-C", prior="scalar")
+    for again in (fresh, copied(objective)):
+        assert isinstance(again.model.slope, ntkml.Hyperparameter)
+        assert again.model.slope.requires_grad
+        found = everything(again, X, Y)
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert_same(found[name], value, 1e-12)
+
+
+def test_a_likelihood_object_starts_from_its_own_noise():
+    model, targets = network(), torch.randn(N, CLASSES, generator=generator(4), dtype=torch.float64)
+    objective = ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(0.1), prior="scalar")
+    assert objective.log_observation_noise.item() == pytest.approx(math.log(0.1))
+    expected = ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-C", likelihood=Gaussian(0.1))
+    assert_same(objective.estimate(X, targets).total, expected.total, 1e-10)
+    with pytest.raises(ValueError, match="observation noise must be positive; got -1"):
+        ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(-1.0))
+
+
+def test_an_objective_may_be_converted_to_float32():
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-C")
+    expected = everything(objective, X, Y)
+    found = everything(objective.float(), X, Y)
+    for name, value in expected.items():
+        assert_same(found[name], value, 1e-5)
+    objective.cached_backward(X, Y)()
+
+
+@pytest.mark.parametrize("num_views", [0, -1, 1.5])
+def test_a_number_of_views_that_is_none_is_refused_at_once(num_views):
+    with pytest.raises(ValueError, match="num_views must be a positive integer, got"):
+        ntkml.AffineInvariance(num_views)
