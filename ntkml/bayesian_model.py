@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ntkml.capture import Hyperparameter, average_views, trainable_parameters
 from ntkml.full_precision import full_precision
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.model_contract import check_modes
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.processes import ALONE, Processes
 
@@ -122,6 +123,19 @@ class BayesianModel(nn.Module):
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.
         own = parts if self.augmentation is not None else [part.clone() for part in parts]
         return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
+
+    def _check_unchanged(self, x: Tensor, y: Tensor) -> None:
+        """Between two estimates a network goes through its owner's loop."""
+        check_modes(self.model)
+        if len(x) != len(y):
+            raise ValueError(f"x and y hold the same number of data; got {len(x)} inputs and {len(y)} targets")
+        now = trainable_parameters(self.model)
+        changed = [name for name in {**self._shapes, **now} if name not in now or name not in self._shapes]
+        if changed:
+            raise ValueError(
+                f"parameter {changed[0]!r} was frozen or unfrozen since the objective was made: make a new one, whose prior is "
+                "about the weights as they are"
+            )
 
     @property
     def _scaled_prior(self) -> PriorPrecision:

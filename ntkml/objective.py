@@ -186,19 +186,6 @@ class MarginalLikelihood(BayesianModel):
             if processes.takes(index):
                 yield data, weight
 
-    def _check_unchanged(self, x: Tensor, y: Tensor) -> None:
-        """Between two estimates a network goes through its owner's loop."""
-        check_modes(self.model)
-        if len(x) != len(y):
-            raise ValueError(f"x and y hold the same number of data; got {len(x)} inputs and {len(y)} targets")
-        now = trainable_parameters(self.model)
-        changed = [name for name in {**self._shapes, **now} if name not in now or name not in self._shapes]
-        if changed:
-            raise ValueError(
-                f"parameter {changed[0]!r} was frozen or unfrozen since the objective was made: make a new one, whose prior is "
-                "about the weights as they are"
-            )
-
     def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
 
         def views(part: slice) -> Tensor:
