@@ -1,4 +1,4 @@
-"""On a GPU: one estimate with its gradient beside plain training, in seconds, memory and share of matrix products.
+"""On a GPU: one estimate with its gradient beside plain training and the peers, in seconds, memory and share of matrix products.
 
 ``python -m benchmarks.gpu`` writes ``gpu.csv``, one row for a system and case, ``gpu-kernels.csv``, the kernels that took
 most of the time, and ``gpu-waits.csv``, the lines at which the host waited for the device. Cases come in order of size; no
@@ -8,12 +8,9 @@ new one begins after ``--minutes``.
 from __future__ import annotations
 
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import click
 import pandas
@@ -23,20 +20,16 @@ from torch.nn import functional as F
 
 import ntkml
 from benchmarks.cases import Case, Problem, problem
+from benchmarks.gpu_timing import Measured, measure, multiplies
+from benchmarks.run import TOLERANCE, difference
+from benchmarks.systems import OURS, PLAIN, SYSTEMS, System
 from benchmarks.systems.ours import WIDTHS, objective
 from ntkml.capture import trainable_parameters
 from ntkml.full_precision import full_precision
 from ntkml.memory import is_out_of_memory
 
-#: A step is timed once where the one that warms up took longer, else five times.
-LONG_SECONDS = 0.7
-
 #: Network inputs of plain training that are held at a time, views included; their gradients are summed.
 PLAIN_INPUTS = 1000
-
-#: What names of kernels say that multiply matrices, convolutions among them, and of those that only move their operands.
-_PRODUCTS = ("gemm", "gemv", "fprop", "dgrad", "wgrad", "convolve", "winograd", "syrk", "cutlass")
-_MOVES = ("tonhwc", "tonchw", "copy", "pad")
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,8 @@ class GpuRow:
     """One system on one case. ``seconds``: of wall time between waits for the device; ``ratio``: to plain training.
 
     ``peak_mib``: of the allocator in the first step, above network and data. ``product_share``: of the time of all kernels.
-    ``waits``: of the host for the device within one step.
+    ``waits``: of the host for the device within one step. ``difference``: of a peer's value and gradient from ntkml's, relative.
+    ``version``: of the peer's package.
     """
 
     case: str
@@ -63,28 +57,8 @@ class GpuRow:
     repeats: int
     device: str
     torch: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is seen of one system's step. ``kernels``: milliseconds by name; ``waits``: how often by line of code."""
-
-    seconds: float
-    repeats: int
-    peak_mib: float
-    kernels: dict[str, float]
-    waits: Counter[str]
-
-    @property
-    def product_share(self) -> float:
-        products = sum(spent for name, spent in self.kernels.items() if multiplies(name))
-        return products / max(sum(self.kernels.values()), 1e-9)
-
-
-def multiplies(kernel: str) -> bool:
-    """Whether a kernel of this name multiplies matrices, convolutions among them. FFTs of a convolution do not count."""
-    name = kernel.lower()
-    return any(word in name for word in _PRODUCTS) and not any(word in name for word in _MOVES)
+    version: str = ""
+    difference: float | None = None
 
 
 def cases() -> list[Case]:
@@ -95,7 +69,20 @@ def cases() -> list[Case]:
             found += [Case(network, num_inputs, f"{structure}-N-1", views) for structure in ("ntk", "kfac")]
             if (num_inputs, views) == (64, 0):  # all outputs of ResNet-50 are two hundred
                 found.append(Case(network, num_inputs, "diag-N-1" if network == "resnet50" else "diag-N-C"))
+    found.insert(3, Case("wrn16-4", 64, "kfac-N-C"))  # what a peer has Kronecker factors for
     return found
+
+
+def peers(case: Case) -> list[System]:
+    """The other systems that can do this work and whose packages are here; cached steps are no other system."""
+    return [
+        system
+        for system in SYSTEMS
+        if not system.name.startswith(OURS.name)
+        and system.name != PLAIN.name
+        and system.version is not None
+        and system.can(case.work, case.network, case.num_inputs)
+    ]
 
 
 def on_device(case: Case, device: torch.device) -> Problem:
@@ -139,47 +126,6 @@ def plain(given: Problem) -> Callable[[], object]:
     return step
 
 
-def measure(step: Callable[[], object], device: torch.device) -> Measured:
-    """Peak memory of the first step, the time of later ones, and the kernels and waits of one more."""
-    torch.cuda.empty_cache()
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    first = _timed(step, device)
-    peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    repeats = 1 if first > LONG_SECONDS else 5
-    seconds = median(_timed(step, device) for _ in range(repeats))
-    return Measured(seconds, repeats, peak, *_looked_into(step, device))
-
-
-def _timed(step: Callable[[], object], device: torch.device) -> float:
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _looked_into(step: Callable[[], object], device: torch.device) -> tuple[dict[str, float], Counter[str]]:
-    """Milliseconds of every kernel, and the lines at which the host waited."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with (
-            warnings.catch_warnings(record=True) as caught,
-            torch.profiler.profile(activities=activities, acc_events=True) as profile,
-        ):
-            warnings.simplefilter("always")
-            step()
-            torch.cuda.set_sync_debug_mode("default")
-            torch.cuda.synchronize(device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [w for w in caught if "synchronizing" in str(w.message)]
-    lines = Counter(f"{Path(w.filename).parent.name}/{Path(w.filename).name}:{w.lineno}" for w in waits)
-    return {event.key: event.self_device_time_total / 1e3 for event in profile.key_averages()}, lines
-
-
 @click.command()
 @click.option("--only", default="", help="Only cases whose name contains this, for example 'wrn16-4-500'.")
 @click.option("--minutes", default=10.0, show_default=True, help="No new case begins after so many.")
@@ -213,7 +159,7 @@ def main(only: str, minutes: float, out: Path) -> None:
             ]
             waits += [{**where, "line": line, "waits": count} for line, count in seen.waits.most_common()]
             print(
-                f"{row.case:28}{row.system:7}{1e3 * row.seconds:9.1f} ms{row.ratio:7.2f} x{row.peak_mib:8.0f} MiB"
+                f"{row.case:28}{row.system:27}{1e3 * row.seconds:9.1f} ms{row.ratio:7.2f} x{row.peak_mib:8.0f} MiB"
                 f"{row.product_share:6.0%} products{row.waits:5} waits",
                 flush=True,
             )
@@ -224,8 +170,19 @@ def main(only: str, minutes: float, out: Path) -> None:
 def _rows_of(case: Case, device: torch.device) -> list[tuple[GpuRow, Measured]]:
     given = on_device(case, device)
     step, own = estimate(given)
-    systems = {"plain": plain(given), "ntkml": step}
-    seen = {name: measure(system, device) for name, system in systems.items()}
+    seen = {PLAIN.name: measure(plain(given), device), OURS.name: measure(step, device)}
+    differences, versions = dict.fromkeys(seen), dict.fromkeys(seen, "")
+    gradient = own.log_prior_precision.grad
+    assert gradient is not None
+    result = float(step()), gradient
+    for peer in peers(case):
+        try:
+            seen[peer.name], differences[peer.name] = _beside(result, peer, case, device)
+        except Exception as error:  # whatever another package raises must not end the run
+            print(f"  {peer.name}: left out, {type(error).__name__}: {str(error).splitlines()[:1]}")
+            continue
+        versions[peer.name] = peer.version or ""
+    chunks = {PLAIN.name: PLAIN_INPUTS // max(1, case.views), OURS.name: own.chunk}
     return [
         (
             GpuRow(
@@ -237,19 +194,34 @@ def _rows_of(case: Case, device: torch.device) -> list[tuple[GpuRow, Measured]]:
                 estimator=case.estimator,
                 system=name,
                 seconds=found.seconds,
-                ratio=found.seconds / seen["plain"].seconds,
+                ratio=found.seconds / seen[PLAIN.name].seconds,
                 peak_mib=found.peak_mib,
-                chunk=own.chunk if name == "ntkml" else PLAIN_INPUTS // max(1, case.views),
+                chunk=chunks.get(name),
                 product_share=found.product_share,
                 waits=sum(found.waits.values()),
                 repeats=found.repeats,
                 device=torch.cuda.get_device_name(device),
                 torch=torch.__version__,
+                version=versions[name],
+                difference=differences[name],
             ),
             found,
         )
         for name, found in seen.items()
     ]
+
+
+def _beside(result: tuple[float, Tensor], peer: System, case: Case, device: torch.device) -> tuple[Measured, float]:
+    """A peer on a network and data of its own, in float32 without TF32 as the others, and how far it is from ``result``.
+
+    Raises:
+        ValueError: its value or gradient is another.
+    """
+    step = full_precision()(peer.prepare(on_device(case, device)))
+    found = difference(result, step())
+    if found > TOLERANCE:
+        raise ValueError(f"its value or gradient differs by {found:.1e} from {OURS.name}'s")
+    return measure(step, device), found
 
 
 if __name__ == "__main__":

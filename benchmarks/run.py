@@ -74,22 +74,24 @@ def _check(steps: dict[str, Step], say: Callable[[str], None]) -> dict[str, floa
         if name in (PLAIN.name, OURS.name):
             continue
         try:
-            difference = _difference(own, step())
+            apart = difference(own, step())
         except Exception as error:  # whatever another package raises must not end the run
             say(f"  {name}: left out, it failed with {type(error).__name__}: {str(error).splitlines()[:1]}")
             continue
-        if difference > TOLERANCE:
-            say(f"  {name}: left out, its value or gradient differs by {difference:.1e} from ntkml's")
+        if apart > TOLERANCE:
+            say(f"  {name}: left out, its value or gradient differs by {apart:.1e} from ntkml's")
         else:
-            found[name] = difference
+            found[name] = apart
     return found
 
 
-def _difference(ours: Result, theirs: Result) -> float:
+def difference(ours: Result, theirs: Result) -> float:
+    """The larger of the relative differences of two values and of two gradients (to the largest entry of ``ours``)."""
     assert ours is not None
     assert theirs is not None
     value = abs(theirs[0] - ours[0]) / abs(ours[0])
-    gradient = (theirs[1].double() - ours[1].double()).abs().max() / ours[1].abs().max()
+    expected, found = (result[1].detach().double().cpu() for result in (ours, theirs))
+    gradient = (found - expected).abs().max() / expected.abs().max()
     return max(value, float(gradient))
 
 

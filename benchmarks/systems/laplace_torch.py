@@ -39,7 +39,7 @@ def _step(problem: Problem, structure: str, backend: str) -> Callable[[], tuple[
         options = {"subset_of_weights": "all", "hessian_structure": structure, "backend": curvature}
         fitted = laplace.Laplace(problem.model, "classification", **options)
         fitted.fit(loader)
-        log_precision = torch.zeros(tensors, requires_grad=True)
+        log_precision = torch.zeros(tensors, device=problem.x.device, requires_grad=True)
         value = fitted.log_marginal_likelihood(prior_precision=log_precision.exp())
         (gradient,) = torch.autograd.grad(-value / len(problem.x), log_precision)
         return float(value.detach()), gradient

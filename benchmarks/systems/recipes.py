@@ -53,7 +53,7 @@ class _Block:
     """The block that ntkml draws, with its factor of the output Hessian."""
 
     def __init__(self, problem: Problem):
-        self._own, self._problem = objective(problem), problem
+        self._own, self._problem = objective(problem).to(problem.x.device), problem
         self.weights = {k: p.detach() for k, p in problem.model.named_parameters() if p.requires_grad}
         partition = self._own.partition
         drawn = partition.draw(1, torch.Generator().manual_seed(1))[0]
@@ -72,9 +72,9 @@ class _Block:
 
     def finish(self, outputs: Tensor, grams: Tensor) -> tuple[float, Tensor]:
         """The estimate and its gradient from the Gram matrices (tensors, b, b) of the rows."""
-        log_precision = torch.zeros(len(grams), dtype=torch.float64, requires_grad=True)
+        log_precision = torch.zeros(len(grams), dtype=torch.float64, device=grams.device, requires_grad=True)
         kernel = torch.einsum("l,lab->ab", (-log_precision).exp(), grams)
-        log_det = torch.linalg.slogdet(kernel + torch.eye(len(kernel), dtype=kernel.dtype)).logabsdet
+        log_det = torch.linalg.slogdet(kernel + torch.eye(len(kernel)).to(kernel)).logabsdet
         squares = torch.stack([w.double().square().sum() for w in self.weights.values()])
         fit = -F.cross_entropy(outputs, self._problem.y, reduction="sum").double()
         value = self._weight * (self._share * fit - 0.5 * log_det) - 0.5 * log_precision.exp() @ squares

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pandas
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import gpu, systems
+from benchmarks import gpu, gpu_timing, systems
 from benchmarks.__main__ import main
 from benchmarks.cases import FULL, QUICK, TINY, Case, problem
 from benchmarks.growth import exponents
@@ -121,6 +122,37 @@ def test_what_is_for_a_gpu_says_so_without_one(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_for_a_gpu_are_of_plain_training_ntkml_and_the_peers_that_agree(monkeypatch, tmp_path):
+    """All but the clock, on the CPU: what is measured, that it agrees, and what is written."""
+
+    def measure(step, device):
+        step()
+        return gpu_timing.Measured(0.5, 1, 2.0, {"sgemm": 3.0, "copy": 1.0}, Counter({"a.py:1": 2}))
+
+    def on_the_cpu(case, device):
+        return problem(case)
+
+    failing = dataclasses.replace(systems.SYSTEMS[3], name="failing", prepare=lambda given: lambda: 1 / 0)
+    wrong = dataclasses.replace(
+        systems.SYSTEMS[3], name="wrong", prepare=lambda given: lambda: (1.0, torch.ones(8, dtype=torch.float64))
+    )
+    monkeypatch.setattr(gpu, "SYSTEMS", [*systems.SYSTEMS, failing, wrong])
+    monkeypatch.setattr(gpu, "measure", measure)
+    monkeypatch.setattr(gpu, "on_device", on_the_cpu)
+    monkeypatch.setattr(gpu, "cases", lambda: TINY[:1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "no GPU")
+    run = CliRunner().invoke(gpu.main, ["--out", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    rows = pandas.read_csv(tmp_path / "gpu.csv").set_index("system")
+    assert list(rows.index) == ["plain", "ntkml", "torch.func per-tensor Gram"]
+    assert rows.difference["torch.func per-tensor Gram"] < 1e-4
+    assert (rows.product_share == 0.75).all()
+    assert list(pandas.read_csv(tmp_path / "gpu-waits.csv").waits) == [2, 2, 2]
+    assert "failing: left out, ZeroDivisionError" in run.output
+    assert "wrong: left out, ValueError" in run.output
+
+
 def test_plain_training_in_parts_is_the_gradient_of_the_whole_batch(monkeypatch):
     """What an estimate on a GPU is compared with."""
     given = problem(Case("mininet-8", 6, "ntk-N-1", 2))
@@ -143,4 +175,4 @@ def test_plain_training_in_parts_is_the_gradient_of_the_whole_batch(monkeypatch)
     ],
 )
 def test_kernels_that_multiply_are_told_from_those_that_move(kernel, multiplies):
-    assert gpu.multiplies(kernel) is multiplies
+    assert gpu_timing.multiplies(kernel) is multiplies

@@ -86,7 +86,7 @@ def counted_waits(device: torch.device) -> Iterator[list[str]]:
             yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits += [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
+    waits += [str(warning.message) for warning in caught if "called a synchronizing" in str(warning.message)]
 
 
 def rows_on(device, tmp_path, hparam, **settings):
