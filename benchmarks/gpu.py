@@ -92,7 +92,7 @@ def on_device(case: Case, device: torch.device) -> Problem:
     return replace(given, x=given.x.to(device), y=given.y.to(device))
 
 
-def estimate(given: Problem) -> tuple[Callable[[], object], ntkml.MarginalLikelihood]:
+def estimate(given: Problem) -> tuple[Callable[[], Tensor], ntkml.MarginalLikelihood]:
     """Value and gradient of one block in the prior and, with views, in eta."""
     own = objective(given).to(given.x.device)
 
@@ -172,12 +172,9 @@ def _rows_of(case: Case, device: torch.device) -> list[tuple[GpuRow, Measured]]:
     step, own = estimate(given)
     seen = {PLAIN.name: measure(plain(given), device), OURS.name: measure(step, device)}
     differences, versions = dict.fromkeys(seen), dict.fromkeys(seen, "")
-    gradient = own.log_prior_precision.grad
-    assert gradient is not None
-    result = float(step()), gradient
     for peer in peers(case):
         try:
-            seen[peer.name], differences[peer.name] = _beside(result, peer, case, device)
+            seen[peer.name], differences[peer.name] = _beside((step, own), peer, case, device)
         except Exception as error:  # whatever another package raises must not end the run
             print(f"  {peer.name}: left out, {type(error).__name__}: {str(error).splitlines()[:1]}")
             continue
@@ -211,17 +208,23 @@ def _rows_of(case: Case, device: torch.device) -> list[tuple[GpuRow, Measured]]:
     ]
 
 
-def _beside(result: tuple[float, Tensor], peer: System, case: Case, device: torch.device) -> tuple[Measured, float]:
-    """A peer on a network and data of its own, in float32 without TF32 as the others, and how far it is from ``result``.
+def _beside(
+    ours: tuple[Callable[[], Tensor], ntkml.MarginalLikelihood], peer: System, case: Case, device: torch.device
+) -> tuple[Measured, float]:
+    """A peer on a network and data of its own, in float32 without TF32 as the others, and how far it is from ``ours``.
 
     Raises:
         ValueError: its value or gradient is another.
     """
-    step = full_precision()(peer.prepare(on_device(case, device)))
-    found = difference(result, step())
+    step, own = ours
+    value = float(step())
+    gradient = own.log_prior_precision.grad
+    assert gradient is not None
+    theirs = full_precision()(peer.prepare(on_device(case, device)))
+    found = difference((value, gradient), theirs())
     if found > TOLERANCE:
         raise ValueError(f"its value or gradient differs by {found:.1e} from {OURS.name}'s")
-    return measure(step, device), found
+    return measure(theirs, device), found
 
 
 if __name__ == "__main__":

@@ -199,8 +199,10 @@ def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
         found.append({name: number.cpu() for name, number in numbers.items()})
     theirs, ours = found
     assert set(ours) == set(theirs)
-    for name, expected in theirs.items():
-        assert_same(ours[name], expected)
+    # torch's fused kernel of weight_norm takes a norm in float32, whatever the weights: weights were 2e-8 apart on an H100.
+    tolerance = 1e-7 if (device, name) == ("cuda", "weight norm") else 1e-10
+    for part, expected in theirs.items():
+        assert_same(ours[part], expected, tolerance)
 
 
 @pytest.mark.parametrize(
