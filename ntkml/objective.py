@@ -27,6 +27,7 @@ from ntkml.likelihoods import Likelihood
 from ntkml.model_contract import check_model, check_modes
 from ntkml.partitions import Block, Partition
 from ntkml.processes import ALONE, Processes
+from ntkml.row_plans import layout
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
@@ -74,7 +75,7 @@ class MarginalLikelihood(BayesianModel):
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
-        self._plan: RowPlan | None = None
+        self._planned: tuple[list[tuple[object, ...]], RowPlan] | None = None
 
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
@@ -82,12 +83,12 @@ class MarginalLikelihood(BayesianModel):
         check_modes(self.model)
         check_data(x, y)
         if self.partition is None:
-            self._plan = check_model(self.model, x)
+            self._row_plan(x)
             self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
             self._num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
         self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
-        self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._plan)
+        self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._row_plan(x))
         return self.partition
 
     @full_precision()
@@ -270,17 +271,20 @@ class MarginalLikelihood(BayesianModel):
             example = data.views(slice(0, 1))
         factors = structure_named(self.estimator.structure).keeps == "factors"
         columns, second_pass = data.block.columns.shape[-1], bool(self._forward_hyperparameters)
-        return automatic_chunk(self.model, self._row_plan(data), example, columns, factors, second_pass)
+        return automatic_chunk(self.model, self._row_plan(data.inputs), example, columns, factors, second_pass)
 
-    def _row_plan(self, data: BlockData) -> RowPlan:
-        self._plan = check_model(self.model, data.inputs) if self._plan is None else self._plan
-        return self._plan
+    def _row_plan(self, inputs: Tensor) -> RowPlan:
+        """The network's plan, made where there is none yet and where a module or a hook came or went since."""
+        now = layout(self.model)
+        if self._planned is None or self._planned[0] != now:
+            self._planned = now, check_model(self.model, inputs)
+        return self._planned[1]
 
     def _passes(self, data: BlockData) -> TwoPass:
         assert self.chunk is not None
         return TwoPass(
             model=self.model,
-            plan=self._row_plan(data),
+            plan=self._row_plan(data.inputs),
             shapes=self._shapes,
             structure=self.estimator.structure,
             likelihood=self._likelihood_fixed,

@@ -45,6 +45,27 @@ def plan_rows(
     return plan
 
 
+def layout(model: nn.Module) -> list[tuple[object, ...]]:
+    """What a plan was made for: the modules, and what hooks or an own ``forward`` make of them. Costs next to nothing.
+
+    A plan holds as long as this is the same; a hook that was added since would change rows without a word.
+    """
+    return [
+        (
+            id(module),
+            type(module),
+            id(vars(module).get("forward")),
+            *module._forward_pre_hooks,
+            None,
+            *module._forward_hooks,
+            None,
+            *module._backward_hooks,
+            *module._backward_pre_hooks,
+        )
+        for module in model.modules()
+    ]
+
+
 def not_captured(model: nn.Module) -> dict[str, str]:
     """Parameters of modules that are no captured layers, and those of modules that share a parameter, with the reason."""
     users: dict[int, list[str]] = {}

@@ -69,6 +69,48 @@ def test_weights_that_were_frozen_or_unfrozen_since_are_named(name, prior, froze
         objective.backward(X, Y, 1, generator(1))
 
 
+def doubled(module, inputs, output):
+    return 2.0 * output
+
+
+def squared_first(module, inputs):
+    return (inputs[0].square(),)
+
+
+CHANGES = {
+    "hook": lambda model: model[0].register_forward_hook(doubled),
+    "hook before": lambda model: model[2].register_forward_pre_hook(squared_first),
+    "module replaced": lambda model: model.__setitem__(1, nn.Softplus()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_that_was_changed_since_is_looked_at_again(change):
+    """A hook on a captured layer would make its rows wrong without a word."""
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    objective.backward(X, Y, 1, generator(1))
+    CHANGES[change](model)
+    fresh = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    for own in (objective, fresh):
+        own.resample(X, Y, generator(2))
+    ours, theirs = (everything(own, X, Y, 1) for own in (objective, fresh))
+    for name, expected in theirs.items():
+        assert_same(ours[name], expected)
+
+
+def test_a_hook_that_is_gone_again_leaves_the_captured_rows():
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "kfac-4-1")  # which takes no exact rows
+    before = everything(objective, X, Y, 1)
+    hook = model[0].register_forward_hook(doubled)
+    with pytest.raises(ValueError, match="kfac has no meaning for parameter .0.weight."):
+        objective.backward(X, Y, 1, generator(1))
+    hook.remove()
+    for name, found in everything(objective, X, Y, 1).items():
+        assert_same(found, before[name])
+
+
 def test_targets_of_another_number_are_refused_later_too():
     objective = ntkml.MarginalLikelihood(network(), "ntk-4-1")
     objective.estimate(X, Y)
