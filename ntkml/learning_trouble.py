@@ -33,8 +33,8 @@ def check_loss(learner: Learner, loss: float, step: int, rate: float) -> None:
     """Raise DivergenceError where the loss of a batch is NaN or infinite; ``step`` counts from 0, ``rate`` was its own."""
     if not math.isfinite(loss):
         raise DivergenceError(
-            f"training diverged in epoch {learner.position.epoch}, step {step + 1}: the loss is {loss} at learning rate {rate:g}: lower the learning rate "
-            f"(--lr, now {learner.protocol.lr:g})"
+            f"training diverged in epoch {learner.position.epoch}, step {step + 1}: the loss is {loss} at learning rate {rate:g}: "
+            f"{_lower_for_weights(learner)}"
         )
 
 
@@ -43,7 +43,7 @@ def check_scores(learner: Learner, scores: Scores) -> None:
     if not math.isfinite(scores.log_likelihood):
         raise DivergenceError(
             f"training diverged in epoch {learner.position.epoch}: the test log likelihood is {scores.log_likelihood}: "
-            f"lower the learning rate (--lr, now {learner.protocol.lr:g})"
+            f"{_lower_for_weights(learner)}"
         )
 
 
@@ -96,6 +96,19 @@ def named_trouble(learner: Learner, phase: str) -> Iterator[None]:
 
 def _place(learner: Learner) -> str:
     return f"epoch {learner.position.epoch}, step {learner.position.step + 1}"
+
+
+def _lower_for_weights(learner: Learner) -> str:
+    """The weights' learning rate, or that of the prior where it is the prior's own term that cannot be descended.
+
+    Gradient descent at rate r on 1/2 p w^2 / N diverges where r p / N > 2.
+    """
+    protocol = learner.protocol
+    largest = float(learner.objective.prior.values.detach().max())
+    lower = f"lower the learning rate (--lr, now {protocol.lr:g})"
+    if protocol.lr * largest / protocol.num_data > 2 and largest > protocol.prior_init:
+        return f"a prior precision has grown to {largest:g}, too much for this rate: {_lower(learner)}, or {lower}"
+    return lower
 
 
 def _lower(learner: Learner) -> str:

@@ -23,9 +23,13 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     (a weight used outside its layer, a layer used twice) takes exact rows, and those are held against the same gradient.
 
     Raises:
-        ValueError: BatchNorm or Dropout in training mode, outputs that depend on the batch or are random, a parameter that
+        ValueError: a scripted network, BatchNorm or Dropout in training mode, outputs that depend on the batch or are random, a parameter that
             the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
     """
+    if any(isinstance(module, torch.jit.RecursiveScriptModule) for module in model.modules()):
+        raise ValueError(
+            "torch.jit.script hides the layers of a network: make the objective from the module that was scripted"
+        )
     check_modes(model)
     _check_numbers(model, inputs)
     few = inputs[_two_different(inputs)].detach()

@@ -59,7 +59,15 @@ def affine_views(images: Tensor, eta: Tensor, noise: Tensor) -> Tensor:
 
     Returns:
         (n * S, channels, height, width); the S views of one image are adjacent. Bilinear, zero outside the image.
+
+    Raises:
+        ValueError: ``images`` are of another shape or no floating-point numbers.
     """
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            "affine views are made of images (n, channels, height, width) of floating-point numbers; got inputs of shape "
+            f"{tuple(images.shape)} and type {images.dtype}"
+        )
     n, num_views, _ = noise.shape
     clamped = torch.cat([eta[:ROTATION], eta[ROTATION : ROTATION + 1].clamp(-torch.pi, torch.pi), eta[ROTATION + 1 :]])
     generators = _generators(images.device, images.dtype)

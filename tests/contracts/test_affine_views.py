@@ -189,6 +189,14 @@ def test_float32_images_stay_float32():
     assert views.dtype == torch.float32
 
 
+@pytest.mark.parametrize("inputs", [torch.rand(2, 4), torch.rand(2, 5, 5), torch.zeros(2, 1, 5, 5, dtype=torch.uint8)])
+def test_what_is_no_image_is_refused_in_words(inputs):
+    with pytest.raises(
+        ValueError, match=r"images \(n, channels, height, width\) of floating-point .*; got inputs of shape"
+    ):
+        affine_views(inputs, rotation_eta(0.5), draw_noise(2, 2, generator()))
+
+
 def test_every_purpose_has_its_own_stream():
     """Another consumer of randomness never changes this one; seeds and purposes do not collide."""
     draws = {

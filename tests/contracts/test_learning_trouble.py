@@ -12,7 +12,7 @@ from ntkml import learning, learning_trouble
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning import learn
 from ntkml.learning_state import new_learner
-from ntkml.learning_trouble import DivergenceError, TrainingMemoryError
+from ntkml.learning_trouble import DivergenceError, TrainingMemoryError, check_loss
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.models import build_model
@@ -63,6 +63,23 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_before_the_weights_move()
     with pytest.raises(DivergenceError, match=words):
         list(learn(learner, data))
     assert torch.equal(before, learner.objective.model[3].weight)
+
+
+def test_a_divergence_that_a_grown_precision_explains_names_its_rate():
+    """At --lr 0.001 and 60 data the prior's own term cannot be descended from a precision of 120 000 on."""
+    learner, data = problem(prior_kind="layerwise", estimator="diag-20-1", optimizer="sgd")
+    limit = 2 * learner.protocol.num_data / learner.protocol.lr
+    for precision, words in (
+        (
+            1.1 * limit,
+            r"prior precision has grown to .*: lower --lr-hyper \(now 0.1\), or lower the learning rate \(--lr",
+        ),
+        (0.9 * limit, r"nan at learning rate 0.001: lower the learning rate \(--lr, now 0.001\)$"),
+    ):
+        with torch.no_grad():
+            learner.objective.log_prior_precision[1] = math.log(precision)
+        with pytest.raises(DivergenceError, match=words):
+            check_loss(learner, math.nan, 0, learner.protocol.lr)
 
 
 def test_scores_that_are_not_finite_are_named(monkeypatch):

@@ -102,6 +102,7 @@ def test_a_network_that_was_changed_since_is_looked_at_again(change):
 def test_a_hook_that_is_gone_again_leaves_the_captured_rows():
     model = network()
     objective = ntkml.MarginalLikelihood(model, "kfac-4-1")  # which takes no exact rows
+    objective.resample(X, Y, generator(2))
     before = everything(objective, X, Y, 1)
     hook = model[0].register_forward_hook(doubled)
     with pytest.raises(ValueError, match="kfac has no meaning for parameter .0.weight."):

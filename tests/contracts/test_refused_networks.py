@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
 from ntkml.capture import capture
-from tests.factories import generator, make_case, seeded
+from tests.factories import assert_same, generator, make_case, seeded
 
 
 def network(*layers):
@@ -189,3 +189,13 @@ def test_mixing_of_a_batch_is_noticed_behind_equal_first_inputs():
     x[1] = x[0]
     with pytest.raises(ValueError, match="depend on the other inputs of its batch"):
         log_marginal_likelihood(Mixing(), x, torch.zeros(6, dtype=torch.long), "ntk-N-C")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_network_is_refused_and_a_traced_one_is_not():
+    model = seeded(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    x, y = torch.randn(5, 4, generator=generator(), dtype=torch.float64), torch.arange(5) % 3
+    with pytest.raises(ValueError, match=r"torch.jit.script hides the layers .*: make the objective from the module"):
+        log_marginal_likelihood(torch.jit.script(model), x, y, "ntk-N-C")
+    traced = log_marginal_likelihood(torch.jit.trace(model, x), x, y, "ntk-N-C")
+    assert_same(traced.total, log_marginal_likelihood(model, x, y, "ntk-N-C").total)
