@@ -105,15 +105,13 @@ class BayesianModel(nn.Module):
 
         Of several ``processes``, which all draw the same views, each gets its own part: the parts add up to the loss.
         """
-        weights = trainable_parameters(self.model)
-        precision = self.prior.of(self._shapes)
-        square = torch.stack([(precision[k].detach().to(w) * w.reshape(-1).square()).sum() for k, w in weights.items()])
-        loss = 0.5 * square.sum() / num_data / processes.count
+        energy = self.prior.energy(trainable_parameters(self.model))
+        loss = energy / num_data / processes.count
         noise, part = self._draw(len(x), generator), processes.part
         if not len(x[part]):  # fewer inputs than processes
             return loss
         outputs = self._outputs(x[part], None if noise is None else noise[part])
-        outputs = outputs.to(square)  # where autocast made them bfloat16
+        outputs = outputs.to(energy)  # where autocast made them bfloat16
         return loss - self.likelihood.log_prob(outputs, y[part]).sum() / len(x)
 
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:

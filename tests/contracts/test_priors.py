@@ -61,6 +61,29 @@ def test_log_determinant_quadratic_form_and_scaling(kind):
     assert prior.scaled(3.0).kind == kind
 
 
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_the_energy_of_the_weights_is_half_the_quadratic_form_with_its_derivatives(kind):
+    case = make_case("mlp")
+    prior = make_prior(kind, case)
+    dense, names = case.precision(prior), list(case.shapes)
+    weights = {name: weight.detach().clone().requires_grad_() for name, weight in case.model.named_parameters()}
+    energy = prior.energy(weights)
+    assert_same(energy, 0.5 * prior.quadratic_form(weights))
+    found = torch.autograd.grad(3.0 * energy, list(weights.values()), create_graph=True)
+    assert_same(torch.cat([gradient.reshape(-1) for gradient in found]), 3.0 * dense * case.weights)
+    again = torch.autograd.grad(sum(gradient.sum() for gradient in found), list(weights.values()))
+    assert_same(torch.cat([gradient.reshape(-1) for gradient in again]), 3.0 * dense)
+    assert prior.energy({name: weights[name].float() for name in names}).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_the_energy_of_weights_that_are_zero_has_a_gradient(kind):
+    case = make_case("mlp")
+    weights = {name: torch.zeros(shape, dtype=torch.float64, requires_grad=True) for name, shape in case.shapes.items()}
+    gradients = torch.autograd.grad(make_prior(kind, case).energy(weights), list(weights.values()))
+    assert all(bool((gradient == 0).all()) for gradient in gradients)
+
+
 def test_everything_is_differentiable_in_the_precision_and_not_in_the_weights():
     case = make_case("mlp")
     values = make_prior("layerwise", case).values.float().requires_grad_()
