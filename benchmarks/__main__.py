@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +34,7 @@ def main(suite: str, only: str, repeats: int, data_root: str | None, memory: boo
     from benchmarks.growth import exponents
     from benchmarks.picture import draw
     from benchmarks.run import measure
-    from benchmarks.table import line, write
-    from ntkml.provenance import environment
+    from benchmarks.table import line, write, write_manifest
 
     torch.set_num_threads(1)
     cases = [case for case in SUITES[suite] if only in case.name]
@@ -47,10 +45,8 @@ def main(suite: str, only: str, repeats: int, data_root: str | None, memory: boo
         error_line("no --data-root: random pixels take the place of MNIST")
         cases = [replace(case, data="random") for case in cases]
     name, folder, rows = f"{suite}-{only}" if only else suite, Path(out), []
-    where = {key: value for key, value in environment().items() if key != "argv"}  # it may name folders
-    settings = {"suite": suite, "only": only, "repeats": repeats, **where}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder / f"{name}.json", suite=suite, only=only, repeats=repeats)
     for row in measure(cases, repeats, data_root, memory):
         print(line(row), flush=True)
         rows.append(row)

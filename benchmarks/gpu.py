@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu`` writes ``gpu.csv``, one row for a system and case, ``gpu-kernels.csv``, the kernels that took
 most of the time, and ``gpu-waits.csv``, the lines at which the host waited for the device. Cases come in order of size; no
-new one begins after ``--minutes``.
+new one begins after ``--minutes``. ``gpu.json`` says of which code and machine they are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.gpu_timing import Measured, measure, multiplies
 from benchmarks.run import TOLERANCE, difference
 from benchmarks.systems import OURS, PLAIN, SYSTEMS, System
 from benchmarks.systems.ours import WIDTHS, objective
+from benchmarks.table import write_manifest
 from ntkml.capture import trainable_parameters
 from ntkml.full_precision import full_precision
 from ntkml.memory import is_out_of_memory
@@ -139,6 +140,7 @@ def main(only: str, minutes: float, out: Path) -> None:
     kernels: list[dict[str, object]] = []
     waits: list[dict[str, object]] = []
     out.mkdir(parents=True, exist_ok=True)
+    write_manifest(out / "gpu.json", only=only, gpu=torch.cuda.get_device_name(device))
     for case in (case for case in cases() if only in case.name):
         if time.monotonic() - started > 60 * minutes:
             print(f"{case.name}: left out, {minutes:g} minutes are over")

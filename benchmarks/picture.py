@@ -30,11 +30,29 @@ def draw(rows: pandas.DataFrame, path: Path) -> None:
         _panel(axis, panel, names, colours)
         axis.set_title(f"{network}, {estimator}" + (f", {views} views and eta" if views else ""), fontsize=9)
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    figure.legend(handles, names, loc="lower center", ncol=min(4, len(names)), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.03 + 0.25 / (2.9 * lines), 1, 1))
+    figure.legend(
+        handles,
+        names,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.2 / (2.9 * lines)),
+        ncol=min(4, len(names)),
+        fontsize=8,
+        frameon=False,
+    )
+    height = 2.9 * lines
+    figure.text(0.5, 0.05 / height, _caption(rows), ha="center", va="bottom", fontsize=7)
+    figure.tight_layout(rect=(0, (0.35 + 0.25 * -(-len(names) // 4)) / height, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _caption(rows: pandas.DataFrame) -> str:
+    threads, rounds = sorted(set(rows.threads)), sorted(set(rows.repeats))
+    return (
+        f"CPU seconds on {' or '.join(map(str, threads))} thread{'s' * (threads != [1])} as ratios to one plain forward and backward pass of the "
+        f"same batch in the same round; medians of {' or '.join(map(str, rounds))} rounds. A number on a bar is its ratio."
+    )
 
 
 def _panel(axis: pyplot.Axes, panel: pandas.DataFrame, names: list[str], colours: dict[str, str]) -> None:
@@ -45,7 +63,7 @@ def _panel(axis: pyplot.Axes, panel: pandas.DataFrame, names: list[str], colours
         own = panel[panel.system == name]
         places = [sizes.index(n) + (index + 0.5) * width - 0.4 for n in own.num_inputs]
         bars = axis.bar(places, own.ratio, width, color=colours[name])
-        axis.bar_label(bars, [f"{ratio:.2g}" for ratio in own.ratio], fontsize=6)
+        axis.bar_label(bars, [f"{ratio:.2g}" if ratio >= 0.01 else f"{ratio:.1g}" for ratio in own.ratio], fontsize=6)
     axis.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     axis.set_yscale("log")
     axis.margins(y=0.15)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas
+
+from ntkml.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ def write(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pandas.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(Row)])
     frame.to_csv(path, index=False, float_format="%.6g")
+
+
+def write_manifest(path: Path, **settings: object) -> None:
+    """What was asked for, by which code and on which machine. The command line is left out: it may name folders."""
+    where = {key: value for key, value in environment().items() if key != "argv"}
+    path.write_text(json.dumps({**settings, **where}, indent=2) + "\n", encoding="utf-8")
 
 
 def line(row: Row) -> str:
