@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ntkml.notes import merged
 from ntkml.protocols import kind_of, merge_tables, protocol_names, read_tables
 from ntkml.system_specs import canonical_name, is_bound, parse_system
 from ntkml.train_protocols import TrainProtocol, departures, load_train
@@ -27,8 +28,8 @@ class CompareProtocol:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences that a caption must show."""
-        return list(dict.fromkeys(note for cell in self.cells for note in departures(cell, self.asked, "paper")))
+        """Sentences that a caption must show, with the systems that they are about."""
+        return merged((cell.estimator, departures(cell, self.asked, "paper")) for cell in self.cells)
 
 
 def compare_names() -> list[str]:

@@ -17,13 +17,13 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
+from ntkml.specs import is_certified, parse_estimator
 
 PANEL_HEIGHT = 2.0  # inches
 COSTS = {"data_passes": "data passes", "seconds": "seconds of training"}
 QUALITY = "test_log_likelihood"
 # Nine marks beside ten colours, so that ninety systems look different.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_FILLED = {"bound"}
 
 
 def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[str, Any] | None = None) -> Figure:
@@ -31,12 +31,13 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
     groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
     names = list(dict.fromkeys(rows["system"]))
     looks = {
-        name: _look(index, str(rows.loc[rows["system"] == name, "family"].iloc[0])) for index, name in enumerate(names)
+        name: _look(index, name, str(rows.loc[rows["system"] == name, "family"].iloc[0]))
+        for index, name in enumerate(names)
     }
     handles = [Line2D([], [], linestyle="none", label=name, **looks[name]) for name in names]
     sentences = [_provenance(group) for group in groups] + [_findings(group) for group in groups]
     sentences += [
-        "Filled marks: bounds on the marginal likelihood; open marks: other systems.",
+        "Filled marks: proven bounds of the marginal likelihood; open marks: unproven ones and other systems.",
         "A data pass is a gradient, or a product with the Jacobian, of N inputs; all fits of a search count. "
         "hoag holds out a fifth of the training data and keeps the weights of the rest; searches fit once more on all of it.",
         *notes,
@@ -62,9 +63,10 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
     return sheet.figure
 
 
-def _look(index: int, family: str) -> dict[str, Any]:
+def _look(index: int, name: str, family: str) -> dict[str, Any]:
+    """Systems are compared on classes, where a bound of one output is not proven."""
     color = f"C{index % 10}"
-    filled = family in _FILLED
+    filled = family == "bound" and is_certified(parse_estimator(name), num_outputs=2)
     return {
         "marker": _MARKERS[index % len(_MARKERS)],
         "markersize": 4.5,

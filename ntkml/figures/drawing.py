@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ntkml import compare_records, figure_protocols, pareto_records, records
 from ntkml.figures import captions, sources, subset_sources, training_sources
+from ntkml.notes import merged
 from ntkml.protocols import HPARAMS, figure_names
 from ntkml.registry import FIGURES, resolve
 
@@ -97,8 +98,13 @@ def _comparison(csv: Sequence[Path], results: Path) -> Drawing:
     paths = list(csv) or [run.rows for run in sources.comparisons(results)]
     rows = compare_records.read_rows(*paths)
     manifests, notes = sources.manifests_beside(paths)
+    said = merged(
+        (f"{one['settings']['hparam']} on {one['settings']['dataset']}", captions.manifest_notes([one]))
+        for one in manifests
+        if "settings" in one
+    )
     function = resolve(FIGURES, COMPARISON, "figure")
-    return Drawing(function(rows, captions.manifest_notes(manifests) + notes), COMPARISON, tuple(paths))
+    return Drawing(function(rows, said + notes), COMPARISON, tuple(paths))
 
 
 def _run_stem(name: str, rows: Any) -> str:

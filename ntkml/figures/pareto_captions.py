@@ -19,6 +19,10 @@ def sentences(rows: pandas.DataFrame, hidden: Mapping[str, pandas.DataFrame], ma
         said.append(f"The rows' own flags of the frontier disagree with it at {listed(disagreeing['estimator'])}.")
     if len(unproven := rows[~rows["certified"].astype(bool)]):
         said.append(f"Open marks, not a proven bound: {listed(unproven['estimator'])}.")
+    if len(grouped_blocks := rows[~rows["grouping"].fillna("").isin(["", "iid"])]):
+        said.append(
+            f"Blocks grouped by their inputs, with the marks of random ones: {listed(grouped_blocks['estimator'])}."
+        )
     for column, beyond in hidden.items():
         if len(beyond):
             which = "exact values" if column.startswith("exact") else "estimates"

@@ -8,7 +8,6 @@ there is none, the newest other setting is drawn, and the caption says what was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pandas
 from ntkml import train_records
 from ntkml.figure_protocols import SubsetFigure, split_transformation
 from ntkml.finished_runs import finished_runs
+from ntkml.notes import merged
 from ntkml.run_settings import RunSettings, settings_of, versions_of
 
 #: Settings that say how large a run is, and so differ from point to point.
@@ -65,7 +65,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
         chosen.setdefault(cell, run)
     points = pandas.DataFrame([_point(run, figure.quantity) for run in chosen.values()])
     left_out = sum(map(len, groups.values())) - len(chosen)
-    notes = _notes([run.manifest for run in chosen.values()])
+    notes = merged((run.settings["estimator"], _notes(run.manifest)) for run in chosen.values())
     if left_out:
         notes.append(f"No settings are mixed: {left_out} other run{'s' * (left_out > 1)} left out.")
     return SubsetRuns(points, key[0], key[1], tuple(run.rows for run in chosen.values()), tuple(notes))
@@ -83,13 +83,12 @@ def _point(run: Any, quantity: str) -> dict[str, Any]:
     }
 
 
-def _notes(manifests: Sequence[Any]) -> list[str]:
-    """The manifests' sentences, each once; the size and the name of the data are said by axis, panels and caption."""
+def _notes(manifest: Any) -> list[str]:
+    """The manifest's sentences; the size and the name of the data are said by axis, panels and caption."""
     sentences = []
-    for manifest in manifests:
-        for note in manifest.get("notes", []):
-            start, said, clauses = note.rstrip(".").partition(": ")
-            kept = [one for one in clauses.split(", ") if not one.startswith(("num data ", "dataset "))]
-            if not said or kept:
-                sentences.append(f"{start}{said}{', '.join(kept)}.")
-    return list(dict.fromkeys(sentences))
+    for note in manifest.get("notes", []):
+        start, said, clauses = note.rstrip(".").partition(": ")
+        kept = [one for one in clauses.split(", ") if not one.startswith(("num data ", "dataset "))]
+        if not said or kept:
+            sentences.append(f"{start}{said}{', '.join(kept)}.")
+    return sentences

@@ -140,6 +140,16 @@ class TestContract:
             assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
+def test_grouped_blocks_are_named(all_rows):
+    """Their marks are those of random blocks."""
+    rows = all_rows["figure-13"].copy()
+    one = rows.index[rows["estimator"] == "ntk-100-C"][0]
+    rows.loc[one, ["estimator", "grouping"]] = ["ntk-100-C+class", "class"]
+    words = "Blocks grouped by their inputs, with the marks of random ones: "
+    assert words + "ntk-100-C+class." in caption_of(pareto.draw("figure-13", rows, [], MANIFEST))
+    assert words not in caption_of(pareto.draw("figure-13", all_rows["figure-13"], [], MANIFEST))
+
+
 def test_the_legend_names_the_families_that_are_there(drawn):
     assert set(legend_labels(drawn["figure-1"])) == {
         "full (NTK), full batch", "blockdiag, full batch", "KFAC, full batch", "diag, full batch", "NTK, all outputs",

@@ -1,0 +1,39 @@
+"""Sentences about several runs: said once of all, else with the names."""
+
+from __future__ import annotations
+
+from ntkml.notes import merged
+
+
+def test_what_all_share_is_said_once_and_the_rest_with_names():
+    found = merged(
+        [
+            ("a", ["Code's settings.", "Against protocol p: epochs 2 instead of 3, lr 1 instead of 2."]),
+            ("b", ["Code's settings.", "Against protocol p: epochs 2 instead of 3.", "On its own."]),
+            ("b", ["Code's settings.", "Against protocol p: epochs 2 instead of 3, seed 4 instead of 5."]),
+        ]
+    )
+    assert found == [
+        "Code's settings.",
+        "Against protocol p: epochs 2 instead of 3.",
+        "Against protocol p (a): lr 1 instead of 2.",
+        "b: On its own.",
+        "Against protocol p (b): seed 4 instead of 5.",
+    ]
+
+
+def test_what_holds_of_all_but_one_names_that_one():
+    notes = [(name, ["Shared."]) for name in "abc"] + [("d", [])]
+    assert merged(notes) == ["all but d: Shared."]
+    assert merged(notes[1:]) == ["b, c: Shared."]
+
+
+def test_one_run_says_what_it_says():
+    sentences = ["One.", "Against protocol p: x 1 instead of 2, y 3 instead of 4.", "Two: with a colon."]
+    assert merged([("a", sentences)]) == sentences
+    assert merged([]) == []
+
+
+def test_names_of_another_kind_stand_beside_the_names_that_are_there():
+    notes = [("here", merged([("a", ["Against protocol p: x 1 instead of 2."]), ("b", [])])), ("there", [])]
+    assert merged(notes) == ["Against protocol p (a; here): x 1 instead of 2."]
