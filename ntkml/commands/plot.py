@@ -12,6 +12,9 @@ from ntkml.registry import FIGURES, unknown_name
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+#: Files of rows that are named; of more the last line tells how many there are.
+FILES_SHOWN = 8
+
 _EPILOG = """\b
 Examples:
   ntkml plot figure-2
@@ -83,7 +86,10 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     if name in drawing.WITHOUT_ROWS and csv:
         raise click.UsageError(f"{name} is a schematic and reads no rows; leave out --csv")
     drawn = drawing.draw(name, csv, results)
-    for line in [*(f"Read {path}" for path in drawn.files), *drawn.remarks]:
+    shown = drawn.files if len(drawn.files) <= FILES_SHOWN else drawn.files[: FILES_SHOWN - 1]
+    for line in [*(f"Read {path}" for path in shown), *drawn.remarks]:
         click.echo(line)
+    if more := len(drawn.files) - len(shown):
+        click.echo(f"Read {more} more files of rows")
     for path in render.save(drawn.figure, files.ensure_writable_folder(out) / drawn.stem, formats):
         click.echo(f"Wrote {path}")

@@ -86,10 +86,11 @@ def _fill(part: Axes, group: pandas.DataFrame, cost: str, looks: Mapping[str, di
 
 def _provenance(group: pandas.DataFrame) -> str:
     first = group.iloc[0]
-    seeds = ", ".join(str(seed) for seed in sorted(set(group["seed"])))
+    seeds = sorted(set(group["seed"]))
+    words = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     return (
         f"{first['hparam']}: {first['dataset']}, N\u00a0=\u00a0{captions.grouped(first['num_data'])}, {first['model']} "
-        f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {first['epochs']} epochs per fit, seeds {seeds}."
+        f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {first['epochs']} epochs per fit, {words}."
     )
 
 

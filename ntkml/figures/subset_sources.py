@@ -64,8 +64,8 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
         cell = tuple(run.settings[name] for name in ("dataset", "estimator", "seed", SIZE))
         chosen.setdefault(cell, run)
     points = pandas.DataFrame([_point(run, figure.quantity) for run in chosen.values()])
+    notes = merged((run.settings["estimator"], _notes(run.manifest)) for run in chosen.values()) + _devices(points)
     left_out = sum(map(len, groups.values())) - len(chosen)
-    notes = merged((run.settings["estimator"], _notes(run.manifest)) for run in chosen.values())
     if left_out:
         notes.append(f"No settings are mixed: {left_out} other run{'s' * (left_out > 1)} left out.")
     return SubsetRuns(points, key[0], key[1], tuple(run.rows for run in chosen.values()), tuple(notes))
@@ -74,13 +74,33 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
 def _point(run: Any, quantity: str) -> dict[str, Any]:
     rows = train_records.read_rows(run.rows).sort_values("epoch")
     recorded = rows[quantity].dropna()
-    kept = ("estimator", "structure", "inputs", "outputs", "certified", "seed", "num_data", "model", "num_params")
+    kept = (
+        "estimator",
+        "structure",
+        "inputs",
+        "outputs",
+        "certified",
+        "seed",
+        "num_data",
+        "model",
+        "num_params",
+        "device",
+    )
     _, transformation = split_transformation(str(run.settings["dataset"]))
     return {name: rows[name].iloc[-1] for name in kept} | {
         "transformation": transformation,
         "epochs": int(rows["epoch"].max()),
         quantity: float(recorded.iloc[-1]) if len(recorded) else None,
     }
+
+
+def _devices(points: pandas.DataFrame) -> list[str]:
+    """Which points come from another device than most."""
+    elsewhere = points[points["device"] != points["device"].mode().iloc[0]].sort_values("num_data")
+    return [
+        f"Trained on {device}: {', '.join(dict.fromkeys(f'{row.estimator} of {row.num_data} images' for row in group.itertuples()))}."
+        for device, group in elsewhere.groupby("device")
+    ]
 
 
 def _notes(manifest: Any) -> list[str]:

@@ -37,6 +37,14 @@ def test_trajectories_of_single_runs(run, tmp_path):
     assert sorted(out.splitlines()[:2]) == sorted(f"Read {path.relative_to(tmp_path)}" for path in paths)
 
 
+def test_many_files_are_counted(run, tmp_path):
+    for seed in range(10):
+        write_training_run(tmp_path / "results", "ntk-100-C", "prior", seed=seed)
+    code, out, _ = run("figure-10", "--format", "png")
+    read = [line for line in out.splitlines() if line.startswith("Read")]
+    assert (code, len(read), read[-1]) == (0, 8, "Read 3 more files of rows")
+
+
 def test_trajectories_of_named_files(run, tmp_path):
     rows = write_pareto_run(tmp_path / "elsewhere", NAMES, "prior")
     joined = shutil.copy(rows.with_name("training.csv.gz"), tmp_path / "joined.csv.gz")  # no manifest beside it

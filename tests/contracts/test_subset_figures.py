@@ -121,6 +121,16 @@ def test_the_whole_protocol_comes_first_and_settings_are_not_mixed(tmp_path):
     assert found.notes[-1] == "No settings are mixed: 2 other runs left out."
 
 
+def test_points_from_another_device_are_named(tmp_path):
+    for num_data, device in ((500, "cpu"), (1000, "cpu"), (2000, "cuda")):
+        write_protocol_run(
+            tmp_path, "figure-7-reduced", "invariance", "kfac-N-C", dataset="cifar10", num_data=num_data, device=device
+        )
+    assert (
+        subset_runs(load_subset_figure("figure-7"), tmp_path).notes[-1] == "Trained on cuda: kfac-N-C of 2000 images."
+    )
+
+
 def test_equal_rows_make_equal_files(results, tmp_path):
     for stem in ("a", "b"):
         render.save(subsets.draw("figure-16", subset_runs(load_subset_figure("figure-16"), results)), tmp_path / stem)
