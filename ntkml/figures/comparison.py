@@ -27,8 +27,14 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
 def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[str, Any] | None = None) -> Figure:
-    """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption."""
+    """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption.
+
+    Raises:
+        ValueError: rows of several protocols, which are no seeds of one, or costs that a logarithmic axis cannot show.
+    """
     groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
+    for group in groups:
+        _refuse(group)
     names = list(dict.fromkeys(rows["system"]))
     looks = {
         name: _look(index, name, str(rows.loc[rows["system"] == name, "family"].iloc[0]))
@@ -61,6 +67,19 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
             assert first is not None
             sheet.label_y(first, "test log likelihood [nats]")
     return sheet.figure
+
+
+def _refuse(group: pandas.DataFrame) -> None:
+    first = group.iloc[0]
+    where = f"the comparison rows of the {first['hparam']} on {first['dataset']}"
+    for column in ("model", "num_params", "epochs"):
+        if len(values := list(dict.fromkeys(group[column]))) > 1:
+            raise ValueError(
+                f"{where} mix several values of {column} ({', '.join(map(str, values[:5]))}): draw the files one by one (--csv)"
+            )
+    for cost in COSTS:
+        if not (group[cost] > 0).all():
+            raise ValueError(f"{where}: {cost} must be positive; got {group[cost].min():g}")
 
 
 def _look(index: int, name: str, family: str) -> dict[str, Any]:

@@ -26,9 +26,16 @@ def limits_of(axes: ParetoAxes, rows: pandas.DataFrame, column: str) -> Limits:
     values = -rows[column].dropna()
     low = float(values.min())
     # The loosest estimates lie many nats above the others, and a scale that shows them shows nothing else.
-    high = float(values[values <= low + SHOWN_HEIGHT].max())
+    shown = values[values <= low + SHOWN_HEIGHT]
+    high = float(shown.max())
     scale = axes.yscale if low > 0 else "linear"
-    return Limits(x, _widened((low, high), scale, _BELOW, _ABOVE))
+    below, above = _widened((low, high), scale, _BELOW, _ABOVE)
+    if column == "log_marginal_likelihood":  # whose bars are one standard error long
+        bars = rows["standard_error"].fillna(0.0)[shown.index]
+        ends = pandas.concat([shown - bars, shown + bars])
+        ends = ends[ends > 0] if scale == "log" else ends
+        below, above = min(below, float(ends.min())), max(above, float(ends.max()))
+    return Limits(x, (below, above))
 
 
 def outside(rows: pandas.DataFrame, column: str, limits: Limits) -> pandas.DataFrame:

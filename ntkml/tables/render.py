@@ -49,6 +49,13 @@ def _columns(panel: Panel) -> list[str]:
     return ["", "estimator", *(f"published {h}" for h in heads), *(f"ours {h}" for h in heads), "seeds"]
 
 
+#: What means something to LaTeX, in names that anybody may give to data.
+_LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
+
+
 def latex(panels: Sequence[Panel]) -> str:
     """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
     parts = []
@@ -187,6 +194,4 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for letter in ("&", "%", "_", "#"):
-        text = text.replace(letter, f"\\{letter}")
-    return text.replace("+-", r"$\pm$")
+    return text.translate(_LATEX).replace("+-", r"$\pm$")

@@ -42,3 +42,25 @@ def test_a_row_that_is_there_twice_is_refused(tmp_path):
     path = rows_file(tmp_path)
     with pytest.raises(ValueError, match="none with seed 0 is there more than once"):
         compare_records.read_rows(path, path)
+
+
+@pytest.mark.parametrize(("column", "value"), [("epochs", 12), ("model", "lenet"), ("num_params", 5)])
+def test_rows_of_other_protocols_are_no_seeds(tmp_path, column, value):
+    rows = compare_records.read_rows(rows_file(tmp_path))
+    rows.loc[rows["seed"] == 1, column] = value
+    with pytest.raises(ValueError, match=f"prior on digits mix several values of {column} .*: draw the files one by one"):
+        comparison.draw(rows)
+
+
+def test_costs_that_are_not_positive_are_refused(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path))
+    rows.loc[0, "seconds"] = 0.0
+    with pytest.raises(ValueError, match="prior on digits: seconds must be positive; got 0"):
+        comparison.draw(rows)
+
+
+def test_filled_marks_are_proven_bounds(tmp_path, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "ntk-50-1", ("bound", -0.65))
+    passes, _ = comparison.draw(compare_records.read_rows(rows_file(tmp_path))).axes
+    open_marks = {line.get_gid() for line in passes.lines if line.get_gid() and line.get_markerfacecolor() == "white"}
+    assert open_marks == {"none", "grid-5", "ntk-50-1"}

@@ -140,6 +140,16 @@ class TestContract:
             assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
+def test_no_error_bar_is_cut_off(all_rows):
+    rows = all_rows["figure-13"].copy()
+    own = rows["log_marginal_likelihood"].nlargest(4).index
+    rows.loc[own, "standard_error"] = 0.3
+    low, high = sorted(pareto.draw("figure-13", rows, [], MANIFEST).axes[0].get_ylim())
+    ends = -rows.loc[own, "log_marginal_likelihood"]
+    assert low <= (ends - 0.3).min()
+    assert (ends + 0.3).max() <= high
+
+
 def test_grouped_blocks_are_named(all_rows):
     """Their marks are those of random blocks."""
     rows = all_rows["figure-13"].copy()

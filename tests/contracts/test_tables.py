@@ -131,6 +131,12 @@ def test_all_formats_hold_the_same_numbers(tmp_path):
             assert line.count("&") == (6 if "multicolumn" not in line else 4)
 
 
+def test_names_of_data_are_escaped_for_latex(tmp_path):
+    write_protocol_run(tmp_path, "table-2", "invariance", "kfac-60-1+iid", dataset=r"a_$x^{~\z")
+    text = render.latex(panels("table-2", tmp_path))
+    assert r"a\_\$x\textasciicircum{}\{\textasciitilde{}\textbackslash{}z" in text
+
+
 def test_what_a_run_changed_is_known_from_its_manifest():
     settings = {
         "dataset": "digits", "hparam": "prior", "estimator": "ntk-100-tree", "seed": 3, "epochs": 7, "dtype": "float32",
