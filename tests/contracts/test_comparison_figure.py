@@ -48,7 +48,9 @@ def test_a_row_that_is_there_twice_is_refused(tmp_path):
 def test_rows_of_other_protocols_are_no_seeds(tmp_path, column, value):
     rows = compare_records.read_rows(rows_file(tmp_path))
     rows.loc[rows["seed"] == 1, column] = value
-    with pytest.raises(ValueError, match=f"prior on digits mix several values of {column} .*: draw the files one by one"):
+    with pytest.raises(
+        ValueError, match=f"prior on digits mix several values of {column} .*: draw the files one by one"
+    ):
         comparison.draw(rows)
 
 

@@ -1,0 +1,63 @@
+"""``ntkml bound-grid --weights`` of a training run: at its weights and hyperparameters, and its caption says which."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pandas
+import pytest
+import torch
+
+from ntkml.datasets import load_dataset
+from ntkml.models import build_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRAIN = ("--num-data", 40, "--epochs", 3, "--batch-size", 20, "--burn-in", 1, "--update-every", 1, "--eval-every", 3)
+GRID = ("--grid-points", 2, "--num-data", 40, "--estimators", "ntk-10-tree", "--device", "cpu")
+
+
+@pytest.fixture
+def learned(in_empty_folder, tmp_path, only):
+    """The folder of a finished training run."""
+
+    def train(*arguments):
+        code, _, error = in_empty_folder("train", *arguments, *TRAIN, "--device", "cpu", "--out", "learned")
+        assert code == 0, error
+        return only(tmp_path / "learned", "manifest.json").parent
+
+    return train
+
+
+def test_a_rotation_grid_takes_precisions_and_half_widths_of_the_run(learned, in_empty_folder, tmp_path, only):
+    folder = learned("--hparam", "invariance", "--estimator", "ntk-20-tree", "--samples", 2)
+    run = partial(in_empty_folder, "bound-grid", "--hparam", "rotation", "--samples", 2, *GRID)
+    assert run("--weights", folder / "weights.pt")[0] == 0
+    rows = pandas.read_csv(only(tmp_path / "results", "rows.csv"))
+    last = pandas.read_csv(folder / "rows.csv").iloc[-1]
+    data = load_dataset("digits")
+    shapes = [weight.shape for weight in build_model("mininet", data.input_shape, 10).parameters()]
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    squares = [float(weight.double().square().sum()) for weight in state.values()]
+    precisions = json.loads(last["prior_precisions"])
+    assert len(precisions) == len(shapes) == len(squares)
+    expected = -0.5 * sum(p * square for p, square in zip(precisions, squares, strict=True)) / 40
+    normalisers = rows["log_prior"].unique()
+    assert normalisers == pytest.approx([expected], rel=1e-5)
+    notes = json.loads(only(tmp_path / "results", "manifest.json").read_text())["notes"]
+    assert (
+        "weights trained with hyperparameters learned by ntk-20-tree on digits_r180 (epochs: 3, S\u00a0=\u00a02, seed 0"
+        in notes[0]
+    )
+    assert "Of their run: Against protocol train-digits: num data 40 instead of 1000, samples 2" in notes[0]
+    assert notes[1] == "Rotation grid: at the prior precisions and other half-widths of that run."
+
+
+def test_the_variant_of_the_weights_protocol_is_said(learned, in_empty_folder, tmp_path, only):
+    folder = learned("--hparam", "prior", "--estimator", "none", "--protocol-variant", "code")
+    code, _, error = in_empty_folder("bound-grid", "--hparam", "prior", *GRID, "--weights", folder / "weights.pt")
+    assert (code, error.count("Error")) == (0, 0)
+    [note, *_] = json.loads(only(tmp_path / "results", "manifest.json").read_text())["notes"]
+    assert note.startswith("Prior grid: weights trained by MAP on digits (epochs: 3, seed 0")
+    assert "Of their run: Settings of the authors' code where it differs from the paper's text." in note
