@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ntkml import records, train_records
 from ntkml.datasets import ImageDataset, subset
+from ntkml.finished_runs import FITS
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.folders import exclusive, finished
@@ -72,7 +73,7 @@ class _Search:
     def _fit(self, value: float, part: int, data: ImageDataset) -> float:
         """The validation log likelihood of one fit, in nats per datum."""
         protocol = replace(with_value(self.run.protocol, value), num_data=len(data.train_inputs))
-        folder = self.folder / "fits" / f"{value:g}-{part}"
+        folder = self.folder / FITS / f"{value:g}-{part}"
         rows, budget = self._trained(replace(self.run, protocol=protocol, data=data), folder)
         share = len(data.train_inputs) / self.run.protocol.num_data
         budget = budget | {"data_passes": budget["data_passes"] * share}
@@ -89,7 +90,7 @@ class _Search:
     def _finish(self, best: float) -> Path:
         """The fit on all data, and the files of the search."""
         last = replace(self.run, protocol=with_value(self.run.protocol, best))
-        folder = self.folder / "fits" / "all-data"
+        folder = self.folder / FITS / "all-data"
         rows, budget = self._trained(last, folder)
         name = self.run.protocol.estimator
         named = {"run_id": self.run.run_id, "estimator": name, "structure": parse_system(name).family}

@@ -9,6 +9,7 @@ import pytest
 from ntkml import compare_records, train_records
 from ntkml.commands.types import TrainEstimator
 from ntkml.compare_protocols import compare_names, load_compare
+from ntkml.finished_runs import finished_runs
 from ntkml.registry import SYSTEMS
 from ntkml.system_specs import FAMILIES, canonical_name, family_of, parse_system
 
@@ -44,6 +45,7 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
     rows = train_records.read_rows(folder / "rows.csv")
     assert set(rows["estimator"]) == {"grid-2"}
     assert list(rows["epoch"]) == list(range(1, 11))
+    assert [run.rows.parent for run in finished_runs(tmp_path, "train")] == [folder]  # its fits are no runs
     assert (
         "Finished already"
         in in_empty_folder("train", "--estimator", "grid-2", "--hparam", "rotation", "--samples", 2, *SMALL)[1]
