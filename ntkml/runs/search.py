@@ -20,10 +20,10 @@ from ntkml.datasets import ImageDataset, subset
 from ntkml.finished_runs import FITS
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
-from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.folders import complete_replacement, exclusive, finished
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import Track, TrainRun, run_train
-from ntkml.runs.train_journal import Pace
+from ntkml.runs.train_journal import Pace, holds_checkpoint
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.system_specs import PRIOR, family_of, parse_system
 from ntkml.systems.contract import split_validation
@@ -40,11 +40,20 @@ def run_any(
     warn: Callable[[str], None],
     stop: StopRequest = never,
 ) -> Path:
-    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was."""
+    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was.
+
+    A finished forced run that a kill kept from its place is put there first.
+    """
+    complete_replacement(folder)
     if not family_of(run.protocol.estimator).searches:
         return run_train(run, folder, track, resume, pace, warn, stop)
     with exclusive(folder):
         return _Search(run, folder, lambda one, into: run_train(one, into, track, True, pace, warn, stop)).run_all()
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run, or a search, was begun in ``folder`` and can be continued."""
+    return holds_checkpoint(folder) or (folder / FITS).is_dir()
 
 
 @dataclass
