@@ -33,6 +33,7 @@ _FROM_ROWS = (
     "dataset", "model", "seed", "num_data", "num_params", "hparam", "test_log_likelihood", "test_accuracy", "test_ece",
     "prior_precision_median", "eta_2", "device",
 )  # fmt: skip
+_FROM_BUDGET = ("fits", "data_passes", "seconds")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def run_compare(
 def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str, Any]:
     """The row of one finished run in the folder ``where``."""
     last = records.as_rows(train_records.read_rows(where / "rows.csv"))[-1]
-    budget: Mapping[str, Any] | None = records.read_manifest(where / "manifest.json").get("budget")
-    if budget is None:
-        raise ValueError(f"{where} was run before costs were counted: compute it again with ntkml train --force")
+    budget: Mapping[str, Any] = records.read_manifest(where / "manifest.json").get("budget", {})
+    if not budget.keys() >= set(_FROM_BUDGET):
+        raise ValueError(f"{where} was run before costs were counted: remove it and compute it again")
     name = protocol.estimator
     return {
         "run_id": run_id,
@@ -109,7 +110,7 @@ def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str,
         "learns_from": family_of(name).data,
         "epochs": protocol.epochs,
         **{key: last[key] for key in _FROM_ROWS},
-        **{key: budget[key] for key in ("fits", "data_passes", "seconds")},
+        **{key: budget[key] for key in _FROM_BUDGET},
     }
 
 

@@ -92,7 +92,8 @@ def finished(folder: Path) -> bool:
     """Whether the folder holds a finished run: rows, and a manifest that says so.
 
     Raises:
-        ValueError: a manifest that cannot be read, or one without its rows.
+        ValueError: a manifest that cannot be read, or one without its rows. Not every command that reuses the run has a
+            --force, so that the message says what to remove.
     """
     manifest, rows = folder / "manifest.json", folder / "rows.csv"
     if not manifest.exists():
@@ -100,9 +101,9 @@ def finished(folder: Path) -> bool:
     try:
         finished_at = records.read_manifest(manifest).get("finished_at")
     except ValueError as error:
-        raise ValueError(f"{error}: the run is damaged; compute it again with --force") from None
-    if finished_at and not rows.exists():
-        raise ValueError(f"{rows} of a finished run is missing; compute it again with --force")
+        raise ValueError(f"{error}: the run is damaged; remove {folder} and compute it again") from None
+    if finished_at and not (rows.exists() and rows.stat().st_size):
+        raise ValueError(f"{rows} of a finished run is missing or empty; remove {folder} and compute it again")
     return bool(finished_at)
 
 

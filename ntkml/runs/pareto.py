@@ -27,7 +27,7 @@ from ntkml.provenance import now
 from ntkml.randomness import generator_for
 from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
-from ntkml.runs.pareto_rows import pareto_rows
+from ntkml.runs.pareto_rows import is_whole, pareto_rows
 from ntkml.runs.peak_memory import begin_peak, peak_bytes
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner, run_train
@@ -130,7 +130,7 @@ def run_pareto(
         for name in track(compared, len(compared), "timed estimators"):
             if reason := stop():
                 raise Stopped(reason, 0, 0)
-            if not (parts / f"{name}.json").exists():
+            if not is_whole(parts / f"{name}.json"):
                 records.write_manifest(parts / f"{name}.json", _measured(run, name, results))
         training = _training_rows(run, results)
         measured = {name: records.read_manifest(parts / f"{name}.json") for name in compared}

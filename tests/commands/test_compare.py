@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -32,6 +33,23 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
     code, _, _ = in_empty_folder("plot", "comparison", "--results", "results", "--format", "png")
     assert code == 0
     assert (tmp_path / "figures" / "comparison.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("room", ["compare", "train"])
+@pytest.mark.parametrize(("name", "words"), [("manifest.json", "not a JSON file"), ("rows.csv", "missing or empty")])
+def test_a_damaged_run_says_what_to_remove(in_empty_folder, only, tmp_path, room, name, words):
+    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
+    assert in_empty_folder(*arguments)[0] == 0
+    if room == "train":
+        shutil.rmtree(tmp_path / "results" / "compare")
+    damaged = only(tmp_path / "results" / room, name)
+    damaged.write_text("")
+    code, _, error = in_empty_folder(*arguments)
+    last = error.splitlines()[-1]
+    assert (code, words in last) == (1, True), error
+    assert f"remove {damaged.parent.relative_to(tmp_path)} and compute it again" in last
+    shutil.rmtree(damaged.parent)
+    assert in_empty_folder(*arguments)[0] == 0
 
 
 def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, only, tmp_path):
