@@ -19,7 +19,10 @@ NEW, OLD = ".new", ".old"
 
 #: Settings that every run has, and those that runs of a command have beside them.
 _SETTINGS: dict[str, type] = {"hparam": str, "dataset": str, "model": str, "num_data": int}
-_MORE_SETTINGS: dict[str, dict[str, type]] = {"bound-grid": {"seed": int}, "train": {"seed": int, "estimator": str}}
+_MORE_SETTINGS: dict[str, dict[str, type]] = {
+    "bound-grid": {"seed": int},
+    "train": {"seed": int, "estimator": str, "epochs": int},
+}
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,12 @@ def run_compare(
 
 
 def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str, Any]:
-    """The row of one finished run in the folder ``where``."""
-    last = records.as_rows(train_records.read_rows(where / "rows.csv"))[-1]
+    """The row of one finished run in the folder ``where``.
+
+    Raises:
+        ValueError: its rows or its costs are not whole; says what to remove.
+    """
+    last = records.as_rows(train_records.read_finished(where / "rows.csv", protocol.epochs))[-1]
     budget: Mapping[str, Any] = records.read_manifest(where / "manifest.json").get("budget", {})
     if not budget.keys() >= set(_FROM_BUDGET):
         raise ValueError(f"{where} was run before costs were counted: remove it and compute it again")

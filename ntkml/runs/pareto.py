@@ -197,7 +197,10 @@ def _exact(learner: Learner, data: ImageDataset, chunk: int | None) -> float:
 
 
 def _training_rows(run: ParetoRun, results: Path) -> pandas.DataFrame:
-    return train_records.read_rows(*(run.cell(cell).folder(results) / "rows.csv" for cell in run.protocol.cells))
+    import pandas
+
+    cells = [(run.cell(cell).folder(results) / "rows.csv", cell.protocol.epochs) for cell in run.protocol.cells]
+    return pandas.concat([train_records.read_finished(*cell) for cell in cells], ignore_index=True)
 
 
 def _notes(run: ParetoRun) -> Iterator[str]:

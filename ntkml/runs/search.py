@@ -94,7 +94,7 @@ class _Search:
         if not finished(folder):
             self.train(run, folder)
         budget = records.read_manifest(folder / "manifest.json")["budget"]
-        return records.as_rows(train_records.read_rows(folder / "rows.csv")), budget
+        return records.as_rows(train_records.read_finished(folder / "rows.csv", run.protocol.epochs)), budget
 
     def _finish(self, best: float) -> Path:
         """The fit on all data, and the files of the search."""

@@ -169,6 +169,15 @@ def test_a_damaged_cell_says_what_to_remove(run, tmp_path, only, name, words):
     assert run(*ARGUMENTS, "--force")[0] == 0
 
 
+def test_a_cell_whose_rows_were_cut_off_is_refused(run, tmp_path, only):
+    assert run(*ARGUMENTS)[0] == 0
+    rows = only(tmp_path / "results" / "train", f"{NAMES[0]}-*/rows.csv")
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:6]))
+    code, _, error = run(*ARGUMENTS, "--force")
+    assert code == 1
+    assert "rows.csv: ends with epoch 5 of 10; remove results/train/" in error.splitlines()[-1]
+
+
 def test_empty_rows_of_a_finished_run_say_what_to_remove(run, tmp_path, only):
     assert run(*ARGUMENTS)[0] == 0
     rows = only(tmp_path / "results" / "pareto", "rows.csv")
