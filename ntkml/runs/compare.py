@@ -17,12 +17,11 @@ from ntkml import compare_records, records, train_records
 from ntkml.compare_protocols import CompareProtocol
 from ntkml.datasets import ImageDataset
 from ntkml.provenance import now
-from ntkml.runs.folders import exclusive, finished
-from ntkml.runs.search import run_any
+from ntkml.runs.cells import train_cell
+from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.runs.train_journal import Pace
 from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.train_protocols import TrainProtocol
 
@@ -87,8 +86,7 @@ def run_compare(
         rows: list[dict[str, Any]] = []
         for cell in track(run.runs, len(run.runs), "systems"):
             where = cell.folder(results)
-            if not finished(where):
-                run_any(cell, where, _quiet_track, True, Pace(), warn, stop)
+            train_cell(cell, where, _quiet_track, warn, stop)
             rows.append(compared_row(run.run_id, cell.protocol, where))
             path = records.write_rows(folder / "rows.csv", rows, compare_records.COLUMNS)
         records.write_manifest(folder / "manifest.json", manifest | {"finished_at": now()})

@@ -8,7 +8,6 @@ import pytest
 
 from ntkml import pareto_records, records, train_records
 from ntkml.runs import pareto as pareto_run
-from ntkml.runs import train as train_run
 
 SMALL = ("--num-data", 60, "--epochs", 10, "--device", "cpu")
 NAMES = ("ntk-20-C", "ntk-20-1", "diag-20-1")
@@ -118,7 +117,7 @@ def test_a_stop_between_cells_or_timings_is_continued(run, tmp_path, monkeypatch
 
         return owner, function, watched
 
-    for place, finished in (((pareto_run, "run_train"), 1), ((pareto_run, "_measured"), 3)):
+    for place, finished in (((pareto_run, "train_cell"), 1), ((pareto_run, "_measured"), 3)):
         with monkeypatch.context() as patch:
             patch.setattr(*signalled(*place))
             code, _, error = run(*ARGUMENTS)
@@ -225,7 +224,3 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code
     left, _, error = run("--hparam", "prior", *arguments, "--device", "cpu")
     assert (left, words in error, error.count("\n")) == (code, True, 1), error
     assert not list(tmp_path.iterdir())
-
-
-def test_a_cell_is_a_run_of_ntkml_train():
-    assert pareto_run.run_train is train_run.run_train
