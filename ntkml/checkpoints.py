@@ -49,12 +49,12 @@ def read_checkpoint(path: Path, warn: Callable[[str], None]) -> dict[str, Any] |
         return _read_one(path)
     except ValueError as error:
         if not older.exists():
-            raise ValueError(f"{error}; there is no earlier checkpoint: start again with --force") from None
+            raise ValueError(f"{error}; there is no earlier checkpoint: remove {path.parent} and start again") from None
         damage = str(error)
     try:
         state = _read_one(older)
     except ValueError as error:
-        raise ValueError(f"{damage}, and {error}: start again with --force") from None
+        raise ValueError(f"{damage}, and {error}: remove {path.parent} and start again") from None
     path.unlink(missing_ok=True)
     warn(f"Warning: {damage}; continuing from {older.name}")
     return state

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ntkml import records
 from ntkml.figure_protocols import split_transformation
+from ntkml.manifest_shape import check_type
+
+#: The folder of a search's fits, within its own.
+FITS = "fits"
+
+#: Behind the name of a run's folder: one that a forced run is computed in, and one that it replaces. A kill leaves them.
+NEW, OLD = ".new", ".old"
+
+#: Settings that every run has, and those that runs of a command have beside them.
+_SETTINGS: dict[str, type] = {"hparam": str, "dataset": str, "model": str, "num_data": int}
+_MORE_SETTINGS: dict[str, dict[str, type]] = {
+    "bound-grid": {"seed": int},
+    "train": {"seed": int, "estimator": str, "epochs": int},
+}
 
 
 @dataclass(frozen=True)
@@ -32,15 +47,55 @@ class Run:
 
 
 def finished_runs(results: Path, command: str) -> list[Run]:
-    """All finished runs of ``command`` below ``results``, newest first."""
+    """All finished runs of ``command`` below ``results``, newest first; one that is there twice (the same id) once.
+
+    Links to folders are followed.
+
+    Raises:
+        ValueError: a manifest that cannot be read or lacks a setting; names the file.
+    """
     runs = []
-    for path in sorted(results.rglob("manifest.json")):
+    for path in _manifests(results):
         manifest = records.read_manifest(path)
         # MAP has no estimators.
         whole = manifest.get("settings") and manifest.get("finished_at") and "estimators" in manifest
         if manifest.get("command") == command and whole and (rows := _rows_beside(path)):
+            _check_settings(manifest["settings"], command, path)
             runs.append(Run(rows, manifest))
-    return sorted(runs, key=lambda run: run.manifest["finished_at"], reverse=True)
+    newest_first = sorted(runs, key=_finished_at, reverse=True)
+    once: dict[object, Run] = {}
+    for run in sorted(newest_first, key=lambda run: run.rows.parent.name.endswith((NEW, OLD))):
+        once.setdefault(run.manifest.get("run_id", run.rows), run)
+    return sorted(once.values(), key=_finished_at, reverse=True)
+
+
+def _finished_at(run: Run) -> str:
+    return str(run.manifest["finished_at"])
+
+
+def _manifests(results: Path) -> list[Path]:
+    """Every manifest below ``results`` but those of a search's fits, whose test values are of held out training data."""
+    found, seen = [], set()
+    for name, folders, names in os.walk(results, followlinks=True):
+        folder = Path(name)
+        if (there := folder.resolve()) in seen:  # links may lead round
+            folders.clear()
+            continue
+        seen.add(there)
+        if "manifest.json" in names and (folder == results or folder.parent.name != FITS):
+            found.append(folder / "manifest.json")
+    return sorted(found)
+
+
+def _check_settings(settings: dict[str, Any], command: str, path: Path) -> None:
+    for name, kind in (_SETTINGS | _MORE_SETTINGS.get(command, {})).items():
+        if name not in settings:
+            raise ValueError(f"{path}: settings lack {name}")
+        check_type(settings[name], (kind,), path, f"settings.{name}")
+    if command == "train":  # which runs belong together is decided by their values
+        for name, value in settings.items():
+            if isinstance(value, list | dict):
+                raise ValueError(f"{path}: settings.{name} should be one value, got {value}")
 
 
 def _rows_beside(manifest: Path) -> Path | None:

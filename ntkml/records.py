@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ntkml import files
+from ntkml.manifest_shape import check_manifest
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read a manifest; ValueError names the file where it is missing or is not a JSON object."""
+    """Read a manifest; ValueError names the file where it is missing, no JSON object, or has an entry of a wrong type."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -230,6 +231,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(manifest, dict):
         raise ValueError(f"{path}: expected a JSON object, got a {type(manifest).__name__}")
+    check_manifest(manifest, path)
     return manifest
 
 

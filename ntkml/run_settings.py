@@ -39,7 +39,7 @@ def settings_of(manifest: Mapping[str, Any]) -> RunSettings | None:
         return None
     try:
         asked = load_train(
-            named["name"], settings["hparam"], named["variant"], settings["estimator"], settings["dataset"]
+            named["name"], settings["hparam"], named.get("variant", ""), settings["estimator"], settings["dataset"]
         )
     except ValueError:  # a protocol that no longer learns this
         return None

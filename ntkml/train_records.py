@@ -71,3 +71,19 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an epoch.
     """
     return records.read_joined(paths, "train", COLUMNS, KEY, lambda row: f"epoch {row.epoch} of run {row.run_id}")
+
+
+def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
+    """The rows of one finished run of so many ``epochs``, by epoch: the last ones are where it ended.
+
+    Raises:
+        ValueError: see :func:`read_rows`, and rows that end with another epoch; says what to remove.
+    """
+    remedy = f"remove {path.parent} and compute it again"
+    try:
+        rows = read_rows(path).sort_values("epoch", ignore_index=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
+    if (last := int(rows["epoch"].iloc[-1])) != epochs:
+        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {remedy}")
+    return rows

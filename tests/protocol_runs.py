@@ -36,6 +36,7 @@ def write_protocol_run(
     }  # fmt: skip
     like = "ntk-100-1" if estimator == NO_ESTIMATOR else estimator
     rows = [row | about for row in training_rows(like, hparam, seed, epochs=4, burn_in=2, eval_every=2)]
+    rows[-1]["epoch"] = protocol.epochs
     rows[-1] |= dict(zip(("log_marginal_likelihood", "test_log_likelihood", "test_accuracy"), last, strict=True))
     if estimator == NO_ESTIMATOR:
         empty = {

@@ -100,7 +100,7 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     from ntkml.datasets import load_dataset
     from ntkml.runs.bound_grid import run_bound_grid
     from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
-    from ntkml.runs.folders import finished, replace_when_finished
+    from ntkml.runs.folders import complete_replacement, finished, replace_when_finished
     from ntkml.runs.learned import read_learned
 
     device = device_named(options["device"])
@@ -117,6 +117,7 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)), device)
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
     files.ensure_writable_folder(options["figures"], "--figures")
+    complete_replacement(folder)
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:

@@ -74,7 +74,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
     """The heavy wing: torch is imported from here on."""
     from ntkml import files
     from ntkml.commands.devices import device_named
-    from ntkml.runs.folders import finished, replace_when_finished
+    from ntkml.runs.folders import complete_replacement, finished, replace_when_finished
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto
     from ntkml.runs.stopping import Stopped
 
@@ -91,6 +91,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         protocol = run.protocol
     folder = run.folder(options["out"])
     files.ensure_writable_folder(options["figures"], "--figures")
+    complete_replacement(folder)
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force times again)")
     else:

@@ -171,16 +171,17 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
-    from ntkml.runs.folders import UNFINISHED, finished, replace_when_finished, replacement
-    from ntkml.runs.search import run_any
-    from ntkml.runs.train_journal import Pace, holds_checkpoint
+    from ntkml.runs.folders import UNFINISHED, complete_replacement, finished, replace_when_finished, replacement
+    from ntkml.runs.search import begun, run_any
+    from ntkml.runs.train_journal import Pace
 
     force, resume = options["force"], options["resume"]
-    replacing = force or (resume and holds_checkpoint(replacement(folder)))
+    complete_replacement(folder)
+    replacing = force or (resume and begun(replacement(folder)))
     if not replacing and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
-    if not replacing and holds_checkpoint(replacement(folder)):
+    if not replacing and begun(replacement(folder)):
         raise ValueError(f"{replacement(folder)} {UNFINISHED}")
     protocol = run.protocol
     size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {run.device.type}"

@@ -101,7 +101,7 @@ def _comparison(csv: Sequence[Path], results: Path) -> Drawing:
     said = merged(
         (f"{one['settings']['hparam']} on {one['settings']['dataset']}", captions.manifest_notes([one]))
         for one in manifests
-        if "settings" in one
+        if {"hparam", "dataset"} <= one.get("settings", {}).keys()
     )
     function = resolve(FIGURES, COMPARISON, "figure")
     return Drawing(function(rows, said + notes), COMPARISON, tuple(paths))

@@ -72,7 +72,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
 
 
 def _point(run: Any, quantity: str) -> dict[str, Any]:
-    rows = train_records.read_rows(run.rows).sort_values("epoch")
+    rows = train_records.read_finished(run.rows, run.settings["epochs"])
     recorded = rows[quantity].dropna()
     kept = (
         "estimator",

@@ -17,12 +17,11 @@ from ntkml import compare_records, records, train_records
 from ntkml.compare_protocols import CompareProtocol
 from ntkml.datasets import ImageDataset
 from ntkml.provenance import now
-from ntkml.runs.folders import exclusive, finished
-from ntkml.runs.search import run_any
+from ntkml.runs.cells import train_cell
+from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.runs.train_journal import Pace
 from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.train_protocols import TrainProtocol
 
@@ -33,6 +32,7 @@ _FROM_ROWS = (
     "dataset", "model", "seed", "num_data", "num_params", "hparam", "test_log_likelihood", "test_accuracy", "test_ece",
     "prior_precision_median", "eta_2", "device",
 )  # fmt: skip
+_FROM_BUDGET = ("fits", "data_passes", "seconds")
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def run_compare(
         rows: list[dict[str, Any]] = []
         for cell in track(run.runs, len(run.runs), "systems"):
             where = cell.folder(results)
-            if not finished(where):
-                run_any(cell, where, _quiet_track, True, Pace(), warn, stop)
+            train_cell(cell, where, _quiet_track, warn, stop)
             rows.append(compared_row(run.run_id, cell.protocol, where))
             path = records.write_rows(folder / "rows.csv", rows, compare_records.COLUMNS)
         records.write_manifest(folder / "manifest.json", manifest | {"finished_at": now()})
@@ -95,11 +94,15 @@ def run_compare(
 
 
 def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str, Any]:
-    """The row of one finished run in the folder ``where``."""
-    last = records.as_rows(train_records.read_rows(where / "rows.csv"))[-1]
-    budget: Mapping[str, Any] | None = records.read_manifest(where / "manifest.json").get("budget")
-    if budget is None:
-        raise ValueError(f"{where} was run before costs were counted: compute it again with ntkml train --force")
+    """The row of one finished run in the folder ``where``.
+
+    Raises:
+        ValueError: its rows or its costs are not whole; says what to remove.
+    """
+    last = records.as_rows(train_records.read_finished(where / "rows.csv", protocol.epochs))[-1]
+    budget: Mapping[str, Any] = records.read_manifest(where / "manifest.json").get("budget", {})
+    if not budget.keys() >= set(_FROM_BUDGET):
+        raise ValueError(f"{where} was run before costs were counted: remove it and compute it again")
     name = protocol.estimator
     return {
         "run_id": run_id,
@@ -109,7 +112,7 @@ def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str,
         "learns_from": family_of(name).data,
         "epochs": protocol.epochs,
         **{key: last[key] for key in _FROM_ROWS},
-        **{key: budget[key] for key in ("fits", "data_passes", "seconds")},
+        **{key: budget[key] for key in _FROM_BUDGET},
     }
 
 

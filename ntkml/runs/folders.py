@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from ntkml import files, records
+from ntkml.finished_runs import NEW, OLD
 
 try:
     import fcntl
@@ -44,16 +45,21 @@ def exclusive(folder: Path) -> Iterator[Path]:
             continue
         with file:
             if not _locked(file):
-                raise BusyError(f"another process is working on {folder}: wait for it, or choose another with --out")
+                raise BusyError(_busy(folder))
             if not _is_file_at(file, lock):  # removed by who held it, after we had opened it: others lock a new one
                 continue
             try:
                 yield folder
             finally:
-                lock.unlink(missing_ok=True)
+                if _is_file_at(file, lock):  # not that of a run which has taken the place of ours
+                    lock.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty
                     folder.rmdir()
             return
+
+
+def _busy(folder: Path) -> str:
+    return f"another process is working on {folder}: wait for it, or choose another with --out"
 
 
 def held(folder: Path) -> bool:
@@ -86,7 +92,8 @@ def finished(folder: Path) -> bool:
     """Whether the folder holds a finished run: rows, and a manifest that says so.
 
     Raises:
-        ValueError: a manifest that cannot be read, or one without its rows.
+        ValueError: a manifest that cannot be read, or one without its rows. Not every command that reuses the run has a
+            --force, so that the message says what to remove.
     """
     manifest, rows = folder / "manifest.json", folder / "rows.csv"
     if not manifest.exists():
@@ -94,15 +101,20 @@ def finished(folder: Path) -> bool:
     try:
         finished_at = records.read_manifest(manifest).get("finished_at")
     except ValueError as error:
-        raise ValueError(f"{error}: the run is damaged; compute it again with --force") from None
-    if finished_at and not rows.exists():
-        raise ValueError(f"{rows} of a finished run is missing; compute it again with --force")
+        raise ValueError(f"{error}: the run is damaged; remove {folder} and compute it again") from None
+    if finished_at and not (rows.exists() and rows.stat().st_size):
+        raise ValueError(f"{rows} of a finished run is missing or empty; remove {folder} and compute it again")
     return bool(finished_at)
 
 
 def replacement(folder: Path) -> Path:
     """Where a forced run is computed before it takes the place of ``folder``."""
-    return folder.with_name(f"{folder.name}.new")
+    return folder.with_name(f"{folder.name}{NEW}")
+
+
+def _replaced(folder: Path) -> Path:
+    """Where a finished run lies while the forced one takes its place."""
+    return folder.with_name(f"{folder.name}{OLD}")
 
 
 def replace_when_finished(folder: Path, compute: Callable[[Path], object], resume: bool = False) -> None:
@@ -113,12 +125,38 @@ def replace_when_finished(folder: Path, compute: Callable[[Path], object], resum
     Raises:
         ValueError: another process works on the run.
     """
-    fresh, old = replacement(folder), folder.with_name(f"{folder.name}.old")
     with exclusive(folder):
         if not resume:
-            shutil.rmtree(fresh, ignore_errors=True)
-        compute(fresh)
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(replacement(folder), ignore_errors=True)
+        compute(replacement(folder))
+        _put_in_place(folder)
+
+
+def complete_replacement(folder: Path) -> None:
+    """Put a finished forced run in its place, where a kill came between; a damaged one is left to ``--force``.
+
+    Raises:
+        BusyError: another process works on the run, or is just putting it in its place.
+    """
+    if not _holds_whole_run(replacement(folder)):
+        return
+    if held(_replaced(folder)):
+        raise BusyError(_busy(folder))
+    with exclusive(folder):
+        if _holds_whole_run(replacement(folder)):  # no other process has done it since
+            _put_in_place(folder)
+
+
+def _holds_whole_run(folder: Path) -> bool:
+    try:
+        return finished(folder)
+    except ValueError:
+        return False
+
+
+def _put_in_place(folder: Path) -> None:
+    old = _replaced(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    os.replace(replacement(folder), folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -25,14 +25,14 @@ from ntkml.objective import MarginalLikelihood
 from ntkml.pareto_protocols import ParetoProtocol
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
+from ntkml.runs.cells import train_cell
 from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
-from ntkml.runs.pareto_rows import pareto_rows
+from ntkml.runs.pareto_rows import is_whole, pareto_rows
 from ntkml.runs.peak_memory import begin_peak, peak_bytes
 from ntkml.runs.stopping import Stopped, StopRequest, never
-from ntkml.runs.train import TrainRun, finished_learner, run_train
+from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.runs.train_journal import Pace
 from ntkml.specs import index_pairs, parse_estimator
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def run_pareto(
 
     Raises:
         Stopped: ``stop`` asked for it; what is finished is reused when the same comparison is started again.
-        ValueError: another process on this comparison or on one of its cells; see also :func:`run_train`.
+        ValueError: another process on this comparison; see also :func:`ntkml.runs.train.run_train`.
     """
     with exclusive(folder):
         environment = records.environment()
@@ -130,7 +130,7 @@ def run_pareto(
         for name in track(compared, len(compared), "timed estimators"):
             if reason := stop():
                 raise Stopped(reason, 0, 0)
-            if not (parts / f"{name}.json").exists():
+            if not is_whole(parts / f"{name}.json"):
                 records.write_manifest(parts / f"{name}.json", _measured(run, name, results))
         training = _training_rows(run, results)
         measured = {name: records.read_manifest(parts / f"{name}.json") for name in compared}
@@ -145,14 +145,10 @@ def run_pareto(
 
 
 def _train(run: TrainRun, results: Path, track: Track, warn: Callable[[str], None], stop: StopRequest) -> None:
-    folder = run.folder(results)
-    if finished(folder):
-        return
-
     def epochs(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterable[dict[str, Any]]:
         return track(rows, total - done, f"{run.protocol.estimator}, seed {run.protocol.seed}")
 
-    run_train(run, folder, epochs, True, Pace(), warn, stop)
+    train_cell(run, run.folder(results), epochs, warn, stop)
 
 
 def _measured(run: ParetoRun, name: str, results: Path) -> dict[str, Any]:
@@ -197,7 +193,10 @@ def _exact(learner: Learner, data: ImageDataset, chunk: int | None) -> float:
 
 
 def _training_rows(run: ParetoRun, results: Path) -> pandas.DataFrame:
-    return train_records.read_rows(*(run.cell(cell).folder(results) / "rows.csv" for cell in run.protocol.cells))
+    import pandas
+
+    cells = [(run.cell(cell).folder(results) / "rows.csv", cell.protocol.epochs) for cell in run.protocol.cells]
+    return pandas.concat([train_records.read_finished(*cell) for cell in cells], ignore_index=True)
 
 
 def _notes(run: ParetoRun) -> Iterator[str]:

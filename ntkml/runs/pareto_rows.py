@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ntkml import records
 from ntkml.pareto_records import frontier
 
 if TYPE_CHECKING:
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 #: Own estimates at the end of a run that are averaged (PROTOCOLS: the last five).
 LAST_ESTIMATES = 5
+
+#: What is measured of an estimator.
+_MEASURED = ("seconds", "peak_bytes", "num_pairs", "exact_log_marginal_likelihood")
 
 _DESCRIPTION = ("dataset", "model", "num_data", "num_params", "hparam", "estimator", "structure", "inputs", "outputs")
 _END_COLUMNS = ("test_log_likelihood", "test_accuracy", "eta_2")
@@ -34,10 +40,23 @@ def pareto_rows(
         shared = {key: settings[key] for key in ("epochs", "samples", "device", "threads")}  # of the timing
         row = {"run_id": run_id, "command": "pareto"} | described | shared | _reached(frames)
         row |= _cost(measured[name]["seconds"])
-        row |= {key: measured[name].get(key) for key in ("exact_log_marginal_likelihood", "num_pairs", "peak_bytes")}
+        row |= {key: measured[name].get(key) for key in _MEASURED if key != "seconds"}
         rows.append(row)
     chosen = frontier([row["seconds"] for row in rows], [row["log_marginal_likelihood"] for row in rows])
     return [row | {"on_frontier": on_it} for row, on_it in zip(rows, chosen, strict=True)]
+
+
+def is_whole(part: Path) -> bool:
+    """Whether an earlier start measured an estimator and left this part whole; a damaged one is measured again."""
+    try:
+        measured = records.read_manifest(part)
+    except ValueError:
+        return False
+    seconds, *others = (measured.get(key) for key in _MEASURED)
+    if not (isinstance(seconds, list) and seconds) or measured.get("num_pairs") is None:
+        return False
+    numbers = [*seconds, *(value for value in others if value is not None)]
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
 
 
 def _reached(frames: Sequence[pandas.DataFrame]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ntkml import records, train_records
 from ntkml.datasets import ImageDataset, subset
+from ntkml.finished_runs import FITS
 from ntkml.provenance import now
 from ntkml.randomness import generator_for
-from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.folders import complete_replacement, exclusive, finished
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import Track, TrainRun, run_train
-from ntkml.runs.train_journal import Pace
+from ntkml.runs.train_journal import Pace, holds_checkpoint
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.system_specs import PRIOR, family_of, parse_system
 from ntkml.systems.contract import split_validation
@@ -39,11 +40,20 @@ def run_any(
     warn: Callable[[str], None],
     stop: StopRequest = never,
 ) -> Path:
-    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was."""
+    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was.
+
+    A finished forced run that a kill kept from its place is put there first.
+    """
+    complete_replacement(folder)
     if not family_of(run.protocol.estimator).searches:
         return run_train(run, folder, track, resume, pace, warn, stop)
     with exclusive(folder):
         return _Search(run, folder, lambda one, into: run_train(one, into, track, True, pace, warn, stop)).run_all()
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run, or a search, was begun in ``folder`` and can be continued."""
+    return holds_checkpoint(folder) or (folder / FITS).is_dir()
 
 
 @dataclass
@@ -72,7 +82,7 @@ class _Search:
     def _fit(self, value: float, part: int, data: ImageDataset) -> float:
         """The validation log likelihood of one fit, in nats per datum."""
         protocol = replace(with_value(self.run.protocol, value), num_data=len(data.train_inputs))
-        folder = self.folder / "fits" / f"{value:g}-{part}"
+        folder = self.folder / FITS / f"{value:g}-{part}"
         rows, budget = self._trained(replace(self.run, protocol=protocol, data=data), folder)
         share = len(data.train_inputs) / self.run.protocol.num_data
         budget = budget | {"data_passes": budget["data_passes"] * share}
@@ -84,12 +94,12 @@ class _Search:
         if not finished(folder):
             self.train(run, folder)
         budget = records.read_manifest(folder / "manifest.json")["budget"]
-        return records.as_rows(train_records.read_rows(folder / "rows.csv")), budget
+        return records.as_rows(train_records.read_finished(folder / "rows.csv", run.protocol.epochs)), budget
 
     def _finish(self, best: float) -> Path:
         """The fit on all data, and the files of the search."""
         last = replace(self.run, protocol=with_value(self.run.protocol, best))
-        folder = self.folder / "fits" / "all-data"
+        folder = self.folder / FITS / "all-data"
         rows, budget = self._trained(last, folder)
         name = self.run.protocol.estimator
         named = {"run_id": self.run.run_id, "estimator": name, "structure": parse_system(name).family}

@@ -191,7 +191,7 @@ def finished_learner(run: TrainRun, folder: Path) -> tuple[ImageDataset, Learner
     """
     state = read_checkpoint(folder / "checkpoint.pt", lambda line: None)
     if state is None:
-        raise ValueError(f"{folder} holds no checkpoint: compute the run again with ntkml train --force")
+        raise ValueError(f"{folder} holds no checkpoint: remove it and compute the run again")
     data, learner = _set_up(run)
     restore_values(learner, state["learner"])
     return data, learner

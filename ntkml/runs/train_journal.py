@@ -152,15 +152,17 @@ def _refuse_other_settings(path: Path, saved: Mapping[str, Any], asked: Mapping[
     """Raise ValueError where a checkpoint is of another run, in a folder that was copied or renamed."""
     if different := _differences(saved, asked):
         raise ValueError(
-            f"{path} is of another run, with {_listed(different)}: ask for those settings in its own folder, or start "
-            "again with --force"
+            f"{path} is of another run, with {_listed(different)}: ask for those settings in its own folder, or remove "
+            f"{path.parent} and start again"
         )
 
 
 def _refuse_other_conditions(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raise ValueError where the same run would go on with other last bits."""
     if different := _differences(saved, asked):
-        advice = " or ".join([*(_REMEDIES[key] for key in different if key in _REMEDIES), "start again with --force"])
+        advice = " or ".join(
+            [*(_REMEDIES[key] for key in different if key in _REMEDIES), f"remove {path.parent} and start again"]
+        )
         raise ValueError(f"{path} was made with {_listed(different)}, and would not go on bit by bit: {advice}")
 
 

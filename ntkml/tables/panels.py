@@ -91,7 +91,7 @@ def _newest_of_each_seed(runs: Iterable[Run]) -> dict[tuple[str, str], dict[int,
     for run in runs:
         cell = (run.settings["hparam"], run.settings["estimator"])
         if run.settings["seed"] not in cells.setdefault(cell, {}):
-            cells[cell][run.settings["seed"]] = train_records.read_rows(run.rows)
+            cells[cell][run.settings["seed"]] = train_records.read_finished(run.rows, run.settings["epochs"])
     return cells
 
 

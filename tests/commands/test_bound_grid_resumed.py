@@ -173,7 +173,7 @@ def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkey
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("manifest.json", "{", "compute it again with --force"),
+        ("manifest.json", "{", "the run is damaged; remove results/bound-grid/"),
         ("weights.pt", "junk", "start again with --force"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from ntkml import compare_records, train_records
 from ntkml.commands.types import TrainEstimator
 from ntkml.compare_protocols import compare_names, load_compare
+from ntkml.finished_runs import finished_runs
 from ntkml.registry import SYSTEMS
 from ntkml.system_specs import FAMILIES, canonical_name, family_of, parse_system
 
@@ -33,6 +35,57 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
     assert (tmp_path / "figures" / "comparison.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("room", ["compare", "train"])
+@pytest.mark.parametrize(("name", "words"), [("manifest.json", "not a JSON file"), ("rows.csv", "missing or empty")])
+def test_a_damaged_run_says_what_to_remove(in_empty_folder, only, tmp_path, room, name, words):
+    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
+    assert in_empty_folder(*arguments)[0] == 0
+    if room == "train":
+        shutil.rmtree(tmp_path / "results" / "compare")
+    damaged = only(tmp_path / "results" / room, name)
+    damaged.write_text("")
+    code, _, error = in_empty_folder(*arguments)
+    last = error.splitlines()[-1]
+    assert (code, words in last) == (1, True), error
+    assert f"remove {damaged.parent.relative_to(tmp_path)} and compute it again" in last
+    shutil.rmtree(damaged.parent)
+    assert in_empty_folder(*arguments)[0] == 0
+
+
+def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_empty_folder, only, tmp_path):
+    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
+    assert in_empty_folder(*arguments)[0] == 0
+    [expected] = compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))["test_accuracy"]
+    rows = only(tmp_path / "results" / "train", "rows.csv")
+    head, *lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join([head, *reversed(lines)]))
+    shutil.rmtree(tmp_path / "results" / "compare")
+    assert in_empty_folder(*arguments)[0] == 0
+    [found] = compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))["test_accuracy"]
+    assert found == expected
+    shutil.rmtree(tmp_path / "results" / "compare")
+    folder = rows.parent.relative_to(tmp_path)
+    for text, words in (
+        ("".join([head, *lines[:-1]]), f"{folder / 'rows.csv'}: ends with epoch 9 of 10; "),
+        (head, f"{folder / 'rows.csv'}: has a header but no rows; "),
+    ):
+        rows.write_text(text)
+        code, _, error = in_empty_folder(*arguments)
+        assert (code, error.splitlines()[-1]) == (1, f"Error: {words}remove {folder} and compute it again")
+
+
+def test_a_cell_without_its_costs_is_refused(in_empty_folder, only, tmp_path):
+    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
+    assert in_empty_folder(*arguments)[0] == 0
+    shutil.rmtree(tmp_path / "results" / "compare")
+    path = only(tmp_path / "results" / "train", "manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"budget": {"fits": 1}}))
+    code, _, error = in_empty_folder(*arguments)
+    folder = path.parent.relative_to(tmp_path)
+    words = f"{folder} was run before costs were counted: remove it and compute it again"
+    assert (code, error.splitlines()[-1]) == (1, f"Error: {words}")
+
+
 def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, only, tmp_path):
     code, _, error = in_empty_folder("train", "--estimator", "grid-2", "--hparam", "rotation", "--samples", 2, *SMALL)
     assert code == 0, error
@@ -44,6 +97,7 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
     rows = train_records.read_rows(folder / "rows.csv")
     assert set(rows["estimator"]) == {"grid-2"}
     assert list(rows["epoch"]) == list(range(1, 11))
+    assert [run.rows.parent for run in finished_runs(tmp_path, "train")] == [folder]  # its fits are no runs
     assert (
         "Finished already"
         in in_empty_folder("train", "--estimator", "grid-2", "--hparam", "rotation", "--samples", 2, *SMALL)[1]

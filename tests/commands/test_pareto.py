@@ -1,5 +1,6 @@
 """``ntkml pareto`` on the embedded digits: cells reused, stopped and continued, one line for every mistake."""
 
+import shutil
 import signal
 from functools import partial
 
@@ -7,7 +8,6 @@ import pytest
 
 from ntkml import pareto_records, records, train_records
 from ntkml.runs import pareto as pareto_run
-from ntkml.runs import train as train_run
 
 SMALL = ("--num-data", 60, "--epochs", 10, "--device", "cpu")
 NAMES = ("ntk-20-C", "ntk-20-1", "diag-20-1")
@@ -117,7 +117,7 @@ def test_a_stop_between_cells_or_timings_is_continued(run, tmp_path, monkeypatch
 
         return owner, function, watched
 
-    for place, finished in (((pareto_run, "run_train"), 1), ((pareto_run, "_measured"), 3)):
+    for place, finished in (((pareto_run, "train_cell"), 1), ((pareto_run, "_measured"), 3)):
         with monkeypatch.context() as patch:
             patch.setattr(*signalled(*place))
             code, _, error = run(*ARGUMENTS)
@@ -129,6 +129,64 @@ def test_a_stop_between_cells_or_timings_is_continued(run, tmp_path, monkeypatch
     assert run(*ARGUMENTS)[0] == 0
     assert cells(tmp_path) == times
     assert len(rows_of(tmp_path, only)) == 3
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"seconds": [], "num_pairs": 3}', '{"seconds": ["1"], "num_pairs": 3}'])
+def test_a_damaged_part_is_timed_again(run, tmp_path, monkeypatch, only, damage):
+    timed, measured = [], pareto_run._measured
+
+    def watched(run, name, results):
+        timed.append(name)
+        return measured(run, name, results)
+
+    def killed(run, results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pareto_run, "_measured", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(pareto_run, "_training_rows", killed)
+        assert run(*ARGUMENTS)[0] == 130
+    only(tmp_path, f"parts/{NAMES[1]}.json").write_text(damage)
+    code, _, error = run(*ARGUMENTS)
+    assert code == 0, error
+    assert sorted(timed) == sorted([*NAMES, NAMES[1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("checkpoint.pt", "is not a checkpoint; there is no earlier checkpoint"), ("rows.csv", "missing or empty")],
+)
+def test_a_damaged_cell_says_what_to_remove(run, tmp_path, only, name, words):
+    assert run(*ARGUMENTS)[0] == 0
+    damaged = only(tmp_path / "results" / "train", f"{NAMES[0]}-*/{name}")
+    damaged.write_text("")
+    code, _, error = run(*ARGUMENTS, "--force")
+    last = error.splitlines()[-1]
+    assert (code, words in last) == (1, True), error
+    assert f"remove {damaged.parent.relative_to(tmp_path)} and " in last
+    shutil.rmtree(damaged.parent)
+    assert run(*ARGUMENTS, "--force")[0] == 0
+
+
+def test_a_cell_whose_rows_were_cut_off_is_refused(run, tmp_path, only):
+    assert run(*ARGUMENTS)[0] == 0
+    rows = only(tmp_path / "results" / "train", f"{NAMES[0]}-*/rows.csv")
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:6]))
+    code, _, error = run(*ARGUMENTS, "--force")
+    assert code == 1
+    assert "rows.csv: ends with epoch 5 of 10; remove results/train/" in error.splitlines()[-1]
+
+
+def test_empty_rows_of_a_finished_run_say_what_to_remove(run, tmp_path, only):
+    assert run(*ARGUMENTS)[0] == 0
+    rows = only(tmp_path / "results" / "pareto", "rows.csv")
+    rows.write_text("")
+    folder = rows.parent.relative_to(tmp_path)
+    code, _, error = run(*ARGUMENTS)
+    assert (code, error.splitlines()) == (
+        1,
+        [f"Error: {folder / 'rows.csv'} of a finished run is missing or empty; remove {folder} and compute it again"],
+    )
 
 
 def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, only):
@@ -166,7 +224,3 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code
     left, _, error = run("--hparam", "prior", *arguments, "--device", "cpu")
     assert (left, words in error, error.count("\n")) == (code, True, 1), error
     assert not list(tmp_path.iterdir())
-
-
-def test_a_cell_is_a_run_of_ntkml_train():
-    assert pareto_run.run_train is train_run.run_train

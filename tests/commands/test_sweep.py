@@ -275,5 +275,5 @@ def test_a_cell_that_fails_is_named_at_the_end_with_its_reason(started, tmp_path
     assert "1 of 2 cells are done, 0 were so before" in out
     last = error.splitlines()[-1]
     assert last.startswith("failed: prior ntk-20-1 digits N=60 seed 0: ")
-    assert "is not a checkpoint; there is no earlier checkpoint: start again with --force (results/train/" in last
+    assert "is not a checkpoint; there is no earlier checkpoint: remove results/train/" in last
     assert "Traceback" not in error

@@ -24,6 +24,17 @@ def test_a_table_is_written_in_every_format_and_named(run, tmp_path):
     assert "`ntk-500-1` NTK-500-1* |" in (tmp_path / paths[0]).read_text()
 
 
+@pytest.mark.parametrize("command", [("table", "1"), ("plot", "figure-7")])
+def test_a_run_whose_rows_were_cut_off_is_named(in_empty_folder, tmp_path, command):
+    name, estimator = ("table-1", "ntk-500-1") if command[0] == "table" else ("figure-7", "kfac-400-1")
+    rows = write_protocol_run(tmp_path / "results", name, "prior" if name == "table-1" else "invariance", estimator)
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    code, _, error = in_empty_folder(*command)
+    assert code == 1
+    assert f"{rows.relative_to(tmp_path)}: ends with epoch 3 of " in error
+    assert f"remove {rows.parent.relative_to(tmp_path)} and compute it again" in error
+
+
 def test_one_format_and_an_empty_folder_give_the_published_numbers_alone(run, tmp_path):
     assert run("2", "--format", "markdown", "--out", "here")[0] == 0
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["table-2.md"]

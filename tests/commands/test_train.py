@@ -185,7 +185,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monke
         patch.setattr(torch, "get_num_threads", lambda: 3)
         _, _, error = run(*PRIOR, "--resume")
     assert "threads 1 instead of 3" in error
-    assert "set OMP_NUM_THREADS or start again with --force" in error
+    assert "set OMP_NUM_THREADS or remove results/train/" in error
     assert only(tmp_path, "checkpoint.pt").read_bytes() == before
     assert run(*PRIOR, "--force")[0] == 0
     assert only(tmp_path, "weights.pt")

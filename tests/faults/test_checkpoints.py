@@ -84,11 +84,11 @@ def test_two_damaged_checkpoints_are_an_error(path, warnings):
     write_checkpoint(path, {"epoch": 1})
     path.write_bytes(b"junk")
     with pytest.raises(
-        ValueError, match=r"is not a checkpoint; there is no earlier checkpoint: start again with --force"
+        ValueError, match=r"is not a checkpoint; there is no earlier checkpoint: remove .* and start again"
     ):
         read_checkpoint(path, warnings.append)
     previous(path).write_bytes(b"junk too")
-    with pytest.raises(ValueError, match=r"and .*previous\.pt is not a checkpoint: start again with --force"):
+    with pytest.raises(ValueError, match=r"and .*previous\.pt is not a checkpoint: remove .* and start again"):
         read_checkpoint(path, warnings.append)
     assert warnings == []
 

@@ -1,0 +1,36 @@
+"""One training cell of a comparison: a finished one is reused, a stopped one goes on, a missing one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+
+from ntkml.runs.folders import BusyError, finished
+from ntkml.runs.search import run_any
+from ntkml.runs.stopping import Stopped, StopRequest
+from ntkml.runs.train import Track, TrainRun
+from ntkml.runs.train_journal import Pace
+
+#: Seconds between looks at a cell that another process trains.
+LOOK_ELSEWHERE = 1.0
+
+
+def train_cell(run: TrainRun, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest) -> None:
+    """Train what is missing of a cell; while another process trains it, wait until that one finishes or leaves it.
+
+    Raises:
+        Stopped: ``stop`` asked for it.
+        ValueError: see :func:`ntkml.runs.train.run_train`.
+    """
+    waiting = False
+    while not finished(folder):
+        try:
+            run_any(run, folder, track, True, Pace(), warn, stop)
+        except BusyError:
+            if not waiting:
+                warn(f"Waiting for another process, which trains {folder}")
+            waiting = True
+            if reason := stop():
+                raise Stopped(reason, 0, 0) from None
+            sleep(LOOK_ELSEWHERE)
