@@ -17,7 +17,8 @@ from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator, TrainProtocolName
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
+from ntkml.setting_ranges import OPTIMIZERS, PRIORS
+from ntkml.train_protocols import TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
     from ntkml.processes import Processes
@@ -35,7 +36,6 @@ Examples:
   torchrun --nproc-per-node 4 -m ntkml train --hparam prior --blocks-per-step 4
 """
 _COUNT, _RATE = click.IntRange(min=1), PositiveNumber()
-_PRIORS = ("scalar", "layerwise", "diagonal")
 _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings that no option replaces
 
 
@@ -65,7 +65,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     TrainEstimator(),
     "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
 )
-@_setting("--prior", click.Choice(_PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
+@_setting("--prior", click.Choice(PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
 @_setting("--prior-init", PRECISION, "Initial prior precision.")
 @_setting("--num-data", _COUNT, "Training images N.")
 @_setting("--samples", _COUNT, "Augmentation samples S (invariance).")
