@@ -213,10 +213,9 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
 
 
 def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
-    """Write the manifest of a run as JSON with sorted keys, atomically."""
-    return files.write_atomically(
-        path, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    )
+    """Write the manifest of a run as JSON with sorted keys, atomically; what is no UTF-8 is escaped as JSON escapes it."""
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return files.write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
