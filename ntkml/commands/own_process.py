@@ -11,6 +11,7 @@ from ntkml.allocator import keep_freed_memory
 def arrange_process() -> None:
     """Memory, standard streams and the surroundings of libraries, before any command is read."""
     keep_freed_memory()
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files: no window, and no other name that matplotlib might not know
     if sys.stderr is None:
         _forget_standard_error()
     if sys.stdout is not None and sys.stdout.errors == "strict":

@@ -80,3 +80,9 @@ def test_a_folder_of_images_need_not_be_utf8(tmp_path, monkeypatch):
     for _ in range(2):  # decoded, then from the cache
         data = load_dataset(f"folder:{tmp_path / NO_UTF8}")
         assert (data.name, data.num_classes) == (r"q\udcff5", 2)
+
+
+def test_pictures_need_no_backend_of_matplotlib(started, tmp_path):
+    code, _, error = started("plot", "figure-2", "--format", "png", MPLBACKEND="foo")
+    assert (code, error) == (0, b"")
+    assert (tmp_path / "figures" / "figure-2.png").is_file()
