@@ -20,8 +20,8 @@ PRIORS = ("scalar", "layerwise", "diagonal")
 MOST = 10**9
 MOST_SAMPLES = 10_000
 LAST_SEED = 2**63 - 1
-#: The largest rate or precision: float32 holds 3.4e38, and Adam divides a rate by as little as 1e-3.
-LARGEST = 1e30
+#: Rates and precisions: float32 holds 1e-38 to 3e38, and they are multiplied and divided by more than one.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,14 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """Numbers up to ``LARGEST``, above zero or from ``low`` on."""
+    """Numbers from ``low`` to ``LARGEST``."""
 
-    low: float | None = None
+    low: float = SMALLEST
 
     def check(self, value: Any) -> None:
         """Raise ValueError where ``value`` is not one of these, NaN included."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not value <= LARGEST or not (value > 0 if self.low is None else value >= self.low):
-            low = "above 0 and at most" if self.low is None else f"from {self.low:g} to"
-            raise ValueError(f"write a number {low} {LARGEST:g}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= LARGEST:
+            raise ValueError(f"write a number from {self.low:g} to {LARGEST:g}")
 
 
 @dataclass(frozen=True)
