@@ -19,12 +19,13 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ntkml import files
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
+from ntkml.row_checks import ESTIMATOR, INPUTS, Check, above_zero, one_of, refuse_unusable
 
 if TYPE_CHECKING:
     import pandas
@@ -62,7 +63,19 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "dtype": ("text", False),
 }
 KEY = ["run_id", "dataset", "model", "seed", "num_data", "estimator", "hparam", "hparam_value", "block"]
+HPARAMS = ("prior", "rotation")
 GROUPINGS = ("", "class", "kmeans", "greedy", "iid", "class+iid", "kmeans+iid", "greedy+iid")
+CHECKS = [
+    one_of("hparam", HPARAMS),
+    Check(
+        "hparam_value",
+        "a number above 0 (prior) or of 0 or more (rotation)",
+        lambda rows: (rows["hparam_value"] > 0) | ((rows["hparam"] == "rotation") & (rows["hparam_value"] == 0)),
+    ),
+    ESTIMATOR,
+    INPUTS,
+    *above_zero("num_data", "num_params", "num_blocks"),
+]
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Columns = COLUMNS) -> Path:
@@ -109,13 +122,19 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
         COLUMNS,
         KEY,
         lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
+        CHECKS,
     )
 
 
 def read_joined(
-    paths: Iterable[str | Path], command: str, columns: Columns, key: list[str], described: Callable[[Any], str]
+    paths: Iterable[str | Path],
+    command: str,
+    columns: Columns,
+    key: list[str],
+    described: Callable[[Any], str],
+    checks: Sequence[Check] = (),
 ) -> pandas.DataFrame:
-    """Row files of one schema, joined; ``described`` words a row in the error on one that is there twice.
+    """Row files of one schema, joined, of which ``checks`` hold; ``described`` words a row in the error on one that is there twice.
 
     Raises:
         ValueError: see :func:`read_rows`.
@@ -125,7 +144,7 @@ def read_joined(
     files = [Path(path) for path in paths]
     if not files:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(path, command, columns) for path in files], ignore_index=True)
+    rows = pandas.concat([read_table(path, command, columns, checks) for path in files], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
         names = ", ".join(str(path) for path in files)
@@ -133,8 +152,8 @@ def read_joined(
     return rows
 
 
-def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
-    """One file of rows in the schema ``columns``; see :func:`read_rows` for types and errors."""
+def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Check] = ()) -> pandas.DataFrame:
+    """One file of rows in the schema ``columns`` of which ``checks`` hold; see :func:`read_rows` for types and errors."""
     import pandas
 
     if not path.exists():
@@ -155,7 +174,9 @@ def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
         raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
     if rows.empty:
         raise ValueError(f"{path}: has a header but no rows")
-    return pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+    parsed = pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+    refuse_unusable(path, parsed, checks)
+    return parsed
 
 
 def as_rows(frame: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -203,7 +224,8 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
         values = values.where(values.abs() != math.inf)
         expected = "a finite number"
         if kind == "integer":
-            values, expected = values.where(values % 1 == 0).astype("Int64"), "a whole number"
+            expected = "a whole number below 2^63"
+            values = values.where((values % 1 == 0) & (values.abs() < 2**63)).astype("Int64")
             values = values if may_be_empty or values.isna().any() else values.astype("int64")
     wrong = values.isna() & ~empty
     if wrong.any():
