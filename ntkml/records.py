@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ntkml import files
+from ntkml.notes import first_few
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
 from ntkml.row_checks import ESTIMATOR, INPUTS, Check, above_zero, one_of, refuse_unusable
 
@@ -147,8 +148,7 @@ def read_joined(
     rows = pandas.concat([read_table(path, command, columns, checks) for path in files], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        names = ", ".join(str(path) for path in files)
-        raise ValueError(f"{names}: {described(twice.iloc[0])} is there more than once; give each file once")
+        raise ValueError(f"{first_few(files)}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
 
@@ -168,7 +168,9 @@ def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Chec
     except (ValueError, UnicodeDecodeError, EOFError, OSError) as error:  # pandas' ParserError is a ValueError
         raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
     if "command" in rows and len(others := sorted(set(rows["command"]) - {command})):
-        raise ValueError(f"{path}: holds rows of {', '.join(map(repr, others))}, expected rows of {command!r}")
+        raise ValueError(
+            f"{path}: holds rows of {first_few([repr(name) for name in others])}, expected rows of {command!r}"
+        )
     missing = [name for name in columns if name not in rows]
     if missing:
         raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
