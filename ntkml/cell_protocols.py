@@ -19,6 +19,7 @@ from typing import Any
 
 from ntkml.protocols import merge_tables
 from ntkml.registry import unknown_name
+from ntkml.setting_ranges import check_setting
 from ntkml.train_protocols import TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
 
 #: What a ``[[cells]]`` table says beside settings of its runs.
@@ -49,9 +50,12 @@ def expanded(name: str, table: dict[str, Any], hparam: str | None = None) -> tup
     ``hparam``: what is learned where neither the file nor a cells table says so.
 
     Raises:
-        ValueError: unknown names, or nothing says what is learned.
+        ValueError: unknown names, a value that no run can have, or nothing says what is learned; names the file, the cells
+            table (counted from 1) and what to write.
     """
-    return tuple(cell for row in table["cells"] for cell in _cells(name, table, row, hparam))
+    return tuple(
+        cell for number, row in enumerate(table["cells"], 1) for cell in _cells(name, number, table, row, hparam)
+    )
 
 
 def changed(cell: Cell, settings: dict[str, Any]) -> Cell:
@@ -79,26 +83,67 @@ def with_values(cells: Iterable[Cell], setting: str, values: Sequence[Any]) -> l
     return list(dict.fromkeys(changed(cell, {setting: value}) for value in values for cell in cells))
 
 
-def _cells(name: str, table: dict[str, Any], row: dict[str, Any], hparam: str | None) -> Iterator[Cell]:
+def _cells(name: str, number: int, table: dict[str, Any], row: Any, hparam: str | None) -> Iterator[Cell]:
+    """The cells of one ``[[cells]]`` table, which is ``number`` of its file."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{name}: cells hold {row!r}: write every one as a [[cells]] table")
     learned = row.get("hparam", table.get("hparam", hparam))
     if learned is None:
         raise ValueError(f"{name} does not say what is learned: write --hparam {' or --hparam '.join(TRAIN_HPARAMS)}")
-    table = merge_tables(table, table.get(learned, {}))
+    try:
+        yield from _runs(table, row, learned)
+    except ValueError as error:
+        raise ValueError(f"{name}, [[cells]] table {number}: {error}") from None
+
+
+def _runs(table: dict[str, Any], row: dict[str, Any], learned: Any) -> Iterator[Cell]:
+    """Every run of one table that learns ``learned``.
+
+    Raises:
+        ValueError: unknown names, or a value that no run can have.
+    """
+    _check_text("hparam", learned)
+    table = merge_tables(table, _table(table, learned))
     base, variant = row.get("base", table["base"]), row.get("variant", table.get("variant", "paper"))
+    for key, value in (("base", base), ("variant", variant), ("row", row.get("row", ""))):
+        _check_text(key, value)
     asked = load_train(base, learned, variant)
-    settings = {**table.get("settings", {}), **{key: row[key] for key in row if key not in _OF_THE_TABLE}}
+    settings = {**_table(table, "settings"), **{key: row[key] for key in row if key not in _OF_THE_TABLE}}
     for key in settings:
         if key not in SETTINGS:
-            raise ValueError(f"protocol {name}: {unknown_name('setting', key, list(SETTINGS))}")
+            raise ValueError(unknown_name("setting", key, list(SETTINGS)))
     axes = [
-        [("seed", seed) for seed in _listed(row.get("seeds", asked.seed))],
-        *([(key, value) for value in _listed(values)] for key, values in settings.items()),
-        [("estimator", estimator) for estimator in _listed(row.get("estimators", asked.estimator))],
+        _axis("seed", row.get("seeds", asked.seed), "seeds"),
+        *(_axis(key, values) for key, values in settings.items()),
+        _axis("estimator", row.get("estimators", asked.estimator), "estimators"),
     ]
     for values in itertools.product(*axes):
         chosen = dict(values)
         asked = load_train(base, learned, variant, chosen["estimator"], chosen.get("dataset"))
         yield Cell(protocol=replace(asked, **chosen), asked=asked, variant=variant, row=row.get("row", ""))
+
+
+def _axis(setting: str, values: Any, written: str = "") -> list[tuple[str, Any]]:
+    """The values of one setting, each with its name: a list of them, or one. ``written``: what a file calls the list."""
+    if values == []:
+        raise ValueError(f"{written or setting} = []: write one value or more")
+    listed = values if isinstance(values, list) else [values]
+    for value in listed:
+        check_setting(setting, value, written or setting)
+    return [(setting, value) for value in listed]
+
+
+def _table(table: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table inside another one, empty where it is not there."""
+    inner = table.get(key, {})
+    if not isinstance(inner, dict):
+        raise ValueError(f"{key} = {inner!r}: write a table [{key}] with settings below it")
+    return inner
+
+
+def _check_text(key: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{key} = {value!r}: write text in quotes")
 
 
 def _with_estimator(cell: Cell, name: str) -> Cell:
@@ -107,7 +152,3 @@ def _with_estimator(cell: Cell, name: str) -> Cell:
     changes = {key: ours for key, ours, _ in differing(cell.protocol, cell.asked)}
     protocol = replace(asked, **changes, estimator=name, seed=cell.protocol.seed)
     return Cell(protocol=protocol, asked=asked, variant=cell.variant)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

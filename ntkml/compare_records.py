@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkml import records
+from ntkml.row_checks import SYSTEM, Check, above_zero, one_of
+from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
 
 if TYPE_CHECKING:
     import pandas
@@ -39,6 +41,16 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "device": ("text", False),
 }
 KEY = ["run_id", "system", "seed"]
+CHECKS = [
+    one_of("hparam", (PRIOR, INVARIANCE)),
+    SYSTEM,
+    Check(
+        "family",
+        "bound for estimators of the marginal likelihood alone",
+        lambda rows: (rows["family"] == "bound") == rows["system"].map(is_bound),
+    ),
+    *above_zero("num_data", "num_params", "epochs", "fits", "data_passes", "seconds"),
+]
 
 
 def read_rows(*paths: str | Path) -> pandas.DataFrame:
@@ -47,4 +59,4 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     Raises:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
     """
-    return records.read_joined(paths, "compare", COLUMNS, KEY, lambda row: f"{row.system} with seed {row.seed}")
+    return records.read_joined(paths, "compare", COLUMNS, KEY, lambda row: f"{row.system} with seed {row.seed}", CHECKS)

@@ -1,10 +1,13 @@
-"""Sentences about several runs for one caption: what holds of all is said once, the rest with the names it holds of."""
+"""Sentences about several runs: what holds of all is said once, the rest with the names it holds of; long lists are cut."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any
 
 _AGAINST = "Against protocol "
+_MOST_NAMED = 5
 
 
 def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
@@ -30,6 +33,12 @@ def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
             about = (f"all but {others[0]}",)
         together.setdefault((start, about), []).append(part)
     return [_sentence(start, about, [part for part in parts if part]) for (start, about), parts in together.items()]
+
+
+def first_few(values: Collection[Any]) -> str:
+    """The values with commas; of many the first five, and how many there are."""
+    named = ", ".join(map(str, islice(values, _MOST_NAMED)))
+    return named if len(values) <= _MOST_NAMED else f"{named}, ...: {len(values)} in all"
 
 
 def _sentence(start: str, about: Sequence[str], clauses: Sequence[str]) -> str:

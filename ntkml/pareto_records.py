@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkml import records
+from ntkml.row_checks import ESTIMATOR, INPUTS, above_zero, fully_matching, one_of
+from ntkml.system_specs import INVARIANCE, PRIOR
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +55,14 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "on_frontier": ("flag", False),  # see frontier()
 }
 KEY = ["run_id", "estimator"]
+CHECKS = [
+    one_of("hparam", (PRIOR, INVARIANCE)),
+    ESTIMATOR,
+    INPUTS,
+    fully_matching("seeds", "[0-9]{1,19}( [0-9]{1,19})*", "whole numbers with spaces between them, such as 0 1 2"),
+    *above_zero("num_data", "num_params", "num_seeds", "epochs", "samples"),
+    *above_zero("seconds", "seconds_low", "seconds_high", "repeats", "num_pairs", "threads"),
+]
 
 
 def read_rows(*paths: str | Path) -> pandas.DataFrame:
@@ -61,7 +71,9 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     Raises:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an estimator.
     """
-    return records.read_joined(paths, "pareto", COLUMNS, KEY, lambda row: f"{row.estimator} of run {row.run_id}")
+    return records.read_joined(
+        paths, "pareto", COLUMNS, KEY, lambda row: f"{row.estimator} of run {row.run_id}", CHECKS
+    )
 
 
 def frontier(seconds: Sequence[float], values: Sequence[float]) -> list[bool]:

@@ -18,9 +18,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from ntkml.records import HPARAMS as HPARAMS  # what the rows of a bound grid may hold
 from ntkml.registry import unknown_name
 
-HPARAMS = ("prior", "rotation")
 VARIANTS = ("paper", "code")
 
 #: The kind of files that do not name one, and that of ``ntkml train`` (:mod:`ntkml.train_protocols`).

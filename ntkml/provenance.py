@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     Of the command only the program's name is kept, not where it is installed: a manifest is meant to be published.
     """
     return {
-        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "argv": [as_utf8(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         "started_at": now(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
@@ -32,6 +32,11 @@ def environment() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "git": _git_state(Path(__file__).resolve().parent.parent),
     }
+
+
+def as_utf8(text: str) -> str:
+    """Text that can be written; bytes of a path that are no UTF-8 become escapes such as ``\\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def now() -> str:

@@ -19,13 +19,15 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ntkml import files
 from ntkml.manifest_shape import check_manifest
+from ntkml.notes import first_few
 from ntkml.provenance import environment as environment  # what a manifest's "environment" holds
+from ntkml.row_checks import ESTIMATOR, INPUTS, Check, above_zero, one_of, refuse_unusable
 
 if TYPE_CHECKING:
     import pandas
@@ -63,7 +65,19 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "dtype": ("text", False),
 }
 KEY = ["run_id", "dataset", "model", "seed", "num_data", "estimator", "hparam", "hparam_value", "block"]
+HPARAMS = ("prior", "rotation")
 GROUPINGS = ("", "class", "kmeans", "greedy", "iid", "class+iid", "kmeans+iid", "greedy+iid")
+CHECKS = [
+    one_of("hparam", HPARAMS),
+    Check(
+        "hparam_value",
+        "a number above 0 (prior) or of 0 or more (rotation)",
+        lambda rows: (rows["hparam_value"] > 0) | ((rows["hparam"] == "rotation") & (rows["hparam_value"] == 0)),
+    ),
+    ESTIMATOR,
+    INPUTS,
+    *above_zero("num_data", "num_params", "num_blocks"),
+]
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Columns = COLUMNS) -> Path:
@@ -110,13 +124,19 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
         COLUMNS,
         KEY,
         lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
+        CHECKS,
     )
 
 
 def read_joined(
-    paths: Iterable[str | Path], command: str, columns: Columns, key: list[str], described: Callable[[Any], str]
+    paths: Iterable[str | Path],
+    command: str,
+    columns: Columns,
+    key: list[str],
+    described: Callable[[Any], str],
+    checks: Sequence[Check] = (),
 ) -> pandas.DataFrame:
-    """Row files of one schema, joined; ``described`` words a row in the error on one that is there twice.
+    """Row files of one schema, joined, of which ``checks`` hold; ``described`` words a row in the error on one that is there twice.
 
     Raises:
         ValueError: see :func:`read_rows`.
@@ -126,16 +146,15 @@ def read_joined(
     files = [Path(path) for path in paths]
     if not files:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(path, command, columns) for path in files], ignore_index=True)
+    rows = pandas.concat([read_table(path, command, columns, checks) for path in files], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        names = ", ".join(str(path) for path in files)
-        raise ValueError(f"{names}: {described(twice.iloc[0])} is there more than once; give each file once")
+        raise ValueError(f"{first_few(files)}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
 
-def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
-    """One file of rows in the schema ``columns``; see :func:`read_rows` for types and errors."""
+def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Check] = ()) -> pandas.DataFrame:
+    """One file of rows in the schema ``columns`` of which ``checks`` hold; see :func:`read_rows` for types and errors."""
     import pandas
 
     if not path.exists():
@@ -150,13 +169,17 @@ def read_table(path: Path, command: str, columns: Columns) -> pandas.DataFrame:
     except (ValueError, UnicodeDecodeError, EOFError, OSError) as error:  # pandas' ParserError is a ValueError
         raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
     if "command" in rows and len(others := sorted(set(rows["command"]) - {command})):
-        raise ValueError(f"{path}: holds rows of {', '.join(map(repr, others))}, expected rows of {command!r}")
+        raise ValueError(
+            f"{path}: holds rows of {first_few([repr(name) for name in others])}, expected rows of {command!r}"
+        )
     missing = [name for name in columns if name not in rows]
     if missing:
         raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
     if rows.empty:
         raise ValueError(f"{path}: has a header but no rows")
-    return pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+    parsed = pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+    refuse_unusable(path, parsed, checks)
+    return parsed
 
 
 def as_rows(frame: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -204,7 +227,8 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
         values = values.where(values.abs() != math.inf)
         expected = "a finite number"
         if kind == "integer":
-            values, expected = values.where(values % 1 == 0).astype("Int64"), "a whole number"
+            expected = "a whole number below 2^63"
+            values = values.where((values % 1 == 0) & (values.abs() < 2**63)).astype("Int64")
             values = values if may_be_empty or values.isna().any() else values.astype("int64")
     wrong = values.isna() & ~empty
     if wrong.any():
@@ -214,10 +238,9 @@ def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path)
 
 
 def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
-    """Write the manifest of a run as JSON with sorted keys, atomically."""
-    return files.write_atomically(
-        path, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    )
+    """Write the manifest of a run as JSON with sorted keys, atomically; what is no UTF-8 is escaped as JSON escapes it."""
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return files.write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

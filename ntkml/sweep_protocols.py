@@ -63,7 +63,7 @@ def _own_tables(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not a TOML file ({error})") from None
     missing = [key for key in ("base", "cells") if key not in table]
@@ -71,4 +71,6 @@ def _own_tables(path: Path) -> dict[str, Any]:
         raise ValueError(
             f'{path}: a sweep has base = "train-digits" (or another training protocol) and [[cells]] tables'
         )
-    return {"title": path.stem} | table
+    if not isinstance(table.setdefault("title", path.stem), str):
+        raise ValueError(f'{path}: title = {table["title"]!r}: write it in quotes, such as "My sweep"')
+    return table

@@ -19,7 +19,6 @@ from ntkml.system_specs import family_of, is_bound
 
 #: What is learned: the prior precision, or the prior precision and the six affine half-widths.
 TRAIN_HPARAMS = ("prior", "invariance")
-OPTIMIZERS = ("adam", "sgd")
 
 #: The protocol of data sets that no file claims.
 DEFAULT = "train-digits"
@@ -83,7 +82,10 @@ class TrainProtocol:
 
     def num_updates(self, epochs: int) -> int:
         """How many of the first ``epochs`` epochs update the hyperparameters."""
-        return sum(self.updates_at(epoch) for epoch in range(1, epochs + 1))
+        first = self.burn_in or self.update_every  # epochs count from 1: there is no epoch 0 to update in
+        if not family_of(self.estimator).updates or epochs < first:
+            return 0
+        return (epochs - first) // self.update_every + 1
 
     @property
     def steps_per_update(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 import ntkml
-from ntkml.allocator import keep_freed_memory
+from ntkml.commands.own_process import arrange_process
 from ntkml.memory import is_out_of_memory
 from ntkml.registry import COMMANDS, resolve, unknown_name
 
@@ -88,7 +88,7 @@ def cli(ctx: click.Context) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code. Without ``args`` those of the process, which is then ours alone."""
     if args is None:
-        keep_freed_memory()
+        arrange_process()
     try:
         status = cli.main(args=args, prog_name="ntkml", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

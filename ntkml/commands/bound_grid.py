@@ -13,7 +13,7 @@ import click
 from ntkml import protocols
 from ntkml.commands.options import device_option
 from ntkml.commands.stops import orderly_stops
-from ntkml.commands.types import PRECISION, EstimatorList
+from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList
 from ntkml.registry import MODELS
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
 @_setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
-@_setting("--samples", click.IntRange(1, 10_000), "Augmentation samples S (rotation).")
-@_setting("--num-data", click.IntRange(min=1), "Training images N.")
-@_setting("--epochs", click.IntRange(min=1), "Training epochs of the weights.")
-@_setting("--prior-precision", PRECISION, "Prior precision of the training, and of a whole rotation grid.")
-@_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partition and noise.")
+@_setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
+@_setting("--num-data", COUNT, "Training images N.")
+@_setting("--epochs", COUNT, "Training epochs of the weights.")
+@_setting("--prior-precision", POSITIVE, "Prior precision of the training, and of a whole rotation grid.")
+@_setting("--seed", SEED, "Seed of data, weights, partition and noise.")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),

@@ -10,7 +10,7 @@ import click
 from ntkml import compare_protocols
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import SeedList, SystemList
+from ntkml.commands.types import COUNT, SeedList, SystemList
 from ntkml.train_protocols import TRAIN_HPARAMS
 
 _EXAMPLES = """\b
@@ -19,7 +19,6 @@ Examples:
   ntkml compare --hparam rotation --systems map,ntk-50-tree,augerino,grid-5
   ntkml compare --hparam prior --protocol comparison-mnist --data-root ~/data
 """
-_COUNT = click.IntRange(min=1)
 
 
 @click.command("compare", epilog=_EXAMPLES, context_settings={"show_default": True})
@@ -32,8 +31,8 @@ _COUNT = click.IntRange(min=1)
 @click.option("--protocol", default="comparison-digits", help="comparison-digits or comparison-mnist.")
 @click.option("--systems", type=SystemList(), help="Comma-separated names.  [default: the protocol's]")
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
-@click.option("--epochs", type=_COUNT, help="Epochs of every fit.  [default: the protocol's]")
-@click.option("--num-data", type=_COUNT, help="Training images N.  [default: the protocol's]")
+@click.option("--epochs", type=COUNT, help="Epochs of every fit.  [default: the protocol's]")
+@click.option("--num-data", type=COUNT, help="Training images N.  [default: the protocol's]")
 @computing_options
 def compare(hparam: str, protocol: str, **options: Any) -> None:
     """Compare systems by what they reach on test data and what they cost: fits, data passes and seconds.

@@ -12,7 +12,7 @@ import click
 from ntkml import pareto_protocols
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import EstimatorList, SeedList
+from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, SeedList
 from ntkml.train_protocols import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ Examples:
   ntkml pareto --hparam rotation --estimators ntk-20-1,ntk-100-1,kfac-100-1
   ntkml pareto --hparam prior --protocol figure-13 --data-root ~/data
 """
-_COUNT = click.IntRange(min=1)
 
 
 @click.command("pareto", epilog=_EXAMPLES, context_settings={"show_default": True})
@@ -38,10 +37,10 @@ _COUNT = click.IntRange(min=1)
 @click.option("--protocol", default="pareto-digits", help="Cells to compare: pareto-digits, figure-1 or figure-13.")
 @click.option("--estimators", type=EstimatorList(), help="Comma-separated names.  [default: the protocol's]")
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
-@click.option("--epochs", type=_COUNT, help="Epochs of every cell.  [default: the protocol's]")
-@click.option("--num-data", type=_COUNT, help="Training images N.  [default: the protocol's]")
-@click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
-@click.option("--repeats", type=_COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
+@click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")
+@click.option("--num-data", type=COUNT, help="Training images N.  [default: the protocol's]")
+@click.option("--samples", type=SAMPLES, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@click.option("--repeats", type=COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
 @click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")
 @click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
 @computing_options

@@ -33,6 +33,6 @@ def report(results: Path, out: Path) -> None:
         raise click.BadParameter(f"{out} exists and is no report of ntkml: name another file", param_hint="--out")
     files.ensure_writable_folder(out.parent)
     contents = gather(results)
-    files.write_atomically(out, render_page(contents).encode())
+    files.write_atomically(out, render_page(contents).encode(errors="backslashreplace"))
     click.echo(f"{len(contents.pictures)} figures, {len(contents.tables)} tables, {len(contents.runs)} runs")
     click.echo(f"Wrote {out}")

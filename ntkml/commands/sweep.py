@@ -14,7 +14,7 @@ import click
 from ntkml import cell_protocols
 from ntkml.commands.options import DEVICE
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import ChunkSize, NameList, NumberList, SeedList, SystemList
+from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, NameList, NumberList, SeedList, SystemList
 from ntkml.sweep_protocols import SweepProtocol, load_sweep
 from ntkml.train_protocols import TRAIN_HPARAMS
 
@@ -33,7 +33,6 @@ Examples:
   ntkml sweep figure-13 --data-root ~/data --workers 8
   ntkml sweep figure-1 --cluster slurm --workers 50 --slurm partition=gpu --slurm gpus_per_node=1
 """
-_COUNT = click.IntRange(min=1)
 
 
 @click.command("sweep", epilog=_EXAMPLES, context_settings={"show_default": True})
@@ -51,9 +50,9 @@ _COUNT = click.IntRange(min=1)
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
 @click.option("--datasets", type=NameList(), help="Comma-separated data sets.  [default: the protocol's]")
 @click.option("--num-data", type=NumberList(), help="Comma-separated numbers of images N.  [default: the protocol's]")
-@click.option("--epochs", type=_COUNT, help="Epochs of every cell.  [default: the protocol's]")
-@click.option("--samples", type=_COUNT, help="Augmentation samples S (invariance).  [default: the protocol's]")
-@click.option("--workers", type=_COUNT, default=1, help="Processes on this machine.")
+@click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")
+@click.option("--samples", type=SAMPLES, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@click.option("--workers", type=COUNT, default=1, help="Processes on this machine.")
 @click.option("--cluster", type=click.Choice(("slurm",)), help="Train on a cluster, --workers cells at a time.")
 @click.option(
     "--slurm", multiple=True, metavar="NAME=VALUE", help="An option of sbatch: partition=gpu, time=120 (minutes)."

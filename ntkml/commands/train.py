@@ -14,10 +14,11 @@ import click
 from ntkml import train_protocols
 from ntkml.commands.options import device_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import PRECISION, ChunkSize, PositiveNumber, TrainEstimator, TrainProtocolName
+from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, ChunkSize, Seconds, TrainEstimator, TrainProtocolName
 from ntkml.protocols import VARIANTS
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.train_protocols import OPTIMIZERS, TRAIN_HPARAMS, WORDS, TrainProtocol, departures
+from ntkml.setting_ranges import MOST, OPTIMIZERS, PRIORS
+from ntkml.train_protocols import TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
     from ntkml.processes import Processes
@@ -34,8 +35,6 @@ Examples:
   ntkml train --protocol table-1 --hparam invariance --estimator kfac-150-1 --seed 1 --device cuda
   torchrun --nproc-per-node 4 -m ntkml train --hparam prior --blocks-per-step 4
 """
-_COUNT, _RATE = click.IntRange(min=1), PositiveNumber()
-_PRIORS = ("scalar", "layerwise", "diagonal")
 _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings that no option replaces
 
 
@@ -65,24 +64,24 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     TrainEstimator(),
     "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
 )
-@_setting("--prior", click.Choice(_PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
-@_setting("--prior-init", PRECISION, "Initial prior precision.")
-@_setting("--num-data", _COUNT, "Training images N.")
-@_setting("--samples", _COUNT, "Augmentation samples S (invariance).")
-@_setting("--batch-size", _COUNT, "Batch of the weights' steps.")
-@_setting("--epochs", _COUNT, "Epochs.")
-@_setting("--burn-in", click.IntRange(min=0), "Epoch of the first hyperparameter update.")
-@_setting("--update-every", _COUNT, "Epochs between updates.")
-@_setting("--hyper-steps", _COUNT, "Prior steps per update.")
-@_setting("--blocks-per-step", _COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
-@_setting("--aug-steps", _COUNT, "Invariance steps per update.")
-@_setting("--lr", _RATE, "Learning rate of the weights.")
-@_setting("--lr-hyper", _RATE, "Learning rate of the log prior precisions.")
-@_setting("--lr-aug", _RATE, "Learning rate of the invariance.")
+@_setting("--prior", click.Choice(PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
+@_setting("--prior-init", POSITIVE, "Initial prior precision.")
+@_setting("--num-data", COUNT, "Training images N.")
+@_setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
+@_setting("--batch-size", COUNT, "Batch of the weights' steps.")
+@_setting("--epochs", COUNT, "Epochs.")
+@_setting("--burn-in", click.IntRange(0, MOST), "Epoch of the first hyperparameter update.")
+@_setting("--update-every", COUNT, "Epochs between updates.")
+@_setting("--hyper-steps", COUNT, "Prior steps per update.")
+@_setting("--blocks-per-step", COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
+@_setting("--aug-steps", COUNT, "Invariance steps per update.")
+@_setting("--lr", POSITIVE, "Learning rate of the weights.")
+@_setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
+@_setting("--lr-aug", POSITIVE, "Learning rate of the invariance.")
 @click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
 @_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
-@_setting("--eval-every", _COUNT, "Epochs between evaluations on the test data.")
-@_setting("--seed", click.IntRange(0, 2**63 - 1), "Seed of data, weights, partitions and noise.")
+@_setting("--eval-every", COUNT, "Epochs between evaluations on the test data.")
+@_setting("--seed", SEED, "Seed of data, weights, partitions and noise.")
 @device_option
 @click.option(
     "--precision",
@@ -95,10 +94,8 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )
 @click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--checkpoint-every", type=_COUNT, default=10, help="Epochs between checkpoints.")
-@click.option(
-    "--checkpoint-seconds", type=click.FloatRange(min=0), default=300, help="Seconds between checkpoints, at most."
-)
+@click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
+@click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Seconds between checkpoints, at most.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 @click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")

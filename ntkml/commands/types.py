@@ -1,4 +1,4 @@
-"""Types of command-line options: names of estimators, with completion, and positive numbers."""
+"""Types of command-line options: names of estimators, with completion, and numbers within the ranges of a run's settings."""
 
 from __future__ import annotations
 
@@ -10,27 +10,45 @@ import click
 from click.shell_completion import CompletionItem
 
 from ntkml.registry import STRUCTURES
+from ntkml.setting_ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
 from ntkml.specs import GROUPINGS, parse_estimator
 from ntkml.system_specs import ALIASES, FAMILIES, canonical_name
 
 
 class PositiveNumber(click.FloatRange):
-    """A positive, finite number; click's own range lets NaN and infinity pass."""
+    """A positive number that float32 has room for; click's own range lets NaN pass."""
 
     def __init__(self) -> None:
-        super().__init__(min=0.0, min_open=True)
+        super().__init__(SMALLEST, LARGEST)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
+        if math.isnan(number):
             self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class Seconds(click.FloatRange):
+    """A time of zero or more; infinity is never."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
         return number
 
 
 _SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
 
-#: A prior precision: any positive number.
-PRECISION = PositiveNumber()
+#: A learning rate or a prior precision.
+POSITIVE = PositiveNumber()
+#: What is counted from 1, augmentation samples, and seeds.
+COUNT = click.IntRange(1, MOST)
+SAMPLES = click.IntRange(1, MOST_SAMPLES)
+SEED = click.IntRange(0, LAST_SEED)
 
 
 class EstimatorList(click.ParamType):
@@ -76,9 +94,9 @@ class SeedList(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        seeds = tuple(int(part) for part in parts if part.isdecimal())
+        seeds = tuple(number for part in parts if (number := _whole(part, 0, LAST_SEED)) is not None)
         if len(set(seeds)) < len(parts):
-            self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2", param, ctx)
+            self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2 (up to {LAST_SEED})", param, ctx)
         return seeds
 
 
@@ -91,9 +109,9 @@ class NumberList(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        numbers = tuple(int(part) for part in parts if part.isdecimal() and int(part))
+        numbers = tuple(number for part in parts if (number := _whole(part, 1, MOST)) is not None)
         if len(set(numbers)) < len(parts):
-            self.fail(f"{value!r} is not a list of different numbers, such as 250,500,1000", param, ctx)
+            self.fail(f"{value!r} is not a list of different numbers, such as 250,500,1000 (up to {MOST})", param, ctx)
         return numbers
 
 
@@ -148,9 +166,15 @@ class ChunkSize(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value is None or isinstance(value, int) or value == "auto":
             return None if value == "auto" else value
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is not auto or a positive number of inputs", param, ctx)
-        return int(value)
+        if (size := _whole(str(value), 1, MOST)) is None:
+            self.fail(f"{value!r} is not auto or a positive number of inputs (up to {MOST})", param, ctx)
+        return size
+
+
+def _whole(text: str, low: int, high: int) -> int | None:
+    """The whole number that ``text`` spells, None where it is none or lies outside; more digits than any has are not read."""
+    number = int(text) if text.isdecimal() and len(text) <= len(str(LAST_SEED)) else None
+    return number if number is not None and low <= number <= high else None
 
 
 def _completions() -> list[str]:

@@ -87,7 +87,8 @@ def checksum(train: Classes, test: Classes, digests: Mapping[str, str]) -> str:
     for part, classes in zip(PARTS, (train, test), strict=True):
         for label, names in classes.items():
             for name in names:
-                digest.update(f"{part}\0{label}\0{digests[name]}\n".encode())
+                line = f"{part}\0{label}\0{digests[name]}\n"
+                digest.update(line.encode(errors="surrogateescape"))  # a name need not be UTF-8
     return digest.hexdigest()
 
 

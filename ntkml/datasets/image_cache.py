@@ -61,7 +61,8 @@ def cached(key: str, fingerprint: str, decode: Callable[[], DecodedImages]) -> D
         key: names the source and how it is decoded (path, size).
         fingerprint: changes when the source does.
     """
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.npz"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()  # a path need not be UTF-8
+    path = cache_folder() / f"{digest[:20]}.npz"
     kept = _read(path, fingerprint)
     if kept is None:
         kept = decode()

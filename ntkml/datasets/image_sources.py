@@ -68,7 +68,8 @@ def fingerprint(path: Path) -> str:
     for file in files:
         if not _is_hidden(file.relative_to(path).as_posix()):
             status = file.stat()
-            digest.update(f"{file.relative_to(path).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            line = f"{file.relative_to(path).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

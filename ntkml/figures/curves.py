@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy
 import pandas
 
+from ntkml.notes import first_few
+
 EXACT = "ntk-N-C"  # the exact value, computed in the dual; "full" in the paper's figures
 
 
@@ -49,9 +51,7 @@ def refuse_mixtures(rows: pandas.DataFrame, whose: str, advice: str) -> None:
     for column in ("dataset", "model", "num_data", "num_params"):
         values = list(dict.fromkeys(rows[column]))
         if len(values) > 1:
-            raise ValueError(
-                f"the {whose} rows mix several values of {column} ({', '.join(map(str, values))}); {advice}"
-            )
+            raise ValueError(f"the {whose} rows mix several values of {column} ({first_few(values)}); {advice}")
 
 
 def _curve(group: pandas.DataFrame, estimator: str, hparam: str) -> Curve:

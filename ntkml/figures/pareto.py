@@ -22,6 +22,7 @@ from ntkml.figures.panels import Limits
 from ntkml.figures.pareto_limits import limits_of, mark_ticks, outside
 from ntkml.figures.pareto_marks import color_of, each, handles_of, mark_size, mark_style
 from ntkml.figures.point_labels import boxes_around, label_points
+from ntkml.notes import first_few
 from ntkml.pareto_records import frontier
 
 PANEL_HEIGHT = 2.3  # inches
@@ -78,7 +79,7 @@ def _refuse(figure: ParetoFigure, rows: pandas.DataFrame) -> None:
     """Raise ValueError where the rows are not those of one run, or not of what the figure shows."""
     if len(ids := list(dict.fromkeys(rows["run_id"]))) > 1:
         raise ValueError(
-            f"a Pareto figure shows one run, these rows are of {len(ids)} ({', '.join(ids)}); give one file"
+            f"a Pareto figure shows one run, these rows are of {len(ids)} ({first_few(ids)}); give one file"
         )
     hparam = rows["hparam"].iloc[0]
     if figure.hparam not in ("", hparam):

@@ -209,6 +209,7 @@ def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, o
         (["--estimators", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
         (["--estimators", "ntk-100-1", "--num-data", "60"], 2, "ntk-100-1 needs 100 inputs but there are 60"),
         (["--seeds", "0,0"], 2, "'0,0' is not a list of different seeds, such as 0,1,2"),
+        (["--seeds", "9223372036854775808"], 2, "such as 0,1,2 (up to 9223372036854775807)"),
         (["--seeds", "0,00"], 2, "'0,00' is not a list of different seeds"),
         (["--seeds", "1,²"], 2, "'1,²' is not a list of different seeds"),
         (["--seeds", "-1"], 2, "'-1' is not a list of different seeds"),
@@ -216,7 +217,7 @@ def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, o
         (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
         (["--samples", "4"], 2, "belongs to --hparam invariance"),
         (["--chunk", "²"], 2, "'²' is not auto or a positive number of inputs"),
-        (["--repeats", "0"], 2, "0 is not in the range x>=1"),
+        (["--repeats", "0"], 2, "0 is not in the range 1<=x<=1000000000"),
         (["--protocol", "figure-13", "--data-root", "nowhere"], 1, "--data-root"),
     ],
 )

@@ -149,6 +149,15 @@ def test_a_mistake_is_one_line_and_usage(run, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_in_a_file_of_ones_own_is_one_line_before_anything_is_listed(run, tmp_path):
+    own = tmp_path / "my.toml"
+    own.write_text('base = "train-digits"\nhparam = "prior"\n[[cells]]\nepochs = -3\n')
+    code, _, error = run("my.toml", "--list")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "my.toml, [[cells]] table 1: epochs = -3: write a whole number from 1 to 1000000000" in error
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_a_pareto_comparison_is_a_sweep_of_its_training_cells(run):
     code, out, _ = run("pareto-digits", "--hparam", "prior", "--list")
     assert (code, out.splitlines()[-1]) == (0, "9 cells, 0 done")

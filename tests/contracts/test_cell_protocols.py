@@ -76,8 +76,8 @@ def test_a_table_may_start_from_another_training_protocol():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hparam": "prior", "sampels": 3}, "protocol x: unknown setting 'sampels'; did you mean 'samples'"),
-        ({"hparam": "prior", "seed": [0, 1]}, "protocol x: unknown setting 'seed'"),
+        ({"hparam": "prior", "sampels": 3}, "x, ..cells.. table 1: unknown setting 'sampels'; did you mean 'samples'"),
+        ({"hparam": "prior", "seed": [0, 1]}, "x, ..cells.. table 1: unknown setting 'seed'"),
         ({"hparam": "prio"}, "unknown hyperparameter 'prio'; did you mean 'prior'"),
         ({"hparam": "prior", "base": "train-mist"}, "unknown protocol 'train-mist'; did you mean 'train-mnist'"),
         ({}, "x does not say what is learned: write --hparam prior or --hparam invariance"),

@@ -211,6 +211,13 @@ def test_rows_of_several_settings_are_refused(rows, column):
         bounds.draw("figure-4", mixed)
 
 
+def test_a_mixture_of_many_settings_names_a_few_of_them(rows):
+    mixed = rows[rows["block"].isna() & (rows["hparam"] == "prior")].head(100).copy()
+    mixed["num_data"] = range(1, 101)
+    with pytest.raises(ValueError, match=r"several values of num_data \(1, 2, 3, 4, 5, \.\.\.: 100 in all\); give"):
+        bounds.draw("figure-4", mixed)
+
+
 def test_two_runs_of_one_seed_are_refused(rows, tmp_path):
     other = records.write_rows(tmp_path / "other.csv", rows_of(["ntk-N-C"], "prior", run_id="ffffffffff"))
     import pandas

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ntkml
-from ntkml import learning_state, train_protocols, train_records
+from ntkml import learning_state, setting_ranges, train_records
 from ntkml.bayesian_model import BayesianModel
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning import cosine, evaluate, learn
@@ -162,7 +162,7 @@ def test_until_the_burn_in_every_estimator_takes_the_same_steps():
 
 
 @pytest.mark.parametrize("hparam", TRAIN_HPARAMS)
-@pytest.mark.parametrize("optimizer", train_protocols.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", setting_ranges.OPTIMIZERS)
 def test_a_restored_learner_goes_on_bit_by_bit(hparam, optimizer):
     settings = {"epochs": 5, "hyper_steps": 2, "optimizer": optimizer, "eval_every": 2}
     whole, data = problem(hparam, **settings)

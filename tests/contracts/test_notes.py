@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ntkml.notes import merged
+from ntkml.notes import first_few, merged
 
 
 def test_what_all_share_is_said_once_and_the_rest_with_names():
@@ -37,3 +37,9 @@ def test_one_run_says_what_it_says():
 def test_names_of_another_kind_stand_beside_the_names_that_are_there():
     notes = [("here", merged([("a", ["Against protocol p: x 1 instead of 2."]), ("b", [])])), ("there", [])]
     assert merged(notes) == ["Against protocol p (a; here): x 1 instead of 2."]
+
+
+def test_of_many_values_the_first_five_are_named_and_all_counted():
+    assert first_few([1, 2, 3, 4, 5]) == "1, 2, 3, 4, 5"
+    assert first_few(range(1, 2001)) == "1, 2, 3, 4, 5, ...: 2000 in all"
+    assert first_few([]) == ""

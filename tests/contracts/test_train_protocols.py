@@ -106,6 +106,16 @@ def test_the_papers_figure_7(estimator, steps, rate):
     assert (protocol.hyper_steps, protocol.aug_steps) == (steps, steps)
 
 
+@pytest.mark.parametrize("burn_in", [0, 1, 3, 10])
+@pytest.mark.parametrize("update_every", [1, 3, 12])
+def test_updates_are_counted_as_they_come(burn_in, update_every):
+    protocol = replace(load_train("train-digits", "prior"), burn_in=burn_in, update_every=update_every)
+    counted = [protocol.num_updates(epochs) for epochs in range(30)]
+    assert counted == [sum(map(protocol.updates_at, range(1, epochs + 1))) for epochs in range(30)]
+    assert replace(protocol, estimator="none").num_updates(30) == 0
+    assert protocol.num_updates(10**9) > 10**7  # at once, without a look at every epoch
+
+
 def test_every_training_protocol_has_an_estimator_on_its_data():
     assert set(train_names()) == NAMES
     assert not set(train_names()) & set(bound_grid_names())

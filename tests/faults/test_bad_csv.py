@@ -2,8 +2,9 @@
 
 import pytest
 
-from ntkml import records
+from ntkml import compare_records, pareto_records, records
 from tests.synthetic import rows_of
+from tests.synthetic_training import pareto_rows
 
 
 @pytest.fixture
@@ -77,7 +78,15 @@ def test_a_header_alone(tmp_path, good):
         ("log_det", "abc", "column log_det, line 3: expected a finite number, got 'abc'"),
         ("log_det", "inf", "column log_det, line 3: expected a finite number, got 'inf'"),
         ("log_det", "nan", "column log_det, line 3: expected a finite number, got 'nan'"),
-        ("seed", "1.5", "column seed, line 3: expected a whole number, got '1.5'"),
+        ("seed", "1.5", "column seed, line 3: expected a whole number below 2.63, got '1.5'"),
+        ("seed", "99999999999999999999", "column seed, line 3: expected a whole number below 2.63, got '9{20}'"),
+        ("peak_bytes", "1e30", "column peak_bytes, line 3: expected a whole number below 2.63, got '1e30'"),
+        ("hparam", "foo", "column hparam, line 3: expected prior or rotation, got 'foo'"),
+        ("hparam_value", "-1", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got -1"),
+        ("hparam_value", "0", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got 0"),
+        ("estimator", "foo", "column estimator, line 3: expected the name of an estimator such as .*, got 'foo'"),
+        ("inputs", "n", "column inputs, line 3: expected N or a number of inputs, got 'n'"),
+        ("num_data", "0", "column num_data, line 3: expected a number above 0, got 0"),
         ("certified", "maybe", "column certified, line 3: expected true or false, got 'maybe'"),
         ("estimator", "", "column estimator is empty in line 3"),
     ],
@@ -96,3 +105,51 @@ def test_the_same_rows_twice(good):
         ValueError, match=r"the row of ntk-N-C at prior = 0\.0001, seed 0, is there more than once; give each file once"
     ):
         records.read_rows(good, good)
+
+
+def test_a_rotation_of_zero_is_none_at_all(tmp_path):
+    rows = rows_of(["ntk-N-C"], "rotation", points=3)
+    assert records.read_rows(records.write_rows(tmp_path / "rows.csv", rows))["hparam_value"].min() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimator": "foo"}, "column estimator, line 3: expected the name of an estimator such as .*, got 'foo'"),
+        ({"seeds": "a b"}, "column seeds, line 3: expected whole numbers with spaces between them, .*, got 'a b'"),
+        ({"hparam": "rotation"}, "column hparam, line 3: expected prior or invariance, got 'rotation'"),
+        ({"num_pairs": 0}, "column num_pairs, line 3: expected a number above 0, got 0"),
+        ({"seconds_low": -0.5}, "column seconds_low, line 3: expected a number above 0, got -0.5"),
+    ],
+)
+def test_edited_rows_of_a_pareto_run(tmp_path, change, message):
+    first, second = pareto_rows(["ntk-N-C", "ntk-100-1"], "prior", seeds=(0,))
+    path = records.write_rows(tmp_path / "bad.csv", [first, second | change], pareto_records.COLUMNS)
+    with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
+        pareto_records.read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"system": "foo"},
+            "column system, line 2: expected the name of an estimator or another system, .*, got 'foo'",
+        ),
+        ({"family": "hoag"}, "column family, line 2: expected bound for estimators .* alone, got 'hoag'"),
+        ({"seconds": 0.0}, "column seconds, line 2: expected a number above 0, got 0"),
+    ],
+)
+def test_edited_rows_of_a_comparison(tmp_path, change, message):
+    row = {
+        "run_id": "a", "command": "compare", "dataset": "digits", "model": "mininet", "seed": 0, "num_data": 100,
+        "num_params": 1000, "hparam": "prior", "system": "ntk-50-tree", "family": "bound", "learns_from": "train",
+        "epochs": 10, "test_log_likelihood": -1.0, "test_accuracy": 0.9, "test_ece": None, "prior_precision_median": 1.0,
+        "eta_2": None, "fits": 1, "data_passes": 20.0, "seconds": 3.0, "device": "cpu",
+    }  # fmt: skip
+    assert (
+        len(compare_records.read_rows(records.write_rows(tmp_path / "good.csv", [row], compare_records.COLUMNS))) == 1
+    )
+    path = records.write_rows(tmp_path / "bad.csv", [row | change], compare_records.COLUMNS)
+    with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
+        compare_records.read_rows(path)
