@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
+from ntkml.notes import first_few
 from ntkml.specs import is_certified, parse_estimator
 
 PANEL_HEIGHT = 2.0  # inches
@@ -30,7 +31,7 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
     """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption.
 
     Raises:
-        ValueError: rows of several protocols, which are no seeds of one, or costs that a logarithmic axis cannot show.
+        ValueError: rows of several protocols, which are no seeds of one.
     """
     groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
     for group in groups:
@@ -75,11 +76,8 @@ def _refuse(group: pandas.DataFrame) -> None:
     for column in ("model", "num_params", "epochs"):
         if len(values := list(dict.fromkeys(group[column]))) > 1:
             raise ValueError(
-                f"{where} mix several values of {column} ({', '.join(map(str, values[:5]))}): draw the files one by one (--csv)"
+                f"{where} mix several values of {column} ({first_few(values)}): draw the files one by one (--csv)"
             )
-    for cost in COSTS:
-        if not (group[cost] > 0).all():
-            raise ValueError(f"{where}: {cost} must be positive; got {group[cost].min():g}")
 
 
 def _look(index: int, name: str, family: str) -> dict[str, Any]:

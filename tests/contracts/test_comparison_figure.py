@@ -54,13 +54,6 @@ def test_rows_of_other_protocols_are_no_seeds(tmp_path, column, value):
         comparison.draw(rows)
 
 
-def test_costs_that_are_not_positive_are_refused(tmp_path):
-    rows = compare_records.read_rows(rows_file(tmp_path))
-    rows.loc[0, "seconds"] = 0.0
-    with pytest.raises(ValueError, match="prior on digits: seconds must be positive; got 0"):
-        comparison.draw(rows)
-
-
 def test_filled_marks_are_proven_bounds(tmp_path, monkeypatch):
     monkeypatch.setitem(SYSTEMS, "ntk-50-1", ("bound", -0.65))
     passes, _ = comparison.draw(compare_records.read_rows(rows_file(tmp_path))).axes
