@@ -82,6 +82,13 @@ def test_a_size_fills_the_frame_and_cuts_both_sides_evenly(tmp_path):
     assert load_dataset(f"folder:{tmp_path / 'wide'}@4x6").input_shape == (3, 4, 6)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "mnist_r180", "scaled_cifar10"])
+def test_a_folder_is_not_called_like_published_data(photos, tmp_path, name):
+    photos.rename(tmp_path / name)
+    assert load_dataset(f"folder:{tmp_path / name}").name == f"{name}-folder"
+    assert load_dataset(f"folder:{tmp_path / name}@4").name == f"{name}-folder-4x4"
+
+
 def test_grey_images_have_one_channel_and_mixed_ones_three(tmp_path):
     grey = sound_files(grey=True)
     assert load_dataset(f"folder:{write_files(tmp_path / 'grey', grey)}").input_shape == (1, 8, 8)
