@@ -219,14 +219,15 @@ def _beside(
         ValueError: its value or gradient is another.
     """
     step, own = ours
+    theirs = full_precision()(peer.prepare(on_device(case, device)))
+    seen = measure(theirs, device)  # first, as ours: the peak is that of the first step
     value = float(step())
     gradient = own.log_prior_precision.grad
     assert gradient is not None
-    theirs = full_precision()(peer.prepare(on_device(case, device)))
     found = difference((value, gradient), theirs())
     if found > TOLERANCE:
         raise ValueError(f"its value or gradient differs by {found:.1e} from {OURS.name}'s")
-    return measure(theirs, device), found
+    return seen, found
 
 
 if __name__ == "__main__":

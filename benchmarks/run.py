@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -86,13 +87,16 @@ def _check(steps: dict[str, Step], say: Callable[[str], None]) -> dict[str, floa
 
 
 def difference(ours: Result, theirs: Result) -> float:
-    """The larger of the relative differences of two values and of two gradients (to the largest entry of ``ours``)."""
+    """The larger of the relative differences of two values and of two gradients (to the largest entry of ``ours``).
+
+    Infinite where something is NaN.
+    """
     assert ours is not None
     assert theirs is not None
     value = abs(theirs[0] - ours[0]) / abs(ours[0])
     expected, found = (result[1].detach().double().cpu() for result in (ours, theirs))
-    gradient = (found - expected).abs().max() / expected.abs().max()
-    return max(value, float(gradient))
+    gradient = float((found - expected).abs().max() / expected.abs().max())
+    return math.inf if math.isnan(value) or math.isnan(gradient) else max(value, gradient)
 
 
 def error_line(message: str) -> None:

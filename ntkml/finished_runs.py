@@ -47,7 +47,7 @@ class Run:
 
 
 def finished_runs(results: Path, command: str) -> list[Run]:
-    """All finished runs of ``command`` below ``results``, newest first; one that is there twice (the same id) once.
+    """All finished runs of ``command`` below ``results``, newest first; a copy counts once.
 
     Links to folders are followed.
 
@@ -62,11 +62,27 @@ def finished_runs(results: Path, command: str) -> list[Run]:
         if manifest.get("command") == command and whole and (rows := _rows_beside(path)):
             _check_settings(manifest["settings"], command, path)
             runs.append(Run(rows, manifest))
-    newest_first = sorted(runs, key=_finished_at, reverse=True)
-    once: dict[object, Run] = {}
-    for run in sorted(newest_first, key=lambda run: run.rows.parent.name.endswith((NEW, OLD))):
-        once.setdefault(run.manifest.get("run_id", run.rows), run)
-    return sorted(once.values(), key=_finished_at, reverse=True)
+    once: dict[object, Run] = {}  # settings on another device have the same id, and finished at another time
+    for run in runs:
+        once.setdefault((_id(run), _finished_at(run)), run)
+    newest_first = sorted(once.values(), key=_finished_at, reverse=True)
+    in_place = {_id(run) for run in newest_first if not _aside(run)}
+    kept: list[Run] = []
+    seen: set[object] = set()
+    for run in newest_first:
+        if _aside(run) and _id(run) in in_place | seen:
+            continue
+        seen.add(_id(run))
+        kept.append(run)
+    return kept
+
+
+def _id(run: Run) -> object:
+    return run.manifest.get("run_id", run.rows)
+
+
+def _aside(run: Run) -> bool:
+    return run.rows.parent.name.endswith((NEW, OLD))
 
 
 def _finished_at(run: Run) -> str:
@@ -82,7 +98,8 @@ def _manifests(results: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(there)
-        if "manifest.json" in names and (folder == results or folder.parent.name != FITS):
+        folders.sort()
+        if "manifest.json" in names and (folder.parent.name != FITS or results in (folder, folder.parent)):
             found.append(folder / "manifest.json")
     return sorted(found)
 

@@ -39,9 +39,10 @@ PRECISIONS = ("float32", "bf16")
 #: What the seconds of an epoch are spent on.
 PARTS = ("weights", "hyper", "eval")
 
+MOMENTUM = 0.9  # of "sgd"
 _WEIGHT_OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "sgd": partial(torch.optim.SGD, momentum=MOMENTUM),
 }
 _Plan = TypeVar("_Plan")
 

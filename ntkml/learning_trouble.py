@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from ntkml.capture import trainable_parameters
-from ntkml.learning_state import Learner
+from ntkml.learning_state import MOMENTUM, Learner
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.memory import BlockMemoryError, is_out_of_memory
 from ntkml.scores import Scores
@@ -34,7 +34,7 @@ def check_loss(learner: Learner, loss: float, step: int, rate: float) -> None:
     if not math.isfinite(loss):
         raise DivergenceError(
             f"training diverged in epoch {learner.position.epoch}, step {step + 1}: the loss is {loss} at learning rate {rate:g}: "
-            f"{_lower_for_weights(learner)}"
+            f"{_lower_for_weights(learner, rate)}"
         )
 
 
@@ -43,7 +43,7 @@ def check_scores(learner: Learner, scores: Scores) -> None:
     if not math.isfinite(scores.log_likelihood):
         raise DivergenceError(
             f"training diverged in epoch {learner.position.epoch}: the test log likelihood is {scores.log_likelihood}: "
-            f"{_lower_for_weights(learner)}"
+            f"{_lower_for_weights(learner, learner.protocol.lr)}"
         )
 
 
@@ -98,16 +98,21 @@ def _place(learner: Learner) -> str:
     return f"epoch {learner.position.epoch}, step {learner.position.step + 1}"
 
 
-def _lower_for_weights(learner: Learner) -> str:
+def _lower_for_weights(learner: Learner, rate: float) -> str:
     """The weights' learning rate, or that of the prior where it is the prior's own term that cannot be descended.
 
-    Gradient descent at rate r on 1/2 p w^2 / N diverges where r p / N > 2.
+    Gradient descent with momentum m at rate r on 1/2 p w^2 / N diverges where r p / N > 2 (1 + m); Adam's steps have a length of
+    their own.
     """
     protocol = learner.protocol
     largest = float(learner.objective.prior.values.detach().max())
     lower = f"lower the learning rate (--lr, now {protocol.lr:g})"
-    if protocol.lr * largest / protocol.num_data > 2 and largest > protocol.prior_init:
-        return f"a prior precision has grown to {largest:g}, too much for this rate: {_lower(learner)}, or {lower}"
+    too_steep = rate * largest / protocol.num_data > 2 * (1 + MOMENTUM)
+    if protocol.optimizer == "sgd" and too_steep and largest > protocol.prior_init:
+        return (
+            f"a prior precision has grown to {largest:g}, too much for this rate: lower --lr-hyper "
+            f"(now {protocol.lr_hyper:g}), or {lower}"
+        )
     return lower
 
 

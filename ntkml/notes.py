@@ -14,25 +14,31 @@ def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     """Sentences for a caption, from (name, the sentences of a run of that name); a name may come more than once.
 
     Sentences on a protocol ("Against protocol table-1: epochs 20 instead of 300, ...") are taken apart, so that what all
-    runs changed is not said again for each.
+    runs changed is not said again for each. What holds of some of the runs of a name says so.
     """
-    said: dict[tuple[str, str], dict[str, None]] = {}
-    notes = list(notes)
-    names = dict.fromkeys(name for name, _ in notes)
-    for name, sentences in notes:
+    runs = list(notes)
+    said: dict[tuple[str, str], set[int]] = {}
+    for index, (_, sentences) in enumerate(runs):
         for sentence in sentences:
             start, _, clauses = sentence.rstrip(".").partition(": ")
             parts = clauses.split(", ") if start.startswith(_AGAINST) else [""]
             for part in parts:
-                said.setdefault((start if part else sentence, part), {})[name] = None
+                said.setdefault((start if part else sentence, part), set()).add(index)
     together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (start, part), of in said.items():
-        others = [name for name in names if name not in of]
-        about = tuple(of) if others else ()
-        if len(others) == 1 and len(of) > 2:
-            about = (f"all but {others[0]}",)
-        together.setdefault((start, about), []).append(part)
+        together.setdefault((start, _about([name for name, _ in runs], of)), []).append(part)
     return [_sentence(start, about, [part for part in parts if part]) for (start, about), parts in together.items()]
+
+
+def _about(names: Sequence[str], of: Collection[int]) -> tuple[str, ...]:
+    """The names of the runs ``of`` some; none where it is all of them."""
+    if len(of) == len(names):
+        return ()
+    others = list(dict.fromkeys(name for index, name in enumerate(names) if index not in of))
+    mine = list(dict.fromkeys(names[index] for index in sorted(of)))
+    if len(others) == 1 and others[0] not in mine and len(mine) > 2:
+        return (f"all but {others[0]}",)
+    return tuple(f"some of {name}" if name in others else name for name in mine)
 
 
 def first_few(values: Collection[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class PriorPrecision:
 
     def energy(self, weights: Mapping[str, Tensor]) -> Tensor:
         """1/2 w^T P0 w, scalar, in the weights' own type and differentiable in the weights alone, for their loss."""
-        values = self.values.detach().to(next(iter(weights.values())))
+        dtype = reduce(torch.promote_types, {weight.dtype for weight in weights.values()})
+        values = self.values.detach().to(next(iter(weights.values())).device, dtype)
         if self.kind == "diagonal":
             return 0.5 * (values * torch.cat([weight.reshape(-1) for weight in weights.values()]).square()).sum()
         energy: Tensor = _Energy.apply(values.expand(len(weights)), *weights.values())
@@ -116,12 +118,24 @@ class _Energy(torch.autograd.Function):
     Autograd's own would start eleven operations for every tensor, which is what a GPU's host then spends a step of the weights on.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, precisions: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(precisions, *weights)
+    def forward(precisions: Tensor, *weights: Tensor) -> Tensor:
         return 0.5 * (precisions * torch.stack(torch._foreach_norm(weights)).square()).sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         precisions, *weights = ctx.saved_tensors
         return None, *torch._foreach_mul(weights, (gradients[0] * precisions).unbind())
+
+    @staticmethod
+    def jvp(ctx: Any, _: Tensor | None, *tangents: Tensor) -> Tensor:
+        precisions, *weights = ctx.saved_tensors
+        moved = [(weight * tangent).sum() for weight, tangent in zip(weights, tangents, strict=True)]
+        return (precisions * torch.stack(moved)).sum()

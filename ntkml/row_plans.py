@@ -50,20 +50,19 @@ def layout(model: nn.Module) -> list[tuple[object, ...]]:
 
     A plan holds as long as this is the same; a hook that was added since would change rows without a word.
     """
-    return [
-        (
-            id(module),
-            type(module),
-            id(vars(module).get("forward")),
-            *module._forward_pre_hooks,
-            None,
-            *module._forward_hooks,
-            None,
-            *module._backward_hooks,
-            *module._backward_pre_hooks,
-        )
-        for module in model.modules()
+    of_all = nn.modules.module
+    found: list[tuple[object, ...]] = [
+        (tuple(of_all._global_forward_pre_hooks.values()), tuple(of_all._global_forward_hooks.values()))
     ]
+    for module in model.modules():
+        hooks = (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+        found.append((module, vars(module).get("forward"), *(tuple(of_one.values()) for of_one in hooks)))
+    return found
 
 
 def not_captured(model: nn.Module) -> dict[str, str]:

@@ -107,11 +107,11 @@ RANGES: Mapping[str, Whole | Number | Name | Flag | System] = {
     "update_every": _COUNT,
     "hyper_steps": _COUNT,
     "aug_steps": Whole(0, MOST),  # none where the prior alone is learned
-    "lr_hyper": _RATE,
-    "lr_aug": _RATE,
-    "hyper_decay": Number(low=1),
+    "lr_hyper": Number(low=0),  # zero: it stays where it is
+    "lr_aug": Number(low=0),
+    "hyper_decay": _RATE,
     "eval_every": _COUNT,
-    "aug_decay": Number(low=1),
+    "aug_decay": _RATE,
     "flip": Flag(),
     "blocks_per_step": _COUNT,
 }

@@ -99,9 +99,12 @@ def _comparison(csv: Sequence[Path], results: Path) -> Drawing:
     rows = compare_records.read_rows(*paths)
     manifests, notes = sources.manifests_beside(paths)
     said = merged(
-        (f"{one['settings']['hparam']} on {one['settings']['dataset']}", captions.manifest_notes([one]))
+        (
+            f"{settings.get('hparam', 'a run')} on {settings.get('dataset', 'unknown data')}",
+            captions.manifest_notes([one]),
+        )
         for one in manifests
-        if {"hparam", "dataset"} <= one.get("settings", {}).keys()
+        for settings in [one.get("settings", {})]
     )
     function = resolve(FIGURES, COMPARISON, "figure")
     return Drawing(function(rows, said + notes), COMPARISON, tuple(paths))

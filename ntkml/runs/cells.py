@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
-from ntkml.runs.folders import BusyError, finished
+from ntkml.runs.folders import BusyError, complete_replacement, finished
 from ntkml.runs.search import run_any
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.train import Track, TrainRun
@@ -24,8 +24,11 @@ def train_cell(run: TrainRun, folder: Path, track: Track, warn: Callable[[str], 
         ValueError: see :func:`ntkml.runs.train.run_train`.
     """
     waiting = False
-    while not finished(folder):
+    while True:
         try:
+            complete_replacement(folder)
+            if finished(folder):
+                return
             run_any(run, folder, track, True, Pace(), warn, stop)
         except BusyError:
             if not waiting:

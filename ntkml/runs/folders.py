@@ -72,12 +72,20 @@ def held(folder: Path) -> bool:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Take the lock of an open file, which its closing releases; False where another process has it."""
+    """Take the lock of an open file, which its closing releases; False where another process has it.
+
+    Raises:
+        ValueError: the file system has no locks.
+    """
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            raise ValueError(
+                f"{file.name} cannot be locked ({error.strerror}): choose a folder on another file system with --out"
+            ) from None
     return True
 
 
@@ -143,6 +151,8 @@ def complete_replacement(folder: Path) -> None:
     if held(_replaced(folder)):
         raise BusyError(_busy(folder))
     with exclusive(folder):
+        if held(_replaced(folder)):  # whose owner made room between the two looks
+            raise BusyError(_busy(folder))
         if _holds_whole_run(replacement(folder)):  # no other process has done it since
             _put_in_place(folder)
 

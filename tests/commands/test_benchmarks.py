@@ -50,13 +50,18 @@ def test_a_missing_package_is_skipped_with_a_line_and_a_wrong_number_is_not_time
         systems.OURS, name="wrong", prepare=lambda given: lambda: (1.0, torch.zeros(8, dtype=torch.float64))
     )
     failing = dataclasses.replace(systems.OURS, name="failing", prepare=lambda given: lambda: 1 / 0)
-    monkeypatch.setattr("benchmarks.run.SYSTEMS", [systems.PLAIN, systems.OURS, absent, wrong, failing])
+    nan = torch.full((8,), torch.nan, dtype=torch.float64)
+    broken = dataclasses.replace(
+        systems.OURS, name="broken", prepare=lambda given: lambda: (*systems.OURS.prepare(given)()[:1], nan)
+    )
+    monkeypatch.setattr("benchmarks.run.SYSTEMS", [systems.PLAIN, systems.OURS, absent, wrong, failing, broken])
     said = []
     rows = list(measure(TINY[:1], 1, None, memory=False, say=said.append))
     assert [row.system for row in rows] == ["plain", "ntkml"]
     text = "\n".join(said)
     assert "elsewhere: skipped, no-such-package-anywhere is not installed" in text
     assert "wrong: left out, its value or gradient differs by" in text
+    assert "broken: left out, its value or gradient differs by inf" in text
     assert "failing: left out, it failed with ZeroDivisionError" in text
 
 

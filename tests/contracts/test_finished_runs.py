@@ -52,6 +52,13 @@ def test_a_copied_run_is_taken_once(tmp_path, in_empty_folder):
     assert ", 2 runs" in out
 
 
+def test_the_same_settings_on_two_devices_are_two_runs(tmp_path):
+    run = write_training_run(tmp_path / "cpu", "ntk-100-1", "prior").parent
+    shutil.copytree(run, tmp_path / "gpu" / run.name)
+    changed(tmp_path / "gpu" / run.name / "rows.csv", finished_at="2027-01-01T00:00:00Z", conditions={"device": "cuda"})
+    assert folders(tmp_path) == [tmp_path / "gpu" / run.name, run]
+
+
 def test_links_to_folders_are_followed_and_may_lead_round(tmp_path):
     elsewhere = write_training_run(tmp_path / "elsewhere", "ntk-100-1", "prior").parent
     results = tmp_path / "results"

@@ -66,20 +66,26 @@ def test_a_loss_that_is_not_finite_names_step_and_rate_before_the_weights_move()
 
 
 def test_a_divergence_that_a_grown_precision_explains_names_its_rate():
-    """At --lr 0.001 and 60 data the prior's own term cannot be descended from a precision of 120 000 on."""
+    """With momentum the prior's own term cannot be descended from r p / N = 3.8 on; Adam's steps do not grow with it."""
     learner, data = problem(prior_kind="layerwise", estimator="diag-20-1", optimizer="sgd")
-    limit = 2 * learner.protocol.num_data / learner.protocol.lr
+    rate = 0.5 * learner.protocol.lr  # as a schedule has it later on
+    limit = 3.8 * learner.protocol.num_data / rate
     for precision, words in (
         (
             1.1 * limit,
             r"prior precision has grown to .*: lower --lr-hyper \(now 0.1\), or lower the learning rate \(--lr",
         ),
-        (0.9 * limit, r"nan at learning rate 0.001: lower the learning rate \(--lr, now 0.001\)$"),
+        (0.9 * limit, r"nan at learning rate 0.0005: lower the learning rate \(--lr, now 0.001\)$"),
     ):
         with torch.no_grad():
             learner.objective.log_prior_precision[1] = math.log(precision)
         with pytest.raises(DivergenceError, match=words):
-            check_loss(learner, math.nan, 0, learner.protocol.lr)
+            check_loss(learner, math.nan, 0, rate)
+    adam, _ = problem(prior_kind="layerwise", estimator="diag-20-1")
+    with torch.no_grad():
+        adam.objective.log_prior_precision[1] = math.log(9 * limit)
+    with pytest.raises(DivergenceError, match=r": lower the learning rate \(--lr"):
+        check_loss(adam, math.nan, 0, rate)
 
 
 def test_scores_that_are_not_finite_are_named(monkeypatch):

@@ -17,8 +17,8 @@ def test_what_all_share_is_said_once_and_the_rest_with_names():
         "Code's settings.",
         "Against protocol p: epochs 2 instead of 3.",
         "Against protocol p (a): lr 1 instead of 2.",
-        "b: On its own.",
-        "Against protocol p (b): seed 4 instead of 5.",
+        "some of b: On its own.",
+        "Against protocol p (some of b): seed 4 instead of 5.",
     ]
 
 
@@ -43,3 +43,10 @@ def test_of_many_values_the_first_five_are_named_and_all_counted():
     assert first_few([1, 2, 3, 4, 5]) == "1, 2, 3, 4, 5"
     assert first_few(range(1, 2001)) == "1, 2, 3, 4, 5, ...: 2000 in all"
     assert first_few([]) == ""
+
+
+def test_what_holds_of_one_of_two_runs_of_a_name_is_not_said_of_both():
+    found = merged(
+        [("a", ["Against protocol p: x 1 instead of 2."]), ("a", []), ("b", ["Against protocol p: x 1 instead of 2."])]
+    )
+    assert found == ["Against protocol p (some of a, b): x 1 instead of 2."]

@@ -12,6 +12,7 @@ from torch import nn
 
 import ntkml
 from ntkml.likelihoods import Gaussian
+from ntkml.model_contract import check_model
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import everything
 
@@ -97,6 +98,35 @@ def test_a_network_that_was_changed_since_is_looked_at_again(change):
     ours, theirs = (everything(own, X, Y, 1) for own in (objective, fresh))
     for name, expected in theirs.items():
         assert_same(ours[name], expected)
+
+
+def test_a_hook_of_all_modules_is_seen_too():
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    objective.resample(X, Y, generator(2))
+    objective.backward(X, Y, 1, generator(1))
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 2.0 * output if isinstance(module, nn.Tanh) else None
+    )
+    try:
+        fresh = ntkml.MarginalLikelihood(model, "ntk-4-C")
+        fresh.resample(X, Y, generator(2))
+        ours, theirs = (everything(own, X, Y, 1) for own in (objective, fresh))
+    finally:
+        hook.remove()
+    for name, expected in theirs.items():
+        assert_same(ours[name], expected)
+
+
+def test_a_hook_that_is_made_anew_for_every_step_is_the_same_hook(monkeypatch):
+    model, looks = network(), []
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
+    monkeypatch.setattr("ntkml.objective.check_model", lambda *given: looks.append(given) or check_model(*given))
+    for _ in range(3):
+        hook = model[1].register_forward_hook(doubled)
+        objective.backward(X, Y, 1, generator(1))
+        hook.remove()
+    assert len(looks) == 1
 
 
 def test_a_hook_that_is_gone_again_leaves_the_captured_rows():

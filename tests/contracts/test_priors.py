@@ -77,6 +77,28 @@ def test_the_energy_of_the_weights_is_half_the_quadratic_form_with_its_derivativ
 
 
 @pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_the_energy_goes_through_the_transforms_of_torch_func(kind):
+    case = make_case("mlp")
+    prior = make_prior(kind, case)
+    weights = {name: weight.detach() for name, weight in case.model.named_parameters()}
+    gradient = torch.func.grad(prior.energy)(weights)
+    expected = case.precision(prior) * case.weights
+    assert_same(torch.cat([gradient[name].reshape(-1) for name in weights]), expected)
+    direction = {name: torch.ones_like(weight) for name, weight in weights.items()}
+    value, moved = torch.func.jvp(prior.energy, (weights,), (direction,))
+    assert_same(value, prior.energy(weights))
+    assert_same(moved, expected.sum())
+
+
+def test_the_energy_of_weights_of_two_types_rounds_no_precision():
+    prior = PriorPrecision(torch.tensor([1.2345678, 2.3456789], dtype=torch.float64), "layerwise")
+    weights = {"a": torch.ones(3, dtype=torch.bfloat16, requires_grad=True), "b": torch.ones(2, requires_grad=True)}
+    gradients = torch.autograd.grad(prior.energy(weights), list(weights.values()))
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32]
+    assert_same(gradients[1], torch.full((2,), 2.3456789), 1e-6)
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
 def test_the_energy_of_weights_that_are_zero_has_a_gradient(kind):
     case = make_case("mlp")
     weights = {name: torch.zeros(shape, dtype=torch.float64, requires_grad=True) for name, shape in case.shapes.items()}

@@ -42,6 +42,19 @@ def test_a_run_needs_no_standard_error(started, only, tmp_path):
     assert started("plot", "figure-99", redirections="2>&-")[0] == 2
 
 
+@pytest.mark.parametrize("redirections", [">&-", "<&- >&-", "<&-"])
+def test_closed_streams_are_taken_by_no_file_of_a_run(started, only, tmp_path, redirections):
+    """What a library writes to number 1 would go into the first file that is opened."""
+    assert started(*TRAIN, redirections=redirections)[0] == 0
+    code = "import os, sys; from ntkml.commands.own_process import arrange_process as go; go(); print(open(sys.argv[1]).fileno() > 2)"
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections} 2>seen', "sh", sys.executable, "-c", f"{code[:-1]}, file=sys.stderr)", __file__],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "seen").read_text() == "True\n"
+
+
 def test_a_sweep_needs_no_standard_streams(started, only, tmp_path):
     sweep = ("sweep", "train-digits", "--hparam", "prior", "--estimators", "none", "--num-data", "40", "--epochs", "2")
     assert started(*sweep, "--device", "cpu", redirections="0<&- 1>&- 2>&-")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 from contextlib import ExitStack
@@ -51,3 +52,13 @@ def test_who_waits_can_be_stopped(shared, in_empty_folder, monkeypatch):
     monkeypatch.setattr(cells, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
     code, _, error = in_empty_folder(*arguments)
     assert (code, error.splitlines()[-1]) == (75, "Stopped by SIGTERM: the same command continues it")
+
+
+def test_a_file_system_without_locks_is_named_and_not_waited_for(in_empty_folder, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ntkml.runs.folders.fcntl.flock", no_locks)
+    code, _, error = in_empty_folder(*COMMANDS[0])
+    assert code == 1
+    assert "cannot be locked (No locks available): choose a folder on another file system with --out" in error
