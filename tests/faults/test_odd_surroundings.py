@@ -42,7 +42,9 @@ def test_a_run_needs_no_standard_error(started, only, tmp_path):
     assert started("plot", "figure-99", redirections="2>&-")[0] == 2
 
 
-@pytest.mark.parametrize("redirections", [">&-", "<&- >&-", "<&-"])
+@pytest.mark.parametrize(
+    "redirections", [">&-", *(pytest.param(more, marks=pytest.mark.slow) for more in ("<&- >&-", "<&-"))]
+)
 def test_closed_streams_are_taken_by_no_file_of_a_run(started, only, tmp_path, redirections):
     """What a library writes to number 1 would go into the first file that is opened."""
     assert started(*TRAIN, redirections=redirections)[0] == 0
@@ -55,6 +57,7 @@ def test_closed_streams_are_taken_by_no_file_of_a_run(started, only, tmp_path, r
     assert (tmp_path / "seen").read_text() == "True\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_needs_no_standard_streams(started, only, tmp_path):
     sweep = ("sweep", "train-digits", "--hparam", "prior", "--estimators", "none", "--num-data", "40", "--epochs", "2")
     assert started(*sweep, "--device", "cpu", redirections="0<&- 1>&- 2>&-")[0] == 0
@@ -72,6 +75,7 @@ def test_a_results_folder_need_not_be_utf8(started, only, tmp_path):
     assert r"finished runs below <code>q\udcff5</code>" in (tmp_path / page).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_locale_need_not_know_the_letters_of_a_path(started, only, tmp_path):
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert started(*TRAIN, "--out", "é", **plain)[0] == 0
