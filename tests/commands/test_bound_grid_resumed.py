@@ -128,7 +128,10 @@ def stopped_run(run, tmp_path, only):
     return folder, lines[0], first, finished
 
 
-@pytest.mark.parametrize("damage", ["none", "empty", "cut in a row", "cut between rows"])
+@pytest.mark.parametrize(
+    "damage",
+    ["none", "cut in a row", *(pytest.param(more, marks=pytest.mark.slow) for more in ("empty", "cut between rows"))],
+)
 def test_a_damaged_part_is_computed_again(run, tmp_path, damage, only):
     folder, head, rows, finished = stopped_run(run, tmp_path, only)
     assert rows

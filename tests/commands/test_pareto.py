@@ -131,7 +131,16 @@ def test_a_stop_between_cells_or_timings_is_continued(run, tmp_path, monkeypatch
     assert len(rows_of(tmp_path, only)) == 3
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"seconds": [], "num_pairs": 3}', '{"seconds": ["1"], "num_pairs": 3}'])
+DAMAGED_PARTS = [
+    "{}",
+    *(
+        pytest.param(damage, marks=pytest.mark.slow)
+        for damage in ("", '{"seconds": [], "num_pairs": 3}', '{"seconds": ["1"], "num_pairs": 3}')
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED_PARTS)
 def test_a_damaged_part_is_timed_again(run, tmp_path, monkeypatch, only, damage):
     timed, measured = [], pareto_run._measured
 
@@ -154,7 +163,10 @@ def test_a_damaged_part_is_timed_again(run, tmp_path, monkeypatch, only, damage)
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("checkpoint.pt", "is not a checkpoint; there is no earlier checkpoint"), ("rows.csv", "missing or empty")],
+    [
+        ("checkpoint.pt", "is not a checkpoint; there is no earlier checkpoint"),
+        pytest.param("rows.csv", "missing or empty", marks=pytest.mark.slow),
+    ],
 )
 def test_a_damaged_cell_says_what_to_remove(run, tmp_path, only, name, words):
     assert run(*ARGUMENTS)[0] == 0

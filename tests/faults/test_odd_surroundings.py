@@ -64,6 +64,7 @@ def test_a_sweep_needs_no_standard_streams(started, only, tmp_path):
     assert len(only(tmp_path, "rows.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_results_folder_need_not_be_utf8(started, only, tmp_path):
     code, out, error = started(*TRAIN, "--out", NO_UTF8, PYTHONIOENCODING="utf-8:strict")
     assert code == 0, error
