@@ -66,15 +66,11 @@ def finished_runs(results: Path, command: str) -> list[Run]:
     for run in runs:
         once.setdefault((_id(run), _finished_at(run)), run)
     newest_first = sorted(once.values(), key=_finished_at, reverse=True)
-    in_place = {_id(run) for run in newest_first if not _aside(run)}
     kept: list[Run] = []
-    seen: set[object] = set()
-    for run in newest_first:
-        if _aside(run) and _id(run) in in_place | seen:
-            continue
-        seen.add(_id(run))
-        kept.append(run)
-    return kept
+    for run in sorted(newest_first, key=_aside):  # what lies aside stands in where nothing else has its id
+        if not _aside(run) or _id(run) not in map(_id, kept):
+            kept.append(run)
+    return sorted(kept, key=_finished_at, reverse=True)
 
 
 def _id(run: Run) -> object:

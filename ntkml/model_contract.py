@@ -23,8 +23,8 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     (a weight used outside its layer, a layer used twice) takes exact rows, and those are held against the same gradient.
 
     Raises:
-        ValueError: a scripted network, BatchNorm or Dropout in training mode, outputs that depend on the batch or are random, a parameter that
-            the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
+        ValueError: a scripted network, BatchNorm or Dropout in training mode, outputs that depend on the batch or are random,
+            a parameter that the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
     """
     if any(isinstance(module, torch.jit.RecursiveScriptModule) for module in model.modules()):
         raise ValueError(

@@ -13,7 +13,7 @@ def arrange_process() -> None:
     keep_freed_memory()
     os.environ["MPLBACKEND"] = "agg"  # pictures are files: no window, and no other name that matplotlib might not know
     _fill_closed_streams()
-    if sys.stdout is not None and sys.stdout.errors == "strict":
+    if sys.stdout.errors == "strict":
         # A path that is no UTF-8 is shown with escapes, as standard error does already, instead of not at all.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
