@@ -25,9 +25,9 @@ from benchmarks.run import TOLERANCE, difference
 from benchmarks.systems import OURS, PLAIN, SYSTEMS, System
 from benchmarks.systems.ours import WIDTHS, objective
 from benchmarks.table import write_manifest
-from ntkml.capture import trainable_parameters
-from ntkml.full_precision import full_precision
-from ntkml.memory import is_out_of_memory
+from ntkml.machine.full_precision import full_precision
+from ntkml.machine.memory import is_out_of_memory
+from ntkml.rows.capture import trainable_parameters
 
 #: Network inputs of plain training that are held at a time, views included; their gradients are summed.
 PLAIN_INPUTS = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from ntkml.provenance import environment
+from ntkml.records.provenance import environment
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ from ntkml.registry import COMMANDS, resolve
 DOCS = Path(__file__).resolve().parent
 
 #: Modules of the reference beside the names of ``ntkml`` itself: what a user passes in, or writes an own one of.
-MODULES = ("ntkml.likelihoods", "ntkml.priors", "ntkml.specs", "ntkml.partitions", "ntkml.dichotomies", "ntkml.records")
+MODULES = (
+    "ntkml.likelihoods",
+    "ntkml.priors",
+    "ntkml.specs",
+    "ntkml.partitions",
+    "ntkml.dichotomies",
+    "ntkml.records.tables",
+)
 _MADE = "<!-- Made by docs/generate.py; change the code instead. -->\n"
 
 

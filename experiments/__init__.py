@@ -1,1 +1,1 @@
-"""Protocol files: one TOML per figure and table, read by :mod:`ntkml.protocols`."""
+"""Protocol files: one TOML per figure and table, read by :mod:`ntkml.protocols.bound_grid`."""

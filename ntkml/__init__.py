@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ntkml.capture import Hyperparameter
     from ntkml.evidence import log_marginal_likelihood
     from ntkml.hyperparameters.affine import AffineInvariance
     from ntkml.objective import MarginalLikelihood
     from ntkml.priors import PriorPrecision
+    from ntkml.rows.capture import Hyperparameter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 
 _HOMES = {
     "AffineInvariance": "ntkml.hyperparameters.affine",
-    "Hyperparameter": "ntkml.capture",
+    "Hyperparameter": "ntkml.rows.capture",
     "MarginalLikelihood": "ntkml.objective",
     "log_marginal_likelihood": "ntkml.evidence",
     "PriorPrecision": "ntkml.priors",

@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Hyperparameter, average_views, trainable_parameters
-from ntkml.full_precision import full_precision
 from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
-from ntkml.model_contract import check_modes
+from ntkml.machine.full_precision import full_precision
+from ntkml.machine.processes import ALONE, Processes
 from ntkml.priors import PriorPrecision, as_prior
-from ntkml.processes import ALONE, Processes
+from ntkml.rows.capture import Hyperparameter, average_views, trainable_parameters
+from ntkml.rows.model_contract import check_modes
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
 FORWARD_INPUTS = 500

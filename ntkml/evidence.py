@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Capture, capture, trainable_parameters
-from ntkml.exact_rows import RowPlan
-from ntkml.full_precision import full_precision
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
-from ntkml.model_contract import check_model
+from ntkml.machine.full_precision import full_precision
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import Capture, capture, trainable_parameters
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.model_contract import check_model
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 

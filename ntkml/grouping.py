@@ -10,16 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import capture, trainable_parameters
-from ntkml.chunked_rows import ChunkedRows, Chunks
-from ntkml.chunking import automatic_chunk, row_groups
 from ntkml.dichotomies import NestedDichotomy, average_linkage
-from ntkml.exact_rows import RowPlan
-from ntkml.full_precision import full_precision
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, column_groups
-from ntkml.model_contract import check_model
+from ntkml.machine.full_precision import full_precision
 from ntkml.partitions import (
     Partition,
     class_batches,
@@ -28,7 +23,12 @@ from ntkml.partitions import (
     make_partition,
     random_batches,
 )
-from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows.capture import capture, trainable_parameters
+from ntkml.rows.chunked import ChunkedRows, Chunks
+from ntkml.rows.chunking import automatic_chunk, row_groups
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.model_contract import check_model
+from ntkml.rows.pulled import rows_by_layer
 from ntkml.specs import EstimatorSpec
 
 

@@ -1,7 +1,7 @@
 """The marginal likelihood as an objective: ``backward`` puts gradients into the ``.grad`` of hyperparameters.
 
 Gradients in the prior precision and the observation noise need only the linear algebra of one block. Anything that enters
-the forward pass (augmentation, :class:`~ntkml.capture.Hyperparameter` of the network) takes a second pass over the block,
+the forward pass (augmentation, :class:`~ntkml.rows.capture.Hyperparameter` of the network) takes a second pass over the block,
 in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once per estimate and replayed.
 """
 
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.bayesian_model import Augmentation, BayesianModel
-from ntkml.capture import trainable_parameters
-from ntkml.chunking import automatic_chunk, in_memory
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
-from ntkml.exact_rows import RowPlan
-from ntkml.full_precision import full_precision
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood
-from ntkml.model_contract import check_model, check_modes
+from ntkml.machine.full_precision import full_precision
+from ntkml.machine.processes import ALONE, Processes
 from ntkml.partitions import Block, Partition
-from ntkml.processes import ALONE, Processes
-from ntkml.row_plans import layout
+from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.chunking import automatic_chunk, in_memory
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.model_contract import check_model, check_modes
+from ntkml.rows.plans import layout
 from ntkml.specs import is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
@@ -50,7 +50,7 @@ class MarginalLikelihood(BayesianModel):
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision.
         augmentation: random views that the network function averages over, or None.
-        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.chunking.automatic_chunk`). It is halved
+        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.rows.chunking.automatic_chunk`). It is halved
             where memory runs out.
 
     Raises:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ntkml.capture import Capture, capture
-from ntkml.chunked_rows import ChunkedRows
-from ntkml.chunking import columns_squared, row_groups
-from ntkml.exact_rows import RowPlan
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Block
 from ntkml.priors import PriorPrecision, Shapes
-from ntkml.pulled_rows import rows_by_columns, rows_by_layer, rows_twice
-from ntkml.rows import Groups
+from ntkml.rows.block import Groups
+from ntkml.rows.capture import Capture, capture
+from ntkml.rows.chunked import ChunkedRows
+from ntkml.rows.chunking import columns_squared, row_groups
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.pulled import rows_by_columns, rows_by_layer, rows_twice
 from ntkml.structures import Structure, structure_named
 
 

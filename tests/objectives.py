@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ntkml.capture import Hyperparameter
 from ntkml.objective import MarginalLikelihood
+from ntkml.rows.capture import Hyperparameter
 from tests.factories import assert_same, generator
 
 COUNT, CLASSES, VIEWS = 9, 4, 3

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas
 
-from ntkml import records
-from ntkml.protocols import load_bound_grid
+from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.records import bound_grid as bound_records
 from tests.synthetic import rows_of
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators
@@ -16,8 +16,10 @@ ALL = load_bound_grid("mnist-bounds", "prior").estimators
 
 def all_rows(folder: Path) -> pandas.DataFrame:
     """Both hyperparameters, every estimator, one seed; by way of files, as figures get them."""
-    paths = [records.write_rows(folder / f"{hparam}.csv", rows_of(ALL, hparam)) for hparam in ("prior", "rotation")]
-    return records.read_rows(*paths)
+    paths = [
+        bound_records.write_rows(folder / f"{hparam}.csv", rows_of(ALL, hparam)) for hparam in ("prior", "rotation")
+    ]
+    return bound_records.read_rows(*paths)
 
 
 def aggregates(rows: pandas.DataFrame, hparam: str, estimator: str) -> tuple[Any, Any, Any]:

@@ -6,9 +6,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ntkml import records, train_records
+from ntkml.protocols.train import WORDS, departures, load_train
+from ntkml.records import train as train_records
+from ntkml.records.manifests import settings_id, write_manifest
+from ntkml.records.tables import write_rows
 from ntkml.specs import NO_ESTIMATOR
-from ntkml.train_protocols import WORDS, departures, load_train
 from tests.synthetic_training import training_rows
 
 
@@ -29,7 +31,7 @@ def write_protocol_run(
     asked = load_train(name, hparam, "paper", estimator, changes.get("dataset"))
     protocol = replace(asked, seed=seed, **changes)
     settings = {field.name: getattr(protocol, field.name) for field in fields(protocol) if field.name not in WORDS}
-    run_id = records.run_id(settings)
+    run_id = settings_id(settings)
     about = {
         "run_id": run_id, "dataset": protocol.dataset, "num_data": protocol.num_data, "model": protocol.model,
         "seconds_weights": 0.75 * seconds, "seconds_hyper": 0.25 * seconds, "device": device, "hparam": hparam,
@@ -54,5 +56,5 @@ def write_protocol_run(
         "estimators": {} if estimator == NO_ESTIMATOR else {estimator: {"certified": False, "num_blocks": 1}},
         "notes": departures(protocol, asked, "paper"), "finished_at": finished_at,
     }  # fmt: skip
-    records.write_manifest(folder / "manifest.json", manifest)
-    return records.write_rows(folder / "rows.csv", rows, train_records.COLUMNS)
+    write_manifest(folder / "manifest.json", manifest)
+    return write_rows(folder / "rows.csv", rows, train_records.COLUMNS)

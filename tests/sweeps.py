@@ -7,11 +7,11 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-from ntkml import records
+from ntkml.protocols.train import load_train
+from ntkml.records.manifests import write_manifest
 from ntkml.runs.sweep_crew import Worker
 from ntkml.runs.sweep_plan import PlannedCell
 from ntkml.runs.sweep_worker import READY, Report, Site
-from ntkml.train_protocols import load_train
 
 SITE = Site(None, "cpu", None, 1)
 
@@ -29,9 +29,7 @@ def finish(folder):
     """Leave what a finished run of two epochs leaves, as far as a sweep looks at it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.csv").write_text("epoch\n1\n2\n")
-    records.write_manifest(
-        folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}}
-    )
+    write_manifest(folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}})
 
 
 def wait_for(condition, seconds=120):

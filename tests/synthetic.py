@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ntkml import records
-from ntkml.protocols import load_bound_grid
+from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.records import bound_grid as bound_records
+from ntkml.records.manifests import write_manifest
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator
 
 NUM_OUTPUTS = 10
@@ -92,5 +93,5 @@ def write_run(
         "environment": {}, "data_checksum": "0", "estimators": {name: {"certified": True, "num_blocks": 1} for name in estimators},
         "notes": ["Synthetic rows."], "finished_at": finished_at,
     }  # fmt: skip
-    records.write_manifest(run / "manifest.json", manifest)
-    return records.write_rows(run / "rows.csv", rows)
+    write_manifest(run / "manifest.json", manifest)
+    return bound_records.write_rows(run / "rows.csv", rows)

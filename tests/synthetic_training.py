@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ntkml import pareto_records, records, train_records
+from ntkml.records import pareto as pareto_records
+from ntkml.records import train as train_records
+from ntkml.records.manifests import settings_id, write_manifest
+from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
 
 NUM_OUTPUTS = 10
@@ -29,7 +32,7 @@ def training_rows(
     """One run: estimates from the epoch ``burn_in`` on, test values every ``eval_every`` epochs."""
     settings = settings_of(estimator, hparam, seed, epochs=epochs, dataset=dataset, samples=samples)
     common = _common(estimator, hparam) | {
-        "run_id": records.run_id(settings), "command": "train", "dataset": settings["dataset"], "seed": seed,
+        "run_id": settings_id(settings), "command": "train", "dataset": settings["dataset"], "seed": seed,
         "likelihood": "categorical", "observation_noise": None,
         "train_loss": 0.5, "test_ece": None, "prior_precision_min": 0.1, "prior_precision_median": 1.0,
         "prior_precision_max": 10.0, "prior_precisions": None, "seconds_weights": 0.2, "seconds_hyper": 0.1,
@@ -81,8 +84,8 @@ def write_training_run(
     first = rows[0]
     folder = results / "train" / f"{estimator}-{first['dataset']}-{first['run_id']}"
     folder.mkdir(parents=True, exist_ok=True)
-    records.write_manifest(folder / "manifest.json", training_manifest(estimator, hparam, seed, finished_at, **options))
-    return records.write_rows(folder / "rows.csv", rows, train_records.COLUMNS)
+    write_manifest(folder / "manifest.json", training_manifest(estimator, hparam, seed, finished_at, **options))
+    return write_rows(folder / "rows.csv", rows, train_records.COLUMNS)
 
 
 def training_manifest(
@@ -91,7 +94,7 @@ def training_manifest(
     kept = {key: options[key] for key in ("epochs", "dataset", "samples") if key in options}
     settings = settings_of(estimator, hparam, seed, **kept)
     return {
-        "run_id": records.run_id(settings), "command": "train", "settings": settings, "environment": {},
+        "run_id": settings_id(settings), "command": "train", "settings": settings, "environment": {},
         "estimators": {estimator: {"certified": True, "num_blocks": 1}}, "notes": ["Synthetic training."],
         "finished_at": finished_at,
     }  # fmt: skip
@@ -158,10 +161,10 @@ def write_pareto_run(
         "estimators": {name: {"certified": True, "num_blocks": 1} for name in estimators}, "finished_at": finished_at,
         "runs": {one["run_id"]: one for one in manifests},
     }  # fmt: skip
-    records.write_manifest(folder / "manifest.json", manifest)
-    records.write_rows(folder / "training.csv.gz", training, train_records.COLUMNS)
+    write_manifest(folder / "manifest.json", manifest)
+    write_rows(folder / "training.csv.gz", training, train_records.COLUMNS)
     rows = pareto_rows(estimators, hparam, seeds, run_id, epochs=epochs)
-    return records.write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
+    return write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
 
 
 def _common(estimator: str, hparam: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.cases import Problem
-from ntkml.torchvision_shim import torchvision
+from ntkml.machine.torchvision_shim import torchvision
 
 
 def kron_curvlinops(problem: Problem) -> Callable[[], tuple[float, Tensor]]:

@@ -84,9 +84,9 @@ class _Block:
 
 def one_graph(problem: Problem) -> Callable[[], tuple[float, Tensor]]:
     """Prior and eta by one graph from the views to the log-determinant: ntkml's chunk as large as the block, kept alive."""
-    from ntkml.capture import capture
-    from ntkml.pulled_rows import rows_by_layer
-    from ntkml.rows import CapturedRows
+    from ntkml.rows.block import CapturedRows
+    from ntkml.rows.capture import capture
+    from ntkml.rows.pulled import rows_by_layer
     from ntkml.structures import structure_named
 
     own = objective(problem)

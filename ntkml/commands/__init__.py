@@ -14,7 +14,7 @@ import click
 
 import ntkml
 from ntkml.commands.own_process import arrange_process
-from ntkml.memory import is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.registry import COMMANDS, resolve, unknown_name
 
 if TYPE_CHECKING:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml import protocols
 from ntkml.commands.options import device_option
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList
+from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.protocols.tables import VARIANTS
+from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import MODELS
 
 if TYPE_CHECKING:
-    from ntkml.protocols import BoundGridProtocol
+    from ntkml.protocols.bound_grid import BoundGridProtocol
 
 _EXAMPLES = """\b
 Examples:
@@ -33,11 +35,9 @@ def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any
 
 
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
-@click.option("--hparam", type=click.Choice(protocols.HPARAMS), required=True, help="What the grid runs over.")
+@click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="What the grid runs over.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
-@click.option(
-    "--protocol-variant", type=click.Choice(protocols.VARIANTS), default="paper", help="Where paper and code differ."
-)
+@click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
 @_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @_setting("--model", click.Choice(list(MODELS)), "Network.")
 @_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
@@ -68,7 +68,7 @@ def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any
     SIGTERM, SIGUSR1 and Ctrl-C end a run at once; the same command continues it with the part that was in progress.
     """
     try:
-        settings = protocols.load_bound_grid(protocol, hparam, protocol_variant)
+        settings = load_bound_grid(protocol, hparam, protocol_variant)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
     with orderly_stops("" if options["force"] else "the same command continues it"):
@@ -95,9 +95,9 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import files
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
+    from ntkml.machine import files
     from ntkml.runs.bound_grid import run_bound_grid
     from ntkml.runs.bound_setup import BoundGrid, resolve_protocol
     from ntkml.runs.folders import complete_replacement, finished, replace_when_finished
@@ -152,11 +152,12 @@ def _changes(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]
 
 def _draw(folder: Path, figures: Path) -> None:
     """The run's picture, then where everything lies."""
-    from ntkml import records
     from ntkml.figures import bounds, captions, render
+    from ntkml.records import bound_grid as bound_records
+    from ntkml.records.manifests import read_manifest
 
-    notes = captions.manifest_notes([records.read_manifest(folder / "manifest.json")])
-    figure = bounds.draw_run(records.read_rows(folder / "rows.csv"), notes)
+    notes = captions.manifest_notes([read_manifest(folder / "manifest.json")])
+    figure = bounds.draw_run(bound_records.read_rows(folder / "rows.csv"), notes)
     pictures = render.save(figure, figures / f"bound-grid-{folder.name}", ["png"])
     click.echo(f"Rows:     {folder / 'rows.csv'}")
     click.echo(f"Manifest: {folder / 'manifest.json'}")

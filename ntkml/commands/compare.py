@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from ntkml import compare_protocols
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, SeedList, SystemList
-from ntkml.train_protocols import TRAIN_HPARAMS
+from ntkml.protocols import compare as compare_protocols
+from ntkml.protocols.train import TRAIN_HPARAMS
 
 _EXAMPLES = """\b
 Examples:

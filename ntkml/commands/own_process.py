@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ntkml.allocator import keep_freed_memory
+from ntkml.machine.allocator import keep_freed_memory
 
 
 def arrange_process() -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml import pareto_protocols
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, SeedList
-from ntkml.train_protocols import TRAIN_HPARAMS
+from ntkml.protocols import pareto as pareto_protocols
+from ntkml.protocols.train import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     from ntkml.datasets import ImageDataset
-    from ntkml.pareto_protocols import ParetoProtocol
+    from ntkml.protocols.pareto import ParetoProtocol
 
 _EXAMPLES = """\b
 Examples:
@@ -71,8 +71,8 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
 
 def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import files
     from ntkml.commands.devices import device_named
+    from ntkml.machine import files
     from ntkml.runs.folders import complete_replacement, finished, replace_when_finished
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto
     from ntkml.runs.stopping import Stopped
@@ -132,12 +132,13 @@ def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
 
 
 def _draw(folder: Path, figures: Path) -> None:
-    from ntkml import pareto_records, records
-    from ntkml.figure_protocols import ANY_PARETO
     from ntkml.figures import pareto, render
+    from ntkml.protocols.training_figures import ANY_PARETO
+    from ntkml.records import pareto as pareto_records
+    from ntkml.records.manifests import read_manifest
 
     rows = pareto_records.read_rows(folder / "rows.csv")
-    manifest = records.read_manifest(folder / "manifest.json")
+    manifest = read_manifest(folder / "manifest.json")
     picture = pareto.draw(ANY_PARETO, rows, manifest["notes"], manifest)
     pictures = render.save(picture, figures / f"pareto-{folder.name}")
     for name in ("rows.csv", "training.csv.gz", "manifest.json"):

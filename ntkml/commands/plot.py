@@ -80,8 +80,8 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
     An older picture of the same name is replaced; rows never are.
     """
-    from ntkml import files
     from ntkml.figures import drawing, render
+    from ntkml.machine import files
 
     if name in drawing.WITHOUT_ROWS and csv:
         raise click.UsageError(f"{name} is a schematic and reads no rows; leave out --csv")

@@ -23,7 +23,7 @@ def report(results: Path, out: Path) -> None:
 
     It opens from disk without a network. An older report of the same name is replaced; another file is not.
     """
-    from ntkml import files
+    from ntkml.machine import files
     from ntkml.report.contents import gather
     from ntkml.report.page import render_page
 

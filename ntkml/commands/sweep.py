@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml import cell_protocols
 from ntkml.commands.options import DEVICE
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, NameList, NumberList, SeedList, SystemList
-from ntkml.sweep_protocols import SweepProtocol, load_sweep
-from ntkml.train_protocols import TRAIN_HPARAMS
+from ntkml.protocols import cells as cell_protocols
+from ntkml.protocols.sweep import SweepProtocol, load_sweep
+from ntkml.protocols.train import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     from ntkml.commands.sweep_table import Screen
@@ -127,8 +127,8 @@ def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cel
 
 def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:
     """The heavy wing: torch is imported from here on."""
-    from ntkml import files
     from ntkml.commands.sweep_table import Screen
+    from ntkml.machine import files
     from ntkml.runs.sweep_plan import planned
 
     data = _data(protocol, options)

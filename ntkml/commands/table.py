@@ -38,7 +38,7 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     """
     if not results.is_dir() and (results.exists() or not _by_default("results")):
         raise ValueError(f"no folder {results}: name one that holds runs with --results")
-    from ntkml import files
+    from ntkml.machine import files
     from ntkml.tables import render
     from ntkml.tables.panels import panels
 

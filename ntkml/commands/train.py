@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml import train_protocols
 from ntkml.commands.options import device_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, ChunkSize, Seconds, TrainEstimator, TrainProtocolName
-from ntkml.protocols import VARIANTS
+from ntkml.protocols import train as train_protocols
+from ntkml.protocols.ranges import MOST, OPTIMIZERS, PRIORS
+from ntkml.protocols.tables import VARIANTS
+from ntkml.protocols.train import TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 from ntkml.registry import LIKELIHOODS, MODELS
-from ntkml.setting_ranges import MOST, OPTIMIZERS, PRIORS
-from ntkml.train_protocols import TRAIN_HPARAMS, WORDS, TrainProtocol, departures
 
 if TYPE_CHECKING:
-    from ntkml.processes import Processes
+    from ntkml.machine.processes import Processes
     from ntkml.runs.train import TrainRun
 
 _EXAMPLES = """\b
@@ -136,7 +136,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
     """The heavy wing: torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
-    from ntkml.processes import launched_processes
+    from ntkml.machine.processes import launched_processes
     from ntkml.runs.together import check_shares
     from ntkml.runs.train import TrainRun, follow_train
     from ntkml.runs.train_checks import resolve_protocol

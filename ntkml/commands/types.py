@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from ntkml.protocols.ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
 from ntkml.registry import STRUCTURES
-from ntkml.setting_ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
 from ntkml.specs import GROUPINGS, parse_estimator
 from ntkml.system_specs import ALIASES, FAMILIES, canonical_name
 
@@ -153,7 +153,7 @@ class TrainProtocolName(click.ParamType):
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ntkml.train_protocols import train_names
+        from ntkml.protocols.train import train_names
 
         return [CompletionItem(name) for name in train_names() if name.startswith(incomplete)]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ntkml import registry
+from ntkml.dataset_names import VARIANTS, join_name, split_name
 from ntkml.datasets import normalisation, variants
 from ntkml.datasets.normalisation import Normalisation
 
@@ -94,13 +95,13 @@ def load_dataset(name: str, data_root: str | Path | None = None, download: bool 
         ValueError: the name is unknown, or files are missing or damaged; the message says which and what to do.
     """
     root = resolve_data_root(data_root)
-    base, variant = variants.split_name(name)
+    base, variant = split_name(name)
     applied: Normalisation | None
     if base.startswith(FOLDER_SCHEME):
         from ntkml.datasets import folder
 
         if folder.exists(name, root):  # a folder may be called photos_r90
-            base, variant = name, None
+            base, variant = name, ""
         raw = folder.load(base, root)
         applied = normalisation.statistics(raw.train_inputs)
     elif base in registry.DATASETS:
@@ -109,17 +110,13 @@ def load_dataset(name: str, data_root: str | Path | None = None, download: bool 
     else:
         raise ValueError(registry.unknown_name("data set", name, [*dataset_names(), f"{FOLDER_SCHEME}PATH"]))
     if variant:
-        raw = replace(variants.apply(raw, variant), name=variants.join_name(raw.name, variant))
+        raw = replace(variants.apply(raw, variant), name=join_name(raw.name, variant))
     return raw if applied is None else _normalised(raw, applied)
 
 
 def dataset_names() -> list[str]:
     """Every name that :func:`load_dataset` accepts, beside those of folders."""
-    return [
-        name
-        for base in registry.DATASETS
-        for name in (base, *(variants.join_name(base, variant) for variant in variants.VARIANTS))
-    ]
+    return [join_name(base, variant) for base in registry.DATASETS for variant in VARIANTS]
 
 
 def resolve_data_root(data_root: str | Path | None = None) -> Path:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ntkml import torchvision_shim
 from ntkml.datasets import ImageDataset, resolve_data_root
 from ntkml.datasets.image_cache import DecodedImages
+from ntkml.machine import torchvision_shim
 
 SHAPE = (3, 32, 32)
 

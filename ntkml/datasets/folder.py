@@ -18,12 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ntkml.datasets import FOLDER_SCHEME, ImageDataset, variants
+from ntkml.dataset_names import split_name
+from ntkml.datasets import FOLDER_SCHEME, ImageDataset
 from ntkml.datasets.class_folders import arrange, checksum, names_of, targets_of
 from ntkml.datasets.image_cache import DecodedImages, cached
 from ntkml.datasets.image_sources import archive_suffix, fingerprint, read_entries
 from ntkml.datasets.pictures import Size, decode_all, is_picture
-from ntkml.provenance import as_utf8
+from ntkml.records.provenance import as_utf8
 from ntkml.registry import DATASETS
 
 _SIZE = re.compile(r"(?P<path>.+)@(?P<height>\d+)(?:x(?P<width>\d+))?")
@@ -42,7 +43,7 @@ class FolderName:
         """How rows and results call the data set: as the folder, but never as one that ntkml knows."""
         base = as_utf8(self.path.absolute().name)
         base = base.removesuffix(base[len(base) - len(archive_suffix(self.path)) :] or "\0")
-        if variants.split_name(base)[0] in DATASETS:  # tables would take it for the published data
+        if split_name(base)[0] in DATASETS:  # tables would take it for the published data
             base += "-folder"
         return base if self.size is None else f"{base}-{self.size[0]}x{self.size[1]}"
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkml import torchvision_shim
 from ntkml.datasets import ImageDataset, idx, resolve_data_root
+from ntkml.machine import torchvision_shim
 
 FILES = (
     ("train-images-idx3-ubyte", idx.IMAGES_MAGIC),

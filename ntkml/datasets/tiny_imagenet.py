@@ -15,12 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ntkml import torchvision_shim
 from ntkml.datasets import ImageDataset, resolve_data_root
 from ntkml.datasets.class_folders import Classes, checksum, names_of, targets_of
 from ntkml.datasets.image_cache import DecodedImages, cached
 from ntkml.datasets.image_sources import fingerprint, read_entries
 from ntkml.datasets.pictures import decode_all, is_picture
+from ntkml.machine import torchvision_shim
 
 FOLDER = "tiny-imagenet-200"
 URL = f"http://cs231n.stanford.edu/{FOLDER}.zip"

@@ -1,8 +1,4 @@
-"""Variants of a data set that its name asks for: every image rotated, shifted or scaled, once and for all.
-
-    NAME_r90, NAME_r180   turned by an angle uniform in [-90, 90] or [-180, 180] degrees
-    translated_NAME       shifted along both axes by distances uniform in [-8, 8] pixels
-    scaled_NAME           magnified by a factor log-uniform in [1/2, 2], the same along both axes
+"""Variants of a data set that its name asks for (:mod:`ntkml.dataset_names`): every image moved, once and for all.
 
 Each image has its own draw. Interpolation is bilinear with zeros outside the image and pixel centres inside the grid
 (``align_corners=False``). The draws come from fixed seeds, so the variant is one data set, not a distribution: the same
@@ -32,23 +28,6 @@ MAX_LOG_FACTOR = math.log(2.0)
 
 TRAIN_SEED, TEST_SEED = 1, 0
 _CHUNK = 8192  # images moved at a time: the sampling grid takes two floats a pixel
-
-
-def split_name(name: str) -> tuple[str, str | None]:
-    """``"mnist_r90" -> ("mnist", "r90")``, ``"scaled_mnist" -> ("mnist", "scaled")``.
-
-    A name without a variant comes back whole, with None.
-    """
-    base, separator, suffix = name.rpartition("_")
-    if separator and suffix in ROTATIONS:
-        return base, suffix
-    prefix, separator, base = name.partition("_")
-    return (base, prefix) if separator and prefix in VARIANTS and prefix not in ROTATIONS else (name, None)
-
-
-def join_name(base: str, variant: str) -> str:
-    """The inverse of :func:`split_name`."""
-    return f"{base}_{variant}" if variant in ROTATIONS else f"{variant}_{base}"
 
 
 def apply(dataset: ImageDataset, variant: str) -> ImageDataset:

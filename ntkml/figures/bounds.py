@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import pandas
 from matplotlib.figure import Figure
 
-from ntkml.figure_protocols import split_transformation
+from ntkml.dataset_names import split_name
 from ntkml.figures import captions, style
 from ntkml.figures.curves import EXACT, Curve, curves_of, hparams_of
 from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import Limits, draw_empty, draw_panel, hidden_curves, limits_of
 from ntkml.figures.style import LineLook
-from ntkml.protocols import HPARAMS, Facet, FigureProtocol, PanelAxes, load_figure
+from ntkml.protocols.bound_figures import Facet, FigureProtocol, PanelAxes, load_figure
+from ntkml.records.bound_grid import HPARAMS
 from ntkml.specs import parse_estimator
 
 PANEL_HEIGHT, LONE_PANEL_HEIGHT = 1.25, 1.9  # inches
@@ -179,7 +180,7 @@ def _axes_for(protocol: FigureProtocol, rows: pandas.DataFrame, hparam: str) -> 
 
 def _num_outputs(protocol: FigureProtocol, rows: pandas.DataFrame) -> int | None:
     """C, where the protocol knows it for the data of all rows; ``mnist_r180`` has the outputs of ``mnist``."""
-    known = {protocol.num_outputs.get(split_transformation(str(dataset))[0]) for dataset in rows["dataset"].unique()}
+    known = {protocol.num_outputs.get(split_name(str(dataset))[0]) for dataset in rows["dataset"].unique()}
     return known.pop() if len(known) == 1 else None
 
 

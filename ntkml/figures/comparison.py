@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
-from ntkml.notes import first_few
+from ntkml.records.notes import first_few
 from ntkml.specs import is_certified, parse_estimator
 
 PANEL_HEIGHT = 2.0  # inches

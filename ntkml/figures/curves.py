@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy
 import pandas
 
-from ntkml.notes import first_few
+from ntkml.records.notes import first_few
 
 EXACT = "ntk-N-C"  # the exact value, computed in the dual; "full" in the paper's figures
 

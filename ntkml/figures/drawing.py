@@ -10,10 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ntkml import compare_records, figure_protocols, pareto_records, records
 from ntkml.figures import captions, sources, subset_sources, training_sources
-from ntkml.notes import merged
-from ntkml.protocols import HPARAMS, figure_names
+from ntkml.protocols import training_figures
+from ntkml.protocols.bound_figures import figure_names
+from ntkml.records import bound_grid as bound_records
+from ntkml.records import compare as compare_records
+from ntkml.records import pareto as pareto_records
+from ntkml.records.bound_grid import HPARAMS
+from ntkml.records.notes import merged
 from ntkml.registry import FIGURES, resolve
 
 WITHOUT_ROWS = ("figure-2",)
@@ -38,13 +42,13 @@ def draw(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     """
     if name in WITHOUT_ROWS:
         return Drawing(resolve(FIGURES, name, "figure")(), name)
-    if name in figure_protocols.trajectory_names():
+    if name in training_figures.trajectory_names():
         return _trajectories(name, csv, results)
-    if name in figure_protocols.subset_names():
+    if name in training_figures.subset_names():
         return _subsets(name, csv, results)
     if name == COMPARISON:
         return _comparison(csv, results)
-    if name in figure_protocols.pareto_names():
+    if name in training_figures.pareto_names():
         return _pareto(name, csv, results)
     return _bounds(name, csv, results)
 
@@ -52,7 +56,7 @@ def draw(name: str, csv: Sequence[Path], results: Path) -> Drawing:
 def _bounds(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     """A figure of bound grids."""
     paths = list(csv) or [run.rows for run in sources.runs_for(name, results)]
-    rows = records.read_rows(*paths)
+    rows = bound_records.read_rows(*paths)
     manifests, notes = sources.manifests_beside(paths)
     notes = captions.manifest_notes(manifests) + notes
     function = resolve(FIGURES, name, "figure")
@@ -67,7 +71,7 @@ def _trajectories(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     """A figure of training runs."""
     import pandas
 
-    figure = figure_protocols.load_trajectory_figure(name)
+    figure = training_figures.load_trajectory_figure(name)
     paths = list(csv) or training_sources.training_files(figure, results)
     runs, notes = training_sources.choose(figure, training_sources.training_runs(paths))
     rows = pandas.concat([run.rows for run in runs], ignore_index=True)
@@ -79,7 +83,7 @@ def _subsets(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     """A figure of training runs on more and more data."""
     if csv:
         raise ValueError(f"{name} shows many runs with their manifests: name their folder with --results, not --csv")
-    runs = subset_sources.subset_runs(figure_protocols.load_subset_figure(name), results)
+    runs = subset_sources.subset_runs(training_figures.load_subset_figure(name), results)
     return Drawing(resolve(FIGURES, name, "figure")(name, runs), name, runs.paths)
 
 
@@ -90,7 +94,7 @@ def _pareto(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     manifests, notes = sources.manifests_beside(paths)
     manifest = manifests[0] if manifests else {}
     figure = resolve(FIGURES, name, "figure")(name, rows, [*manifest.get("notes", []), *notes], manifest)
-    return Drawing(figure, _run_stem(name, rows) if name == figure_protocols.ANY_PARETO else name, tuple(paths))
+    return Drawing(figure, _run_stem(name, rows) if name == training_figures.ANY_PARETO else name, tuple(paths))
 
 
 def _comparison(csv: Sequence[Path], results: Path) -> Drawing:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from ntkml.figures.captions import grouped
 from ntkml.figures.curves import EXACT, Curve
 from ntkml.figures.style import FULL, LineLook, sequence
-from ntkml.protocols import Facet
+from ntkml.protocols.bound_figures import Facet
 from ntkml.specs import parse_estimator
 
 STRUCTURE_NAMES = {"ntk": "full", "kfac": "KFAC"}

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from ntkml.figures.curves import Curve
 from ntkml.figures.looks import line_style
 from ntkml.figures.style import FULL, LineLook
-from ntkml.protocols import PanelAxes
+from ntkml.protocols.bound_figures import PanelAxes
 
 Interval = tuple[float, float]
 SHOWN_HEIGHT = 5.5  # nats per datum below the highest curve where no limits are set; the paper's panels are as high

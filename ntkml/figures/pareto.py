@@ -15,15 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from ntkml.figure_protocols import ParetoAxes, ParetoFigure, load_pareto_figure
 from ntkml.figures import captions, pareto_captions, style
 from ntkml.figures.layout import Sheet
 from ntkml.figures.panels import Limits
 from ntkml.figures.pareto_limits import limits_of, mark_ticks, outside
 from ntkml.figures.pareto_marks import color_of, each, handles_of, mark_size, mark_style
 from ntkml.figures.point_labels import boxes_around, label_points
-from ntkml.notes import first_few
-from ntkml.pareto_records import frontier
+from ntkml.protocols.training_figures import ParetoAxes, ParetoFigure, load_pareto_figure
+from ntkml.records.notes import first_few
+from ntkml.records.pareto import frontier
 
 PANEL_HEIGHT = 2.3  # inches
 ESTIMATE, EXACT = "log_marginal_likelihood", "exact_log_marginal_likelihood"

@@ -8,8 +8,8 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ntkml.figure_protocols import ParetoAxes
 from ntkml.figures.panels import SHOWN_HEIGHT, Interval, Limits
+from ntkml.protocols.training_figures import ParetoAxes
 
 _LEFT, _RIGHT, _BELOW, _ABOVE = 0.16, 0.05, 0.10, 0.05  # room around the points; labels stand below and to the left
 _MOST_TICKS = 7

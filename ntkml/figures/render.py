@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ntkml.figures import style
-from ntkml.files import write_atomically
+from ntkml.machine.files import write_atomically
 from ntkml.registry import unknown_name
 
 # Metadata that differs between two runs is left out, so that a picture changes only where its rows do.

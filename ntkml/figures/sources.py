@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ntkml import records
-from ntkml.figure_protocols import load_pareto_figure
-from ntkml.finished_runs import Run, finished_runs
-from ntkml.protocols import HPARAMS, figure_names, load_figure
+from ntkml.protocols.bound_figures import figure_names, load_figure
+from ntkml.protocols.training_figures import load_pareto_figure
+from ntkml.records.bound_grid import HPARAMS
+from ntkml.records.finished_runs import Run, finished_runs
+from ntkml.records.manifests import read_manifest
 
 
 def runs_for(name: str, results: Path) -> list[Run]:
@@ -74,7 +75,7 @@ def manifests_beside(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[
     for path in paths:
         manifest = path.parent / "manifest.json"
         if manifest.is_file():
-            manifests.append(records.read_manifest(manifest))
+            manifests.append(read_manifest(manifest))
         else:
             notes.append(f"No manifest beside {path.name}: its settings are known from the rows alone.")
     return manifests, notes

@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas
 
-from ntkml import train_records
-from ntkml.figure_protocols import SubsetFigure, split_transformation
-from ntkml.finished_runs import finished_runs
-from ntkml.notes import merged
-from ntkml.run_settings import RunSettings, settings_of, versions_of
+from ntkml.dataset_names import split_name
+from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
+from ntkml.protocols.training_figures import SubsetFigure
+from ntkml.records import train as train_records
+from ntkml.records.finished_runs import finished_runs
+from ntkml.records.notes import merged
 
 #: Settings that say how large a run is, and so differ from point to point.
 SIZE = "num_data"
@@ -50,7 +51,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
         followed = settings_of(run.manifest)
         known = followed is not None and followed.protocol in versions_of(figure.training)
         if followed is not None and known and run.settings["estimator"] in figure.estimators:
-            source, _ = split_transformation(str(run.settings["dataset"]))
+            source, _ = split_name(str(run.settings["dataset"]))
             groups.setdefault((source, followed.without(SIZE)), []).append(run)
     if not groups:
         raise ValueError(
@@ -86,7 +87,7 @@ def _point(run: Any, quantity: str) -> dict[str, Any]:
         "num_params",
         "device",
     )
-    _, transformation = split_transformation(str(run.settings["dataset"]))
+    _, transformation = split_name(str(run.settings["dataset"]))
     return {name: rows[name].iloc[-1] for name in kept} | {
         "transformation": transformation,
         "epochs": int(rows["epoch"].max()),

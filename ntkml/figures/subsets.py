@@ -13,14 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from ntkml.figure_protocols import TRANSFORMATIONS, load_subset_figure
+from ntkml.dataset_names import VARIANTS
 from ntkml.figures import captions, style
 from ntkml.figures.curves import Curve
 from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import Limits, draw_empty, draw_panel, padded
 from ntkml.figures.subset_sources import SubsetRuns
-from ntkml.protocols import Facet, PanelAxes
+from ntkml.protocols.bound_figures import Facet, PanelAxes
+from ntkml.protocols.training_figures import load_subset_figure
 
 PANEL_HEIGHT = 1.25  # inches
 AXES = PanelAxes(xlabel="training images", xscale="log")
@@ -53,8 +54,8 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
         )  # fmt: skip
         for column, (kind, curves) in enumerate(panels.items()):
             part = sheet.panel(0, column)
-            part.set_label(f"{figure.quantity}: {TRANSFORMATIONS[kind]}")
-            part.set_title(TRANSFORMATIONS[kind])
+            part.set_label(f"{figure.quantity}: {VARIANTS[kind]}")
+            part.set_title(VARIANTS[kind])
             if curves:
                 draw_panel([part], limits, AXES, curves, looks)
                 _tick_sizes(part, sorted({int(size) for size in points["num_data"]}))
@@ -134,7 +135,7 @@ def _caption(
     for kind, panel in panels.items():
         absent = [name for name in wanted if name not in panel]
         if panel and absent:
-            sentences.append(f"Missing ({TRANSFORMATIONS[kind]}): {captions.listed(absent)}.")
-    if empty := [TRANSFORMATIONS[kind] for kind, panel in panels.items() if not panel]:
+            sentences.append(f"Missing ({VARIANTS[kind]}): {captions.listed(absent)}.")
+    if empty := [VARIANTS[kind] for kind, panel in panels.items() if not panel]:
         sentences.append(f"No runs: {', '.join(empty)}.")
     return sentences

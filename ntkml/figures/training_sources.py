@@ -20,10 +20,11 @@ from typing import Any
 
 import pandas
 
-from ntkml import records, train_records
-from ntkml.figure_protocols import TrajectoryFigure
 from ntkml.figures.captions import manifest_notes
-from ntkml.finished_runs import finished_runs
+from ntkml.protocols.training_figures import TrajectoryFigure
+from ntkml.records import train as train_records
+from ntkml.records.finished_runs import finished_runs
+from ntkml.records.manifests import read_manifest
 
 JOINED = "training.csv.gz"  # the rows of all training runs of a Pareto run
 _ROW_SETTINGS = ("hparam", "dataset", "model", "num_data", "num_params", "dtype")
@@ -83,7 +84,7 @@ def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
     for path in dict.fromkeys(paths):
         rows = train_records.read_rows(path)
         beside = path.with_name("manifest.json")
-        manifest = records.read_manifest(beside) if beside.is_file() else {}
+        manifest = read_manifest(beside) if beside.is_file() else {}
         for run_id, group in rows.groupby("run_id", sort=False):
             own = manifest if manifest.get("run_id") == run_id else manifest.get("runs", {}).get(run_id, {})
             notes = manifest_notes([own])

@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ntkml.figure_protocols import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure, split_transformation
+from ntkml.dataset_names import split_name
 from ntkml.figures import captions, style
 from ntkml.figures.curves import EXACT, Curve, refuse_mixtures
 from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import SHOWN_HEIGHT, Limits, draw_empty, draw_panel, hidden_curves, padded
 from ntkml.figures.training_curves import WINDOW, seeds_by_estimator, trajectories_of
-from ntkml.protocols import PanelAxes
+from ntkml.protocols.bound_figures import PanelAxes
+from ntkml.protocols.training_figures import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure
 
 PANEL_HEIGHT = 1.15  # inches
 AXES = PanelAxes(xlabel="epoch")
@@ -48,7 +49,7 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
     curves = {column: trajectories_of(chosen, column) for column in QUANTITIES}
     limits = {column: _limits(panel.values(), int(chosen["epoch"].max())) for column, panel in curves.items()}
     sentences = [f"{figure.title}.", *_caption(figure, chosen, curves, limits), *notes]
-    num_outputs = figure.num_outputs.get(split_transformation(str(chosen["dataset"].iloc[0]))[0], 0)
+    num_outputs = figure.num_outputs.get(split_name(str(chosen["dataset"].iloc[0]))[0], 0)
     panels = [_present(facet, curves) for facet in figure.facets]
     with style.context():
         legends = [_legend(facet, present, num_outputs) for facet, present in zip(figure.facets, panels, strict=True)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ntkml.layers import elementwise
 
-#: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.exact_rows`).
+#: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.rows.exact`).
 LAYER_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.Embedding, *elementwise.TYPES)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pandas
 from matplotlib import pyplot
 
-from ntkml import compare_records, pareto_records, records
 from ntkml.figures import drawing, render, training_sources
-from ntkml.finished_runs import Run, finished_runs
-from ntkml.protocols import protocol_names, read_tables
+from ntkml.protocols.tables import protocol_names, read_tables
+from ntkml.records import bound_grid as bound_records
+from ntkml.records import compare as compare_records
+from ntkml.records import pareto as pareto_records
+from ntkml.records.finished_runs import Run, finished_runs
 from ntkml.registry import FIGURES
 from ntkml.report.summaries import Cell, Table, bound_table, comparison_table, pareto_table, training_table
 from ntkml.tables import render as render_table
@@ -105,7 +107,7 @@ def _tables(runs: dict[str, list[Run]], results: Path) -> list[Table]:
     if runs["pareto"]:
         tables.append(pareto_table(pareto_records.read_rows(*[run.rows for run in runs["pareto"]])))
     if runs["bound-grid"]:
-        tables.append(bound_table(records.read_rows(*[run.rows for run in runs["bound-grid"]])))
+        tables.append(bound_table(bound_records.read_rows(*[run.rows for run in runs["bound-grid"]])))
     joined = [run.rows.with_name(training_sources.JOINED) for run in runs["pareto"]]
     files = [run.rows for run in runs["train"]] + [path for path in joined if path.is_file()]
     if training := training_sources.training_runs(files):

@@ -7,7 +7,7 @@ from importlib import resources
 import jinja2
 
 import ntkml
-from ntkml.provenance import now
+from ntkml.records.provenance import now
 from ntkml.report.contents import Contents
 
 

@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ntkml import files, records
-from ntkml.capture import trainable_parameters
 from ntkml.hyperparameters.affine import affine_views, rotation_eta
 from ntkml.likelihoods import Categorical
+from ntkml.machine import files
 from ntkml.priors import PriorPrecision
-from ntkml.provenance import now
+from ntkml.records import bound_grid as bound_records
+from ntkml.records import provenance
+from ntkml.records.manifests import write_manifest
+from ntkml.records.provenance import now
+from ntkml.records.tables import as_rows
+from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up
 from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
 from ntkml.specs import EstimatorSpec, is_certified
-from ntkml.tabulated import JacobianTable, tabulate
 
 if TYPE_CHECKING:
     import pandas
@@ -46,16 +50,16 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
         ValueError: see :func:`ntkml.runs.bound_setup.set_up`; what is finished in the folder is never lost.
     """
     with exclusive(folder):
-        environment = records.environment()
+        environment = provenance.environment()
         setup = set_up(grid, folder, track)
         parts = files.ensure_writable_folder(folder / "parts")
         label, cells = _CELLS[grid.protocol.hparam](setup)
         for name, compute in track(cells, len(cells), label):
             if not _is_whole(parts / f"{name}.csv", setup):
-                records.write_rows(parts / f"{name}.csv", compute())
+                bound_records.write_rows(parts / f"{name}.csv", compute())
         frame = _joined(setup, [parts / f"{name}.csv" for name, _ in cells])
-        path = records.write_rows(folder / "rows.csv", records.as_rows(frame))
-        records.write_manifest(folder / "manifest.json", _manifest(setup, environment))
+        path = bound_records.write_rows(folder / "rows.csv", as_rows(frame))
+        write_manifest(folder / "manifest.json", _manifest(setup, environment))
         shutil.rmtree(parts, ignore_errors=True)
     return path
 
@@ -68,7 +72,7 @@ def _is_whole(part: Path, setup: Setup) -> bool:
     if not part.exists():
         return False
     try:
-        frame = records.read_rows(part)
+        frame = bound_records.read_rows(part)
     except ValueError:
         return False
     protocol = setup.grid.protocol
@@ -165,7 +169,7 @@ def _scalar(precision: float) -> PriorPrecision:
 
 def _joined(setup: Setup, parts: Sequence[Path]) -> pandas.DataFrame:
     """All parts in the order of estimators, grid and blocks, aggregates above the exact value marked."""
-    frame = records.read_rows(*parts)
+    frame = bound_records.read_rows(*parts)
     aggregate = frame["block"].isna()
     exact = frame[aggregate & (frame["estimator"] == EXACT)].set_index("hparam_value")["log_marginal_likelihood"]
     reference = frame["hparam_value"].map(exact)

@@ -13,11 +13,11 @@ from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood
 from ntkml.partitions import Partition
 from ntkml.priors import PriorPrecision
+from ntkml.rows.tabulated import JacobianTable, TabulatedRows
 from ntkml.runs.clock import clock
 from ntkml.runs.peak_memory import peak_bytes
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.structures import Structure, structure_named
-from ntkml.tabulated import JacobianTable, TabulatedRows
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml import records
-from ntkml.capture import trainable_parameters
 from ntkml.datasets import ImageDataset, subset
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import partition_for, tree_for
 from ntkml.hyperparameters.affine import draw_noise, rotation_eta
+from ntkml.learning.map_training import train_map
 from ntkml.likelihoods import Categorical
-from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.partitions import Partition
-from ntkml.protocols import BoundGridProtocol
+from ntkml.protocols.bound_grid import BoundGridProtocol
 from ntkml.randomness import generator_for
+from ntkml.records.manifests import settings_id
+from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
 from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
 from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
-from ntkml.training import train_map
 
 #: The exact log marginal likelihood of the linearised Laplace approximation, by its estimator name.
 EXACT = "ntk-N-C"
@@ -66,7 +66,7 @@ class BoundGrid:
 
     @property
     def run_id(self) -> str:
-        return records.run_id(self.settings)
+        return settings_id(self.settings)
 
     @property
     def captions(self) -> list[str]:

@@ -13,17 +13,21 @@ from typing import Any
 
 import torch
 
-from ntkml import compare_records, records, train_records
-from ntkml.compare_protocols import CompareProtocol
 from ntkml.datasets import ImageDataset
-from ntkml.provenance import now
+from ntkml.protocols.compare import CompareProtocol
+from ntkml.protocols.train import TrainProtocol
+from ntkml.records import compare as compare_records
+from ntkml.records import provenance
+from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest, settings_id, write_manifest
+from ntkml.records.provenance import now
+from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.system_specs import family_of, is_bound, parse_system
-from ntkml.train_protocols import TrainProtocol
 
 #: track(items, total, label) yields the items and shows progress.
 Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -64,7 +68,7 @@ class CompareRun:
 
     @property
     def run_id(self) -> str:
-        return records.run_id(self.settings)
+        return settings_id(self.settings)
 
     def folder(self, results: Path) -> Path:
         """Where the comparison lives below ``results``."""
@@ -88,8 +92,8 @@ def run_compare(
             where = cell.folder(results)
             train_cell(cell, where, _quiet_track, warn, stop)
             rows.append(compared_row(run.run_id, cell.protocol, where))
-            path = records.write_rows(folder / "rows.csv", rows, compare_records.COLUMNS)
-        records.write_manifest(folder / "manifest.json", manifest | {"finished_at": now()})
+            path = write_rows(folder / "rows.csv", rows, compare_records.COLUMNS)
+        write_manifest(folder / "manifest.json", manifest | {"finished_at": now()})
     return path
 
 
@@ -99,8 +103,8 @@ def compared_row(run_id: str, protocol: TrainProtocol, where: Path) -> dict[str,
     Raises:
         ValueError: its rows or its costs are not whole; says what to remove.
     """
-    last = records.as_rows(train_records.read_finished(where / "rows.csv", protocol.epochs))[-1]
-    budget: Mapping[str, Any] = records.read_manifest(where / "manifest.json").get("budget", {})
+    last = as_rows(train_records.read_finished(where / "rows.csv", protocol.epochs))[-1]
+    budget: Mapping[str, Any] = read_manifest(where / "manifest.json").get("budget", {})
     if not budget.keys() >= set(_FROM_BUDGET):
         raise ValueError(f"{where} was run before costs were counted: remove it and compute it again")
     name = protocol.estimator
@@ -125,7 +129,7 @@ def _manifest(run: CompareRun) -> dict[str, Any]:
         "run_id": run.run_id,
         "command": "compare",
         "settings": run.settings,
-        "environment": records.environment(),
+        "environment": provenance.environment(),
         "data_checksum": run.data.checksum,
         "estimators": {cell.protocol.estimator: {"run_id": cell.run_id} for cell in run.runs},
         "notes": run.protocol.notes,

@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ntkml import files, records
-from ntkml.finished_runs import NEW, OLD
+from ntkml.machine import files
+from ntkml.records.finished_runs import NEW, OLD
+from ntkml.records.manifests import read_manifest
 
 try:
     import fcntl
@@ -107,7 +108,7 @@ def finished(folder: Path) -> bool:
     if not manifest.exists():
         return False
     try:
-        finished_at = records.read_manifest(manifest).get("finished_at")
+        finished_at = read_manifest(manifest).get("finished_at")
     except ValueError as error:
         raise ValueError(f"{error}: the run is damaged; remove {folder} and compute it again") from None
     if finished_at and not (rows.exists() and rows.stat().st_size):

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntkml import records, train_records
 from ntkml.hyperparameters.affine import ROTATION
+from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest
 from ntkml.runs.weights import SavedWeights, read_weights
 from ntkml.specs import NO_ESTIMATOR
 
@@ -36,7 +37,7 @@ def read_learned(path: Path) -> Learned:
     weights = read_weights(path)
     source = f"sha256 {weights.checksum[:10]}"
     manifest_path = path.with_name("manifest.json")
-    manifest = records.read_manifest(manifest_path) if manifest_path.exists() else {}
+    manifest = read_manifest(manifest_path) if manifest_path.exists() else {}
     if manifest.get("command") != "train" or not manifest.get("finished_at"):
         return Learned(weights, f"Weights read from a file ({source}).")
     settings = manifest["settings"]

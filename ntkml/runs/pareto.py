@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ntkml import files, pareto_records, records, train_records
-from ntkml.cell_protocols import Cell
 from ntkml.datasets import ImageDataset
-from ntkml.learning_state import Learner
+from ntkml.learning.state import Learner
+from ntkml.machine import files
 from ntkml.objective import MarginalLikelihood
-from ntkml.pareto_protocols import ParetoProtocol
-from ntkml.provenance import now
+from ntkml.protocols.cells import Cell
+from ntkml.protocols.pareto import ParetoProtocol
 from ntkml.randomness import generator_for
+from ntkml.records import pareto as pareto_records
+from ntkml.records import provenance
+from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest, settings_id, write_manifest
+from ntkml.records.provenance import now
+from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
 from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
@@ -76,7 +81,7 @@ class ParetoRun:
 
     @property
     def run_id(self) -> str:
-        return records.run_id(self.settings)
+        return settings_id(self.settings)
 
     def folder(self, results: Path) -> Path:
         """Where the run lives below ``results``."""
@@ -122,7 +127,7 @@ def run_pareto(
         ValueError: another process on this comparison; see also :func:`ntkml.runs.train.run_train`.
     """
     with exclusive(folder):
-        environment = records.environment()
+        environment = provenance.environment()
         for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
             _train(run.cell(cell), results, track, warn, stop)
         parts = files.ensure_writable_folder(folder / "parts")
@@ -131,15 +136,15 @@ def run_pareto(
             if reason := stop():
                 raise Stopped(reason, 0, 0)
             if not is_whole(parts / f"{name}.json"):
-                records.write_manifest(parts / f"{name}.json", _measured(run, name, results))
+                write_manifest(parts / f"{name}.json", _measured(run, name, results))
         training = _training_rows(run, results)
-        measured = {name: records.read_manifest(parts / f"{name}.json") for name in compared}
+        measured = {name: read_manifest(parts / f"{name}.json") for name in compared}
         by_estimator = {name: _frames(run, training, cells) for name, cells in compared.items()}
         rows = pareto_rows(run.run_id, run.settings, by_estimator, measured)
-        path = records.write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
-        records.write_rows(folder / "training.csv.gz", records.as_rows(training), train_records.COLUMNS)
+        path = write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
+        write_rows(folder / "training.csv.gz", as_rows(training), train_records.COLUMNS)
         manifest = _manifest(run, results, environment, _trained_elsewhere(run, training))
-        records.write_manifest(folder / "manifest.json", manifest)
+        write_manifest(folder / "manifest.json", manifest)
         shutil.rmtree(parts, ignore_errors=True)
     return path
 
@@ -219,7 +224,7 @@ def _trained_elsewhere(run: ParetoRun, training: pandas.DataFrame) -> list[str]:
 
 def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any], elsewhere: list[str]) -> dict[str, Any]:
     runs = [run.cell(cell) for cell in run.protocol.cells]
-    manifests = {cell.run_id: records.read_manifest(cell.folder(results) / "manifest.json") for cell in runs}
+    manifests = {cell.run_id: read_manifest(cell.folder(results) / "manifest.json") for cell in runs}
     estimators: dict[str, Any] = {}
     for name, cells in run.protocol.compared.items():
         estimators |= {name: manifests[run.cell(cells[0]).run_id]["estimators"][name]}

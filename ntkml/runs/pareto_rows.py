@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ntkml import records
-from ntkml.pareto_records import frontier
+from ntkml.records.manifests import read_manifest
+from ntkml.records.pareto import frontier
 
 if TYPE_CHECKING:
     import pandas
@@ -49,7 +49,7 @@ def pareto_rows(
 def is_whole(part: Path) -> bool:
     """Whether an earlier start measured an estimator and left this part whole; a damaged one is measured again."""
     try:
-        measured = records.read_manifest(part)
+        measured = read_manifest(part)
     except ValueError:
         return False
     seconds, *others = (measured.get(key) for key in _MEASURED)

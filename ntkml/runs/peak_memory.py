@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ntkml.allocator import return_freed_memory
+from ntkml.machine.allocator import return_freed_memory
 
 #: Writing "5" there sets a process's high-water mark to what is resident now (Linux, proc(5)).
 _CLEAR_REFS = Path("/proc/self/clear_refs")

@@ -15,11 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ntkml import records, train_records
 from ntkml.datasets import ImageDataset, subset
-from ntkml.finished_runs import FITS
-from ntkml.provenance import now
+from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.records import train as train_records
+from ntkml.records.finished_runs import FITS
+from ntkml.records.manifests import read_manifest, write_manifest
+from ntkml.records.provenance import now
+from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.folders import complete_replacement, exclusive, finished
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import Track, TrainRun, run_train
@@ -28,7 +31,6 @@ from ntkml.specs import NO_ESTIMATOR
 from ntkml.system_specs import PRIOR, family_of, parse_system
 from ntkml.systems.contract import split_validation
 from ntkml.systems.search import best_value, folds
-from ntkml.train_protocols import TrainProtocol
 
 
 def run_any(
@@ -93,8 +95,8 @@ class _Search:
     def _trained(self, run: TrainRun, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if not finished(folder):
             self.train(run, folder)
-        budget = records.read_manifest(folder / "manifest.json")["budget"]
-        return records.as_rows(train_records.read_finished(folder / "rows.csv", run.protocol.epochs)), budget
+        budget = read_manifest(folder / "manifest.json")["budget"]
+        return as_rows(train_records.read_finished(folder / "rows.csv", run.protocol.epochs)), budget
 
     def _finish(self, best: float) -> Path:
         """The fit on all data, and the files of the search."""
@@ -103,10 +105,10 @@ class _Search:
         rows, budget = self._trained(last, folder)
         name = self.run.protocol.estimator
         named = {"run_id": self.run.run_id, "estimator": name, "structure": parse_system(name).family}
-        path = records.write_rows(self.folder / "rows.csv", [row | named for row in rows], train_records.COLUMNS)
+        path = write_rows(self.folder / "rows.csv", [row | named for row in rows], train_records.COLUMNS)
         shutil.copyfile(folder / "weights.pt", self.folder / "weights.pt")
         budgets = [*(fit["budget"] for fit in self.fits), budget]
-        manifest = records.read_manifest(folder / "manifest.json") | {
+        manifest = read_manifest(folder / "manifest.json") | {
             "run_id": self.run.run_id,
             "settings": self.run.settings,
             "notes": list(self.run.notes),
@@ -115,7 +117,7 @@ class _Search:
             "budget": {key: sum(one[key] for one in budgets) for key in ("fits", "data_passes", "seconds")},
             "finished_at": now(),
         }
-        records.write_manifest(self.folder / "manifest.json", manifest)
+        write_manifest(self.folder / "manifest.json", manifest)
         return path
 
 

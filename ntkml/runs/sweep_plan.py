@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ntkml import records
-from ntkml.cell_protocols import SETTINGS, Cell
 from ntkml.datasets import ImageDataset
+from ntkml.protocols.cells import SETTINGS, Cell
+from ntkml.protocols.train import TrainProtocol
+from ntkml.records.manifests import read_manifest
 from ntkml.runs.folders import finished, held
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import holds_checkpoint
-from ntkml.train_protocols import TrainProtocol
 
 DONE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "running", "stopped", "missing", "damaged"
 
@@ -111,7 +111,7 @@ def epochs_kept(folder: Path) -> int:
 def threads_of(folder: Path, default: int) -> int:
     """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun."""
     try:
-        conditions = records.read_manifest(folder / "manifest.json").get("conditions", {})
+        conditions = read_manifest(folder / "manifest.json").get("conditions", {})
     except ValueError:
         return default
     return int(conditions.get("threads", default))

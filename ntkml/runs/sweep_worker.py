@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 
 from ntkml.datasets import ImageDataset, load_dataset
-from ntkml.memory import is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.runs.folders import BusyError
 from ntkml.runs.search import run_any
 from ntkml.runs.stopping import Stopped, StopRequest

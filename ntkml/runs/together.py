@@ -12,13 +12,13 @@ import signal
 import torch
 
 from ntkml.datasets import ImageDataset
-from ntkml.learning import steps
-from ntkml.learning_state import Learner, restore, state_of
-from ntkml.processes import Processes, ProcessLostError
+from ntkml.learning import loop
+from ntkml.learning.state import Learner, restore, state_of
+from ntkml.machine.processes import Processes, ProcessLostError
+from ntkml.protocols.train import TrainProtocol
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.system_specs import is_bound
-from ntkml.train_protocols import TrainProtocol
 
 
 def check_shares(protocol: TrainProtocol, processes: Processes) -> None:
@@ -57,7 +57,7 @@ def follow(learner: Learner, data: ImageDataset, stop: StopRequest) -> None:
         return
     restore(learner, torch.load(io.BytesIO(start), map_location="cpu", weights_only=True))
     position, epochs, leave = learner.position, learner.protocol.epochs, agreed(processes, stop)
-    going_on = steps(learner, data)
+    going_on = loop.steps(learner, data)
     while position.epoch <= epochs:
         if reason := leave():
             raise Stopped(reason, position.epoch - 1, position.step)

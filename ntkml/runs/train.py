@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 
-from ntkml import records
-from ntkml.capture import trainable_parameters
-from ntkml.checkpoints import read_checkpoint
 from ntkml.datasets import ImageDataset, subset
 from ntkml.hyperparameters.affine import GENERATOR_NAMES
-from ntkml.learning import steps
-from ntkml.learning_state import Learner, new_learner, restore_values
-from ntkml.model_contract import check_model
+from ntkml.learning import loop
+from ntkml.learning.checkpoints import read_checkpoint
+from ntkml.learning.state import Learner, new_learner, restore_values
+from ntkml.machine.processes import ALONE, Processes
 from ntkml.models import build_model
-from ntkml.processes import ALONE, Processes
+from ntkml.protocols.train import WORDS, TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.records import provenance
+from ntkml.records.manifests import settings_id
+from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.model_contract import check_model
 from ntkml.runs.folders import UNFINISHED, exclusive, finished
 from ntkml.runs.peak_memory import peak_bytes
 from ntkml.runs.stopping import StopRequest, never
@@ -35,7 +37,6 @@ from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
-from ntkml.train_protocols import WORDS, TrainProtocol
 
 #: track(rows, epochs in all, epochs done) yields the rows and shows progress.
 Track = Callable[[Iterable[dict[str, Any]], int, int], Iterable[dict[str, Any]]]
@@ -47,7 +48,7 @@ class TrainRun:
 
     ``chunk``: inputs per captured chunk, or None for the default. ``notes``: sentences that every caption must show.
     ``processes``: those that compute it together.
-    ``precision``: of the weights' steps, see :class:`~ntkml.learning_state.Learner`; estimates have their own.
+    ``precision``: of the weights' steps, see :class:`~ntkml.learning.state.Learner`; estimates have their own.
     """
 
     protocol: TrainProtocol
@@ -79,7 +80,7 @@ class TrainRun:
 
     @property
     def run_id(self) -> str:
-        return records.run_id(self.settings)
+        return settings_id(self.settings)
 
     def folder(self, results: Path) -> Path:
         """Where the run lives below ``results``."""
@@ -103,7 +104,7 @@ def run_train(
         ProcessLostError: one of them is gone.
         Stopped: ``stop`` asked for it between two steps; the run can be resumed.
         ValueError: an unfinished run lies there and ``resume`` is false, or it was made under other conditions; damaged
-            checkpoints; another process on the same run; see also :func:`ntkml.learning.learn`. Epochs that were finished
+            checkpoints; another process on the same run; see also :func:`ntkml.learning.loop.learn`. Epochs that were finished
             before such trouble stay in ``rows.csv``.
     """
     with exclusive(folder):
@@ -150,7 +151,7 @@ def _rows(run: TrainRun, journal: Journal, data: ImageDataset) -> Iterator[dict[
     """The rows of the epochs that are left; between any two steps the journal keeps what is due, or leaves."""
     learner = journal.learner
     common = common_columns(learner, run.run_id, data.num_classes, run.device)
-    for record in steps(learner, data):
+    for record in loop.steps(learner, data):
         if record is not None:
             measured = measured_columns(record, is_bound(run.protocol.estimator)) | {
                 "peak_bytes": peak_bytes(run.device)
@@ -172,7 +173,7 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "settings": run.settings,
         "protocol": {"name": run.protocol.name, "variant": run.protocol.variant},
         "conditions": run.conditions,
-        "environment": records.environment(),
+        "environment": provenance.environment(),
         "resumed": [],
         "data_checksum": run.data.checksum,
         "normalisation": asdict(applied) if (applied := run.data.normalisation) else None,

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from ntkml.datasets import ImageDataset
 from ntkml.likelihoods import as_likelihood, column_groups
+from ntkml.protocols.train import TrainProtocol
 from ntkml.specs import NO_ESTIMATOR, parse_estimator, resolve_estimator
 from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.systems.search import check_folds
-from ntkml.train_protocols import TrainProtocol
 
 
 def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtocol:

@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ntkml import records
-from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
-from ntkml.learning import settle
-from ntkml.learning_state import Learner, Position, restore, state_of
-from ntkml.provenance import now
+from ntkml.learning.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.learning.loop import settle
+from ntkml.learning.state import Learner, Position, restore, state_of
+from ntkml.records.manifests import write_manifest
+from ntkml.records.provenance import now
+from ntkml.records.tables import write_rows
+from ntkml.records.train import COLUMNS
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.weights import save_weights
-from ntkml.train_records import COLUMNS
 
 #: What to do about a difference that would change the last bits of a resumed run.
 _REMEDIES = {
@@ -98,8 +99,8 @@ class Journal:
         """Write the rows of the finished epochs and the manifest; no checkpoint. Returns the path of the rows."""
         tree = self.learner.objective.tree
         topology = [[list(left), list(right)] for left, right in tree.splits] if tree else None
-        path = records.write_rows(self.folder / "rows.csv", self.rows, COLUMNS)
-        records.write_manifest(self.folder / "manifest.json", self.manifest | {"tree": topology} | finished)
+        path = write_rows(self.folder / "rows.csv", self.rows, COLUMNS)
+        write_manifest(self.folder / "manifest.json", self.manifest | {"tree": topology} | finished)
         return path
 
     def leave_if_asked(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ntkml import files
+from ntkml.machine import files
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ntkml.priors import PriorPrecision
 from ntkml.registry import STRUCTURES, resolve
-from ntkml.rows import Kept, Rows
+from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import Adjoint
 
 

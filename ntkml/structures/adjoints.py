@@ -16,7 +16,7 @@ from torch import Tensor
 from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import left_product, log_det_row_gradient
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Groups, Rows
+from ntkml.rows.block import Groups, Rows
 
 
 class Pairing(Protocol):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import NotPositiveDefiniteError, log_det_from_spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Kept, Rows
+from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import SquareAdjoint
 
 

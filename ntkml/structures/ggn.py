@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Kept, Rows
+from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import WholeAdjoint, matrix_adjoint
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.

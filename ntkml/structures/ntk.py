@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
-from ntkml.rows import Kept, Rows
+from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, WholeAdjoint, kernel_adjoint, matrix_adjoint
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ntkml.processes import ALONE, Processes
+from ntkml.machine.processes import ALONE, Processes
+from ntkml.protocols.train import TrainProtocol
 from ntkml.registry import SYSTEMS, resolve
 from ntkml.system_specs import is_bound, parse_system
 from ntkml.systems.contract import MarginalLikelihoodSystem, System
-from ntkml.train_protocols import TrainProtocol
 
 __all__ = ["System", "make_system"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ntkml.capture import average_views, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import Augmentation
+from ntkml.rows.capture import average_views, trainable_parameters
 from ntkml.systems.contract import System, WeightLoss
 
 WIDEST = 10.0

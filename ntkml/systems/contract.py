@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
+from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import Augmentation, MarginalLikelihood
-from ntkml.processes import ALONE, Processes
+from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system
-from ntkml.train_protocols import TrainProtocol
 
 #: Share of the training data that systems with a validation part hold out.
 VALIDATION_SHARE = 0.2

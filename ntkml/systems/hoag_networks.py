@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from ntkml.capture import trainable_parameters
-from ntkml.processes import ALONE, Processes
+from ntkml.machine.processes import ALONE, Processes
+from ntkml.protocols.train import TrainProtocol
+from ntkml.rows.capture import trainable_parameters
 from ntkml.systems.contract import System, split_validation
 from ntkml.systems.hoag import SCHEDULES, conjugate_gradients
 from ntkml.systems.products import flattened, gauss_newton_product, outputs_of
-from ntkml.train_protocols import TrainProtocol
 
 #: Conjugate gradients stop here at the latest; the next step goes on from what they reached.
 MOST_PRODUCTS = 30

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ntkml.capture import average_views, trainable_parameters
-from ntkml.processes import ALONE, Processes
+from ntkml.machine.processes import ALONE, Processes
+from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.rows.capture import average_views, trainable_parameters
 from ntkml.systems.contract import System, WeightLoss
-from ntkml.train_protocols import TrainProtocol
 
 
 def shards_of(num_data: int, count: int, seed: int) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
-from ntkml.capture import average_views, trainable_parameters
 from ntkml.likelihoods import Likelihood
+from ntkml.rows.capture import average_views, trainable_parameters
 
 Outputs = Callable[[Tensor], Tensor]
 

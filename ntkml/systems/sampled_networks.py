@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from ntkml.capture import trainable_parameters
 from ntkml.dichotomies import sequential
+from ntkml.rows.capture import trainable_parameters
 from ntkml.systems.contract import System
 from ntkml.systems.products import flattened, outputs_of
 from ntkml.systems.sampled_laplace import LinearModel, draw_noise, effective_dimensions, sample

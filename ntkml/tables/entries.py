@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas
 
-from ntkml.protocols import experiments_folder
+from ntkml.protocols.tables import experiments_folder
 
 #: Column of a training run's rows -> what the tables call it. Log columns are nats per datum, the accuracy is in percent.
 METRICS = {

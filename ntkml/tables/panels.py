@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas
 
-from ntkml import train_records
-from ntkml.finished_runs import Run, finished_runs
-from ntkml.run_settings import RunSettings, settings_of, versions_of
-from ntkml.sweep_protocols import load_sweep
+from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
+from ntkml.protocols.sweep import load_sweep
+from ntkml.protocols.train import load_train
+from ntkml.records import train as train_records
+from ntkml.records.finished_runs import Run, finished_runs
 from ntkml.tables.entries import FULL_BATCH, Entry, entry_of, published, published_datasets
-from ntkml.train_protocols import load_train
 
 #: Names of data sets in headings.
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tinyimagenet": "TinyImageNet"}

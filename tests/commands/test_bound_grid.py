@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 
-from ntkml import records
+from ntkml.records import bound_grid as bound_records
 from tests.bound_grids import SMALL
 
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
@@ -31,7 +31,7 @@ def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_
     assert not (rows.parent / "parts").exists()
     for path in (rows, manifest, picture):
         assert str(path.relative_to(tmp_path)) in out
-    frame = records.read_rows(rows)
+    frame = bound_records.read_rows(rows)
     assert set(frame["estimator"]) == {"ntk-N-C", *ESTIMATORS.split(",")}
     assert set(frame["hparam_value"].round(6)) == {0.0, round(torch.pi, 6)}
     aggregate = frame[frame["block"].isna()].set_index(["estimator", "hparam_value"])["log_marginal_likelihood"]
@@ -47,7 +47,7 @@ def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_
 
 def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1,blockdiag-20-C")
-    frame = records.read_rows(only(tmp_path, "rows.csv"))
+    frame = bound_records.read_rows(only(tmp_path, "rows.csv"))
     for _, group in frame.groupby(["estimator", "hparam_value"]):
         aggregate, blocks = group[group["block"].isna()].iloc[0], group[group["block"].notna()]
         if not len(blocks) or aggregate["num_blocks"] == 1:
@@ -70,7 +70,7 @@ def test_a_prior_grid_equals_the_public_function(run, tmp_path, only):
     data = subset(load_dataset("digits"), 40, generator_for(0, "data"))
     model = build_model("mininet", data.input_shape, 10)
     model.load_state_dict(torch.load(only(tmp_path, "weights.pt"), weights_only=True))
-    frame = records.read_rows(only(tmp_path, "rows.csv"))
+    frame = bound_records.read_rows(only(tmp_path, "rows.csv"))
     for name in ("ntk-N-C", "kfac-N-C", "ntk-10-1"):
         for _, row in frame[(frame["estimator"] == name) & frame["block"].isna()].iterrows():
             estimate = ntkml.log_marginal_likelihood(

@@ -6,7 +6,7 @@ from functools import partial
 import pandas
 import pytest
 
-from ntkml import records
+from ntkml.records import bound_grid as bound_records
 from tests.bound_grids import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +68,7 @@ def test_parts_of_another_device_are_computed_again(run, tmp_path, monkeypatch, 
     calls[:] = [()] * 9
     assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
     assert len(calls) == 9 + 4  # two estimators in both cells
-    assert set(records.read_rows(only(tmp_path, "rows.csv"))["device"]) == {"cpu"}
+    assert set(bound_records.read_rows(only(tmp_path, "rows.csv"))["device"]) == {"cpu"}
 
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
@@ -97,7 +97,7 @@ def test_a_signal_drops_the_part_in_progress_and_the_same_command_goes_on(run, t
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [path.name for path in tmp_path.rglob("parts/*")] == ["0000.csv"]
     assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
-    assert len(records.read_rows(only(tmp_path, "rows.csv"))) == 2 * (
+    assert len(bound_records.read_rows(only(tmp_path, "rows.csv"))) == 2 * (
         2 + 1 + 40
     )  # aggregates, one block, 4 batches of 10 outputs
 

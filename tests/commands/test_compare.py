@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from ntkml import compare_records, train_records
 from ntkml.commands.types import TrainEstimator
-from ntkml.compare_protocols import compare_names, load_compare
-from ntkml.finished_runs import finished_runs
+from ntkml.protocols.compare import compare_names, load_compare
+from ntkml.records import compare as compare_records
+from ntkml.records import train as train_records
+from ntkml.records.finished_runs import finished_runs
 from ntkml.registry import SYSTEMS
 from ntkml.system_specs import FAMILIES, canonical_name, family_of, parse_system
 

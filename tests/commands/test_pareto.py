@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 
-from ntkml import pareto_records, records, train_records
+from ntkml.records import pareto as pareto_records
+from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest
 from ntkml.runs import pareto as pareto_run
 
 SMALL = ("--num-data", 60, "--epochs", 10, "--device", "cpu")
@@ -52,7 +54,7 @@ def test_a_run_leaves_rows_training_rows_and_a_picture_and_is_not_computed_twice
     folder = only(tmp_path / "results" / "pareto", "rows.csv").parent
     assert {path.name for path in folder.iterdir()} == {"rows.csv", "training.csv.gz", "manifest.json"}
     assert len(train_records.read_rows(folder / "training.csv.gz")) == 30
-    notes = records.read_manifest(folder / "manifest.json")["notes"]
+    notes = read_manifest(folder / "manifest.json")["notes"]
     assert notes == ["Against protocol train-digits: num data 60 instead of 1000, epochs 10 instead of 100."]
     for suffix in ("png", "pdf"):
         assert (tmp_path / "figures" / f"pareto-{folder.name}.{suffix}").stat().st_size > 1000
@@ -93,7 +95,7 @@ def test_the_device_is_that_of_the_timing_and_that_of_the_training_is_told(run, 
     rows.write_text(rows.read_text().replace(",cpu,", ",cuda,"))
     assert run(*ARGUMENTS, "--no-exact")[0] == 0
     assert set(rows_of(tmp_path, only)["device"]) == {"cpu"}
-    manifest = records.read_manifest(only(tmp_path / "results" / "pareto", "rows.csv").with_name("manifest.json"))
+    manifest = read_manifest(only(tmp_path / "results" / "pareto", "rows.csv").with_name("manifest.json"))
     assert manifest["notes"][-1] == f"Trained on cuda: {NAMES[0]}."
 
 
@@ -208,7 +210,7 @@ def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, o
     assert in_empty_folder("train", "--hparam", "prior", "--estimator", NAMES[1], *SMALL)[0] == 0
     assert run(*ARGUMENTS, "--finished")[0] == 0
     assert rows_of(tmp_path, only)["estimator"].tolist() == [NAMES[1]]
-    notes = records.read_manifest(only(tmp_path / "results" / "pareto", "manifest.json"))["notes"]
+    notes = read_manifest(only(tmp_path / "results" / "pareto", "manifest.json"))["notes"]
     assert notes[-1] == "1 of 3 training cells of protocol pareto-digits were run, none of ntk-20-C, diag-20-1."
 
 

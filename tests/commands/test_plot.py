@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ntkml import commands
-from ntkml.protocols import figure_names, load_bound_grid
+from ntkml.protocols.bound_figures import figure_names
+from ntkml.protocols.bound_grid import load_bound_grid
 from tests.synthetic import write_run
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from ntkml.figure_protocols import load_trajectory_figure, trajectory_names
+from ntkml.protocols.training_figures import load_trajectory_figure, trajectory_names
 from tests.synthetic_training import write_pareto_run, write_training_run
 
 NAMES = ["ntk-N-C", "kfac-N-C", "ntk-100-C", "ntk-100-1", "ntk-100-tree", "blockdiag-100-C"]

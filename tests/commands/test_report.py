@@ -10,7 +10,7 @@ import pandas
 import pytest
 
 from ntkml import commands
-from ntkml.protocols import load_bound_grid
+from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.report.summaries import bound_table, cell
 from tests.synthetic import rows_of, write_run
 from tests.synthetic_training import write_training_run

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ntkml import train_records
-from ntkml.cell_protocols import Cell
 from ntkml.commands import sweep as sweep_command
 from ntkml.datasets import load_dataset
+from ntkml.protocols.cells import Cell
+from ntkml.records import train as train_records
 from ntkml.runs import sweep_worker
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ntkml import records, train_records
+from ntkml.records import train as train_records
+from ntkml.records.tables import write_rows
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-data", 60, "--epochs", 4, "--burn-in", 2, "--update-every", 1, "--eval-every", 2, "--device", "cpu")
@@ -39,9 +40,9 @@ def lines_of(path):
 
 def stopped_after(monkeypatch, epoch):
     """Interrupt the run when the weights of ``epoch`` + 1 have been trained, before its hyperparameters."""
-    from ntkml import learning
+    from ntkml.learning import loop
 
-    step = learning._weight_step
+    step = loop._weight_step
 
     def interrupted(learner, *arguments):
         loss = step(learner, *arguments)
@@ -49,7 +50,7 @@ def stopped_after(monkeypatch, epoch):
             raise KeyboardInterrupt
         return loss
 
-    monkeypatch.setattr(learning, "_weight_step", interrupted)
+    monkeypatch.setattr(loop, "_weight_step", interrupted)
 
 
 def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, tmp_path, only):
@@ -204,7 +205,7 @@ def test_resume_without_a_checkpoint_begins(run, tmp_path, only):
 
 
 def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch, only):
-    write, seen = records.write_rows, []
+    write, seen = write_rows, []
 
     def killed(path, rows, columns):
         seen.append(path)
@@ -213,7 +214,7 @@ def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypat
         return write(path, rows, columns)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_rows", killed)
+        patch.setattr("ntkml.runs.train_journal.write_rows", killed)
         assert run(*PRIOR, "--checkpoint-every", 2)[0] == 130
     assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 2
     assert run(*PRIOR, "--resume")[0] == 0

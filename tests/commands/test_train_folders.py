@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from ntkml import records, train_records
+from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest
 from tests.image_files import picture, write_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def test_rows_and_folders_carry_the_name_of_the_images(run, tmp_path, only, spel
     rows = train_records.read_rows(path)
     assert set(rows["dataset"]) == {name}
     assert rows["log_marginal_likelihood"].notna().all()
-    manifest = records.read_manifest(path.with_name("manifest.json"))
+    manifest = read_manifest(path.with_name("manifest.json"))
     assert set(manifest["normalisation"]) == {"mean", "std"}
     assert any("smallest sha256" in note for note in manifest["notes"])
     assert f"dataset {name} instead of digits" in manifest["notes"][0]
@@ -57,7 +58,7 @@ def test_rows_and_folders_carry_the_name_of_the_images(run, tmp_path, only, spel
 def test_bfloat16_is_said_in_the_notes(run, tmp_path, only):
     code, _, error = run("--dataset", "folder:photos", "--model", "mlp", "--precision", "bf16")
     assert code == 0, error
-    manifest = records.read_manifest(only(tmp_path, "manifest.json"))
+    manifest = read_manifest(only(tmp_path, "manifest.json"))
     assert "Weights trained in bfloat16 (autocast)." in manifest["notes"]
     assert manifest["settings"]["precision"] == "bf16"
 

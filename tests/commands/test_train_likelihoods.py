@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from ntkml import learning, train_records
+from ntkml.learning import loop
+from ntkml.records import train as train_records
 
 SMALL = ("--num-data", 60, "--epochs", 4, "--burn-in", 2, "--update-every", 1, "--hyper-steps", 2, "--device", "cpu")
 
@@ -37,7 +38,7 @@ def test_rows_hold_likelihood_noise_and_no_calibration(run, tmp_path, only, like
 def test_a_gaussian_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, only):
     settings = ("--likelihood", "gaussian", "--estimator", "ntk-20-C")
     assert run(*settings)[0] == 0
-    step, calls = learning._hyper_step, []
+    step, calls = loop._hyper_step, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -46,7 +47,7 @@ def test_a_gaussian_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, only):
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "_hyper_step", interrupted)
+        patch.setattr(loop, "_hyper_step", interrupted)
         assert run(*settings, "--out", "again", "--checkpoint-every", 1)[0] == 130
     assert run(*settings, "--out", "again", "--resume")[0] == 0
     texts, weights = [], []

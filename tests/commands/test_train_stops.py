@@ -9,8 +9,10 @@ from functools import partial
 import pytest
 import torch
 
-from ntkml import checkpoints, datasets, learning, train_records
+from ntkml import datasets
 from ntkml.commands.stops import EXIT_CODES, orderly_stops
+from ntkml.learning import checkpoints, loop
+from ntkml.records import train as train_records
 from ntkml.runs import train as train_run
 from ntkml.runs.train_journal import Journal
 from ntkml.two_pass import TwoPass
@@ -98,7 +100,7 @@ def test_a_signal_stops_after_the_step_and_costs_nothing(
 ):
     assert run(*settings, "--out", "whole")[0] == 0
     with monkeypatch.context() as patch:
-        calls = signalled(patch, learning, name, call, sent)
+        calls = signalled(patch, loop, name, call, sent)
         code, _, error = run(*settings)
     assert code == EXIT_CODES[sent]
     assert len(calls) == call
@@ -113,7 +115,7 @@ def test_a_signal_stops_after_the_step_and_costs_nothing(
 
 
 def test_a_second_interrupt_does_not_wait_for_the_step(run, tmp_path, monkeypatch):
-    signalled(monkeypatch, learning, "_weight_step", 2, "SIGINT", "SIGINT")
+    signalled(monkeypatch, loop, "_weight_step", 2, "SIGINT", "SIGINT")
     code, _, error = run(*PRIOR)
     assert code == 130
     assert error.splitlines()[-1] == "Interrupted."
@@ -121,7 +123,7 @@ def test_a_second_interrupt_does_not_wait_for_the_step(run, tmp_path, monkeypatc
 
 
 def test_other_signals_wait_with_the_first(run, monkeypatch):
-    signalled(monkeypatch, learning, "_weight_step", 2, "SIGUSR1", "SIGTERM")
+    signalled(monkeypatch, loop, "_weight_step", 2, "SIGUSR1", "SIGTERM")
     code, _, error = run(*PRIOR)
     assert code == 75
     assert "Stopped by SIGUSR1 after 0 epochs and 2 steps" in error
@@ -165,13 +167,13 @@ def test_a_forced_run_that_was_stopped_is_resumed_beside_the_finished_one(run, t
     assert run(*PRIOR)[0] == 0
     before = only(tmp_path, "rows.csv").read_bytes()
     with monkeypatch.context() as patch:
-        signalled(patch, learning, "_weight_step", 5, "SIGTERM")
+        signalled(patch, loop, "_weight_step", 5, "SIGTERM")
         assert run(*PRIOR, "--force")[0] == 75
     finished = next(path for path in tmp_path.rglob("rows.csv") if not path.parent.name.endswith(".new"))
     assert finished.read_bytes() == before
     code, out, _ = run(*PRIOR)
     assert (code, "Finished already" in out) == (0, True)
-    calls = signalled(monkeypatch, learning, "_weight_step", 0)
+    calls = signalled(monkeypatch, loop, "_weight_step", 0)
     code, out, _ = run(*PRIOR, "--resume")
     assert (code, "Finished already" in out) == (0, False)
     assert len(calls) == 4 * 3 - 5
@@ -180,7 +182,7 @@ def test_a_forced_run_that_was_stopped_is_resumed_beside_the_finished_one(run, t
 
 def test_a_forced_run_beside_an_unfinished_one_is_not_started_over_unasked(run, monkeypatch):
     with monkeypatch.context() as patch:
-        signalled(patch, learning, "_weight_step", 5, "SIGTERM")
+        signalled(patch, loop, "_weight_step", 5, "SIGTERM")
         assert run(*PRIOR, "--force")[0] == 75
     code, _, error = run(*PRIOR)
     assert code == 1
@@ -190,7 +192,7 @@ def test_a_forced_run_beside_an_unfinished_one_is_not_started_over_unasked(run, 
 
 def test_a_copied_folder_of_another_run_is_refused_with_the_difference(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        signalled(patch, learning, "_weight_step", 5, "SIGTERM")
+        signalled(patch, loop, "_weight_step", 5, "SIGTERM")
         run(*PRIOR)
     assert run(*PRIOR, "--seed", 3, "--lr", 0.01, "--out", "other")[0] == 0
     [theirs], [ours] = (list((tmp_path / out / "train").iterdir()) for out in ("results", "other"))
@@ -208,7 +210,7 @@ def test_a_copied_folder_of_another_run_is_refused_with_the_difference(run, tmp_
 def test_a_checkpoint_without_a_position_was_taken_between_two_epochs(run, tmp_path, monkeypatch, only):
     assert run(*PRIOR, "--out", "whole")[0] == 0
     with monkeypatch.context() as patch:
-        signalled(patch, learning, "evaluate", 1, "SIGTERM")
+        signalled(patch, loop, "evaluate", 1, "SIGTERM")
         assert run(*PRIOR)[0] == 75
     path = only(tmp_path / "results", "checkpoint.pt")
     state = checkpoints.read_checkpoint(path, pytest.fail)

@@ -11,21 +11,21 @@ import pytest
 import torch
 
 import ntkml
-from ntkml import learning
 from ntkml.datasets import ImageDataset, load_dataset
-from ntkml.learning_state import new_learner
+from ntkml.learning import loop
+from ntkml.learning.state import new_learner
 from ntkml.models import build_model
-from ntkml.protocols import load_bound_grid
+from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.records import read_rows as read_grid_rows
+from ntkml.records.bound_grid import read_rows as read_grid_rows
+from ntkml.records.train import MEASURED, read_rows
 from ntkml.runs.bound_grid import run_bound_grid
 from ntkml.runs.bound_setup import BoundGrid
 from ntkml.runs.bound_setup import resolve_protocol as resolve_protocol_of_grid
 from ntkml.runs.train import TrainRun, run_train
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
-from ntkml.train_protocols import load_train
-from ntkml.train_records import MEASURED, read_rows
 from tests import networks
 from tests.factories import assert_same, targets
 from tests.objectives import everything
@@ -159,14 +159,14 @@ def test_the_host_does_not_wait_in_the_steps_of_the_weights(device):
     x, y = data.train_inputs.to(device), data.train_targets.to(device)
     batch = torch.arange(len(x), device=device)
     assert len(batch) == len(x)
-    learning._weight_step(learner, x, y, batch, 1e-3)  # the first makes the optimiser's state
+    loop._weight_step(learner, x, y, batch, 1e-3)  # the first makes the optimiser's state
     with counted_waits(device) as waits:
         for _ in range(3):
-            learning._weight_step(learner, x, y, batch, 1e-3)
+            loop._weight_step(learner, x, y, batch, 1e-3)
     assert not waits
     assert len(learner.unread) == 4
     with counted_waits(device) as waits:
-        learning.settle(learner)
+        loop.settle(learner)
     assert waits
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallo
 _PAGES = 64 * 2**20 // 4096
 _PROGRAM = """
 import ctypes, resource, sys
-from ntkml.allocator import keep_freed_memory, return_freed_memory
+from ntkml.machine.allocator import keep_freed_memory, return_freed_memory
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def faults():

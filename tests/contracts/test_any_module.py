@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.capture import Hyperparameter, capture
 from ntkml.grouping import last_layer_features
 from ntkml.layers import elementwise
-from ntkml.model_contract import check_model
 from ntkml.objective import MarginalLikelihood
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import Hyperparameter, capture
+from ntkml.rows.model_contract import check_model
+from ntkml.rows.tabulated import TabulatedRows, tabulate
 from ntkml.structures import structure_named
-from ntkml.tabulated import TabulatedRows, tabulate
 from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, STRUCTURES, Case, assert_same, generator, make_prior, targets
 from tests.networks import CLASSES, NETWORKS

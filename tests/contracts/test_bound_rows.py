@@ -8,10 +8,10 @@ import torch
 from ntkml import log_marginal_likelihood, records
 from ntkml.evidence import evaluate_partition
 from ntkml.grouping import tree_for
-from ntkml.model_contract import check_model
 from ntkml.priors import PriorPrecision
+from ntkml.rows.model_contract import check_model
+from ntkml.rows.tabulated import tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
-from ntkml.tabulated import tabulate
 from tests.factories import STRUCTURES, assert_same, make_case
 
 PRECISIONS = (0.03, 1.0, 40.0)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import average_views, capture, trainable_parameters
-from ntkml.model_contract import check_model
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import average_views, capture, trainable_parameters
+from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import (
     assert_same,

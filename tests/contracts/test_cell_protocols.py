@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ntkml.cell_protocols import expanded, with_estimators, with_seeds
-from ntkml.pareto_protocols import load_pareto
-from ntkml.sweep_protocols import load_sweep, sweep_names, swept_names
-from ntkml.train_protocols import load_train, train_names
+from ntkml.protocols.cells import expanded, with_estimators, with_seeds
+from ntkml.protocols.pareto import load_pareto
+from ntkml.protocols.sweep import load_sweep, sweep_names, swept_names
+from ntkml.protocols.train import load_train, train_names
 
 TABLE1 = {
     "base": "train-mnist",
@@ -135,7 +135,7 @@ def test_every_cell_of_a_sweep_is_another_run(name):
 
 
 def test_hparam_keeps_the_cells_that_learn_it(monkeypatch):
-    monkeypatch.setattr("ntkml.sweep_protocols.read_tables", lambda name, known: TABLE1 | {"title": "Table 1"})
+    monkeypatch.setattr("ntkml.protocols.sweep.read_tables", lambda name, known: TABLE1 | {"title": "Table 1"})
     assert len(load_sweep("table-1").cells) == 10
     assert {cell.row for cell in load_sweep("table-1", "prior").cells} == {"NTK-500-1"}
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml import chunking, two_pass
+from ntkml import two_pass
 from ntkml.bayesian_model import PRIOR_SIZES
-from ntkml.chunked_rows import ChunkedRows
-from ntkml.chunking import automatic_chunk
-from ntkml.memory import BlockMemoryError
-from ntkml.pulled_rows import rows_by_columns
+from ntkml.machine.memory import BlockMemoryError
+from ntkml.rows import chunking
+from ntkml.rows.chunked import ChunkedRows
+from ntkml.rows.chunking import automatic_chunk
+from ntkml.rows.pulled import rows_by_columns
 from ntkml.structures import ntk
 from ntkml.structures.adjoints import RowAdjoint
 from tests.factories import assert_same, generator, seeded

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ntkml import compare_records, records
 from ntkml.figures import comparison
+from ntkml.records import compare as compare_records
+from ntkml.records.tables import write_rows
 
 SYSTEMS = {"none": ("none", -0.9), "ntk-50-tree": ("bound", -0.6), "grid-5": ("grid", -0.5)}
 
@@ -22,7 +23,7 @@ def rows_file(tmp_path, seeds=(0, 1)):
         for seed in seeds
         for index, (name, (family, value)) in enumerate(SYSTEMS.items())
     ]  # fmt: skip
-    return records.write_rows(tmp_path / "rows.csv", rows, compare_records.COLUMNS)
+    return write_rows(tmp_path / "rows.csv", rows, compare_records.COLUMNS)
 
 
 def test_points_are_means_over_seeds_and_the_best_is_named(tmp_path):

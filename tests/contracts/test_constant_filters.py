@@ -11,11 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import ntkml
-from ntkml import capture as capture_module
 from ntkml import dichotomies
 from ntkml.hyperparameters import affine
 from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.likelihoods import Categorical
+from ntkml.rows import capture as capture_module
 from tests.factories import assert_same, generator, seeded
 
 MODULES = {

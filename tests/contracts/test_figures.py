@@ -3,9 +3,9 @@
 import numpy
 import pytest
 
-from ntkml import records
 from ntkml.figures import bounds, render, style
-from ntkml.protocols import figure_names, load_figure
+from ntkml.protocols.bound_figures import figure_names, load_figure
+from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import aggregates, all_rows, bands_of, caption_of, legend_labels, lines_of, within
 from tests.synthetic import NUM_OUTPUTS, rows_of
@@ -219,10 +219,10 @@ def test_a_mixture_of_many_settings_names_a_few_of_them(rows):
 
 
 def test_two_runs_of_one_seed_are_refused(rows, tmp_path):
-    other = records.write_rows(tmp_path / "other.csv", rows_of(["ntk-N-C"], "prior", run_id="ffffffffff"))
+    other = bound_records.write_rows(tmp_path / "other.csv", rows_of(["ntk-N-C"], "prior", run_id="ffffffffff"))
     import pandas
 
     with pytest.raises(
         ValueError, match="ntk-N-C has several prior rows for one value and seed; give the files of one run per seed"
     ):
-        bounds.draw("figure-3", pandas.concat([rows, records.read_rows(other)]))
+        bounds.draw("figure-3", pandas.concat([rows, bound_records.read_rows(other)]))

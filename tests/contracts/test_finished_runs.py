@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from ntkml import records
-from ntkml.finished_runs import finished_runs
+from ntkml.records.finished_runs import finished_runs
+from ntkml.records.manifests import read_manifest, write_manifest
 from tests.protocol_runs import write_protocol_run
 from tests.synthetic import write_run
 from tests.synthetic_training import write_pareto_run, write_training_run
@@ -19,7 +19,7 @@ def folders(results, command="train"):
 
 def changed(rows, **entries):
     manifest = rows.with_name("manifest.json")
-    records.write_manifest(manifest, records.read_manifest(manifest) | entries)
+    write_manifest(manifest, read_manifest(manifest) | entries)
     return manifest
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import ntkml
-from ntkml.full_precision import full_precision
+from ntkml.machine.full_precision import full_precision
 from ntkml.objective import MarginalLikelihood
-from ntkml.tabulated import tabulate
+from ntkml.rows.tabulated import tabulate
 
 MATMUL, CUDNN, BOTH = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends
 NEWER = hasattr(MATMUL, "fp32_precision")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.capture import capture
 from ntkml.layers import uses
 from ntkml.layers.grouped_convolution import grouped_is_faster
-from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows.capture import capture
+from ntkml.rows.pulled import rows_by_layer
 from tests.factories import assert_same, generator, seeded
 
 CONVOLUTIONS = {

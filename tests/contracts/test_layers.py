@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import capture
 from ntkml.layers import LAYER_TYPES, conv, kronecker, linear, patches, positions
 from ntkml.layers import embedding as embedding_module
 from ntkml.layers.embedding import EmbeddingRows
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
-from ntkml.model_contract import check_model
-from ntkml.pulled_rows import rows_by_layer
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
+from ntkml.rows.model_contract import check_model
+from ntkml.rows.pulled import rows_by_layer
 from tests.dense import dense_jacobian
 from tests.factories import (
     assert_same,

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 import ntkml
-from ntkml import learning_state, setting_ranges, train_records
 from ntkml.bayesian_model import BayesianModel
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import cosine, evaluate, learn
-from ntkml.learning_state import new_learner, restore, state_of
+from ntkml.learning import state
+from ntkml.learning.loop import cosine, evaluate, learn
+from ntkml.learning.scores import expected_calibration_error, score
+from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
+from ntkml.protocols import ranges
+from ntkml.protocols.train import TRAIN_HPARAMS, load_train
 from ntkml.randomness import generator_for
-from ntkml.scores import expected_calibration_error, score
-from ntkml.train_protocols import TRAIN_HPARAMS, load_train
+from ntkml.records import train as train_records
 from ntkml.two_pass import TwoPass
 
 COUNT = 60
@@ -162,7 +164,7 @@ def test_until_the_burn_in_every_estimator_takes_the_same_steps():
 
 
 @pytest.mark.parametrize("hparam", TRAIN_HPARAMS)
-@pytest.mark.parametrize("optimizer", setting_ranges.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ranges.OPTIMIZERS)
 def test_a_restored_learner_goes_on_bit_by_bit(hparam, optimizer):
     settings = {"epochs": 5, "hyper_steps": 2, "optimizer": optimizer, "eval_every": 2}
     whole, data = problem(hparam, **settings)
@@ -277,4 +279,4 @@ def test_the_generators_of_the_rows_are_those_of_the_invariance():
 
     assert [name for name in train_records.COLUMNS if name.startswith("eta_")] == [f"eta_{i}" for i in range(6)]
     assert GENERATOR_NAMES == ("x-translation", "y-translation", "rotation", "x-scale", "y-scale", "shear")
-    assert set(learning_state.STREAMS) == {"batches", "views", "partition", "blocks"}
+    assert set(state.STREAMS) == {"batches", "views", "partition", "blocks"}

@@ -8,17 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ntkml import learning, learning_trouble
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn
-from ntkml.learning_state import new_learner
-from ntkml.learning_trouble import DivergenceError, TrainingMemoryError, check_loss
+from ntkml.learning import loop, trouble
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
+from ntkml.learning.trouble import DivergenceError, TrainingMemoryError, check_loss
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.memory import BlockMemoryError, is_out_of_memory
+from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.train_protocols import load_train
 from ntkml.two_pass import TwoPass
 
 COUNT = 60
@@ -90,8 +90,8 @@ def test_a_divergence_that_a_grown_precision_explains_names_its_rate():
 
 def test_scores_that_are_not_finite_are_named(monkeypatch):
     learner, data = problem()
-    nan = replace(learning.evaluate(learner, data), log_likelihood=math.nan)
-    monkeypatch.setattr(learning, "evaluate", lambda *_: nan)
+    nan = replace(loop.evaluate(learner, data), log_likelihood=math.nan)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: nan)
     with pytest.raises(DivergenceError, match=r"diverged in epoch 3: the test log likelihood is nan: .*\(--lr, now"):
         list(learn(learner, data))
 
@@ -135,9 +135,9 @@ def test_other_hyperparameters_that_exploded_are_named(settings, spoil, words):
     with torch.no_grad():
         value.reshape(-1)[0] = torch.inf
         with pytest.raises(DivergenceError, match=f"diverged in epoch 1, step 1 .*{words}"):
-            learning_trouble.check_update(learner, -1.0)
+            trouble.check_update(learner, -1.0)
     with pytest.raises(DivergenceError, match="the estimate of log q / N is nan"):
-        learning_trouble.check_update(learner, math.nan)
+        trouble.check_update(learner, math.nan)
 
 
 @pytest.mark.parametrize("structure", ["ntk", "ggn", "blockdiag", "kfac", "diag"])
@@ -223,7 +223,7 @@ def test_no_memory_for_a_batch_or_the_test_data_says_what_to_lower(monkeypatch):
         words = r"out of memory in epoch 1, step 1: a batch .* lower --batch-size \(now 30\) or --samples \(now 2\)"
         with pytest.raises(TrainingMemoryError, match=words):
             list(learn(*problem("invariance")))
-    fails(monkeypatch, learning, "evaluate", MemoryError())
+    fails(monkeypatch, loop, "evaluate", MemoryError())
     with pytest.raises(
         TrainingMemoryError, match="epoch 3, .*the test data take too much at a time; choose a smaller --model"
     ):

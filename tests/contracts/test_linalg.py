@@ -7,7 +7,7 @@ import torch
 
 from ntkml import linalg
 from ntkml.linalg import NotPositiveDefiniteError, channel_gram
-from ntkml.tabulated import tabulate
+from ntkml.rows.tabulated import tabulate
 from tests.factories import assert_same, generator, make_case
 
 

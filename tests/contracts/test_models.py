@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from ntkml import registry
-from ntkml.capture import capture
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.model_contract import check_model
 from ntkml.models import build_model
 from ntkml.models.fixup_resnets import Block
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
+from ntkml.rows.model_contract import check_model
 from tests.factories import generator, seeded
 
 # (name, input shape, outputs, parameters as the documentation states them)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ntkml.notes import first_few, merged
+from ntkml.records.notes import first_few, merged
 
 
 def test_what_all_share_is_said_once_and_the_rest_with_names():

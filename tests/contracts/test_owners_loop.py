@@ -12,7 +12,7 @@ from torch import nn
 
 import ntkml
 from ntkml.likelihoods import Gaussian
-from ntkml.model_contract import check_model
+from ntkml.rows.model_contract import check_model
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import everything
 

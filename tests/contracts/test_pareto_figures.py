@@ -7,9 +7,10 @@ import numpy
 import pandas
 import pytest
 
-from ntkml import pareto_records, records
 from ntkml.figures import pareto, render, style
 from ntkml.figures.pareto_marks import mark_size
+from ntkml.records import pareto as pareto_records
+from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import caption_of, legend_labels, within
 from tests.synthetic_training import NUM_OUTPUTS, pareto_rows
@@ -26,7 +27,7 @@ MANIFEST = {
 
 def read(folder, hparam, names=NAMES, **changes):
     rows = pareto_rows(names, hparam, **changes)
-    return pareto_records.read_rows(records.write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS))
+    return pareto_records.read_rows(write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS))
 
 
 @pytest.fixture(params=list(HPARAMS))

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from ntkml import train_records
-from ntkml.pareto_protocols import load_pareto, pareto_names, restricted
+from ntkml.protocols.pareto import load_pareto, pareto_names, restricted
+from ntkml.protocols.train import load_train
+from ntkml.records import train as train_records
 from ntkml.runs.pareto_rows import pareto_rows
 from ntkml.specs import NO_ESTIMATOR, parse_estimator, resolve_estimator
-from ntkml.train_protocols import load_train
 from tests.synthetic_training import training_rows
 
 PROTOCOLS = [

@@ -6,8 +6,9 @@ import random
 import pandas
 import pytest
 
-from ntkml import pareto_records, records
-from ntkml.pareto_records import frontier
+from ntkml.records import pareto as pareto_records
+from ntkml.records.pareto import frontier
+from ntkml.records.tables import write_rows
 from tests.synthetic_training import pareto_rows
 
 NAMES = ["ntk-N-C", "ntk-100-1", "ntk-100-tree", "kfac-N-C"]
@@ -57,7 +58,7 @@ def test_a_frontier_of_what_is_not_finite_is_refused():
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     written = pareto_rows(NAMES, "prior", seeds=(0,))
-    rows = pareto_records.read_rows(records.write_rows(tmp_path / "rows.csv", written, pareto_records.COLUMNS))
+    rows = pareto_records.read_rows(write_rows(tmp_path / "rows.csv", written, pareto_records.COLUMNS))
     assert list(rows.columns) == list(pareto_records.COLUMNS)
     for read, row in zip(rows.to_dict("records"), written, strict=True):
         for name, value in row.items():
@@ -70,7 +71,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 def test_what_is_no_file_of_a_pareto_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="no CSV file was given; pass at least one"):
         pareto_records.read_rows()
-    good = records.write_rows(tmp_path / "rows.csv", pareto_rows(NAMES, "prior"), pareto_records.COLUMNS)
+    good = write_rows(tmp_path / "rows.csv", pareto_rows(NAMES, "prior"), pareto_records.COLUMNS)
     with pytest.raises(ValueError, match=r"ntk-N-C of run 12e4567890 is there more than once; give each file once"):
         pareto_records.read_rows(good, good)
     good.write_text(good.read_text().replace(",pareto,", ",train,"))

@@ -4,8 +4,8 @@ import matplotlib
 import numpy
 import pytest
 
-from ntkml import records
 from ntkml.figures import bounds, captions, render, schematic
+from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import ALL, aggregates, all_rows, bands_of, caption_of, legend_labels, lines_of
 from tests.synthetic import NUM_OUTPUTS, rows_of
@@ -22,7 +22,9 @@ class TestRun:
     FEW = ("ntk-N-C", "kfac-N-C", "ntk-100-1", "ntk-100-tree")
 
     def test_seeds_are_averaged_and_the_band_is_that_of_the_mean(self, tmp_path):
-        rows = records.read_rows(records.write_rows(tmp_path / "rows.csv", rows_of(self.FEW, "prior", seeds=(0, 1, 2))))
+        rows = bound_records.read_rows(
+            bound_records.write_rows(tmp_path / "rows.csv", rows_of(self.FEW, "prior", seeds=(0, 1, 2)))
+        )
         figure = bounds.draw_run(rows)
         single = rows[rows["seed"] == 0]
         for _, estimator, line in lines_of(figure):
@@ -34,7 +36,7 @@ class TestRun:
         assert "mean over seeds 0, 1, 2" in caption_of(figure)
 
     def test_few_estimators_share_a_panel_under_their_names(self, tmp_path):
-        rows = records.read_rows(records.write_rows(tmp_path / "rows.csv", rows_of(self.FEW, "rotation")))
+        rows = bound_records.read_rows(bound_records.write_rows(tmp_path / "rows.csv", rows_of(self.FEW, "rotation")))
         figure = bounds.draw_run(rows, ["Noted."])
         assert [ax.get_label() for ax in figure.axes] == ["rotation"]
         assert sorted(legend_labels(figure)) == ["kfac-N-C", "ntk-100-1", "ntk-100-tree", "ntk-N-C (full)"]
@@ -50,7 +52,7 @@ class TestRun:
     def test_seeds_on_different_grids_are_refused(self, tmp_path):
         rows = rows_of(self.FEW, "prior", points=5) + rows_of(self.FEW, "prior", points=4, seeds=(1,))
         with pytest.raises(ValueError, match="the seeds of ntk-N-C have different grids of prior"):
-            bounds.draw_run(records.read_rows(records.write_rows(tmp_path / "rows.csv", rows)))
+            bounds.draw_run(bound_records.read_rows(bound_records.write_rows(tmp_path / "rows.csv", rows)))
 
     def test_rows_of_blocks_alone_are_refused(self, rows):
         with pytest.raises(ValueError, match="these rows hold single blocks only; a figure needs aggregate rows"):

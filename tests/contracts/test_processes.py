@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from ntkml import processes
-from ntkml.processes import ALONE, Processes, launched_processes
+from ntkml.machine import processes
+from ntkml.machine.processes import ALONE, Processes, launched_processes
 
 CPU = torch.device("cpu")
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

@@ -5,8 +5,14 @@ import tomllib
 
 import pytest
 
-from ntkml import compare_protocols, figure_protocols, pareto_protocols, protocols, sweep_protocols, train_protocols
-from ntkml.protocols import HPARAMS, Grid, bound_grid_names, figure_names, load_bound_grid, load_figure
+from ntkml.protocols import compare as compare_protocols
+from ntkml.protocols import pareto as pareto_protocols
+from ntkml.protocols import sweep as sweep_protocols
+from ntkml.protocols import tables, training_figures
+from ntkml.protocols import train as train_protocols
+from ntkml.protocols.bound_figures import figure_names, load_figure
+from ntkml.protocols.bound_grid import Grid, bound_grid_names, load_bound_grid
+from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import FIGURES
 from ntkml.specs import parse_estimator, resolve_estimator
 
@@ -20,7 +26,7 @@ def test_known_names():
 
 
 @pytest.mark.parametrize("name", ["mnist-bounds", *PAPER_FIGURES])
-@pytest.mark.parametrize("variant", protocols.VARIANTS)
+@pytest.mark.parametrize("variant", tables.VARIANTS)
 def test_the_papers_grids(name, variant):
     prior, rotation = (load_bound_grid(name, hparam, variant) for hparam in ("prior", "rotation"))
     assert prior.grid == Grid(start=1e-4, stop=1e4, points=100, spacing="log10")
@@ -136,11 +142,11 @@ def test_an_impossible_grid_is_refused(settings, message):
         (lambda: load_bound_grid("figure-3", "prio"), "unknown hyperparameter 'prio'; did you mean 'prior'"),
         (lambda: load_bound_grid("figure-3", "prior", "cod"), "unknown protocol variant 'cod'; did you mean 'code'"),
         (
-            lambda: figure_protocols.load_trajectory_figure("figure-3"),
+            lambda: training_figures.load_trajectory_figure("figure-3"),
             "unknown protocol 'figure-3'; did you mean 'figure-",
         ),
         (
-            lambda: figure_protocols.load_pareto_figure("figure-8"),
+            lambda: training_figures.load_pareto_figure("figure-8"),
             "unknown Pareto figure 'figure-8'; did you mean 'figure-1'",
         ),
         (lambda: load_bound_grid("figure-8", "prior"), "unknown protocol 'figure-8'; did you mean 'figure-"),
@@ -153,15 +159,15 @@ def test_unknown_names_are_refused_with_the_known_ones(call, message):
 
 
 def test_files_of_other_kinds_have_their_own_readers():
-    assert figure_protocols.trajectory_names() == ["figure-8", "figure-9", "figure-10", "figure-11"]
-    assert figure_protocols.pareto_names() == ["figure-1", "figure-13", "pareto"]
-    every = {*bound_grid_names(), *train_protocols.train_names(), *figure_protocols.trajectory_names()}
-    every |= set(figure_protocols.subset_names())
-    every |= {*figure_protocols.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.sweep_names()}
+    assert training_figures.trajectory_names() == ["figure-8", "figure-9", "figure-10", "figure-11"]
+    assert training_figures.pareto_names() == ["figure-1", "figure-13", "pareto"]
+    every = {*bound_grid_names(), *train_protocols.train_names(), *training_figures.trajectory_names()}
+    every |= set(training_figures.subset_names())
+    every |= {*training_figures.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.sweep_names()}
     every |= set(compare_protocols.compare_names())
-    assert every == {*protocols.protocol_names(), "pareto"}
-    known = {*figure_names(), *figure_protocols.trajectory_names(), *figure_protocols.pareto_names()}
-    known |= set(figure_protocols.subset_names())
+    assert every == {*tables.protocol_names(), "pareto"}
+    known = {*figure_names(), *training_figures.trajectory_names(), *training_figures.pareto_names()}
+    known |= set(training_figures.subset_names())
     assert known | {"figure-2", "bound-grid", "comparison"} == set(FIGURES)
 
 
@@ -170,7 +176,7 @@ def test_files_of_other_kinds_have_their_own_readers():
     [("figure-8", "invariance"), ("figure-9", "invariance"), ("figure-10", "prior"), ("figure-11", "prior")],
 )
 def test_trajectories_show_what_the_paper_shows(name, hparam):
-    figure = figure_protocols.load_trajectory_figure(name)
+    figure = training_figures.load_trajectory_figure(name)
     assert (figure.hparam, figure.dataset) == (hparam, train_protocols.load_train("train-mnist", hparam).dataset)
     sizes = ("10", "20", "50", "100", "250", "500")
     if name in ("figure-8", "figure-10"):
@@ -188,10 +194,10 @@ def test_trajectories_show_what_the_paper_shows(name, hparam):
 
 
 def test_pareto_figures_say_what_was_learned():
-    assert figure_protocols.load_pareto_figure("figure-1").hparam == "invariance"
-    prior = figure_protocols.load_pareto_figure("figure-13")
+    assert training_figures.load_pareto_figure("figure-1").hparam == "invariance"
+    prior = training_figures.load_pareto_figure("figure-13")
     assert (prior.hparam, prior.axes.xscale) == ("prior", "log")
-    assert figure_protocols.load_pareto_figure("pareto").hparam == ""
+    assert training_figures.load_pareto_figure("pareto").hparam == ""
 
 
 def test_protocols_are_found_where_the_package_has_no_experiments(monkeypatch):
@@ -200,5 +206,5 @@ def test_protocols_are_found_where_the_package_has_no_experiments(monkeypatch):
 
     # As in a checkout, whose folder shadows an installed package.
     monkeypatch.setattr("importlib.resources.files", missing)
-    folder = protocols.experiments_folder()
+    folder = tables.experiments_folder()
     assert tomllib.loads(folder.joinpath("figure-3.toml").read_text(encoding="utf-8"))["extends"] == "mnist-bounds"

@@ -10,7 +10,10 @@ import sys
 import pandas
 import pytest
 
-from ntkml import files, records
+from ntkml.machine import files
+from ntkml.records import bound_grid as bound_records
+from ntkml.records.manifests import read_manifest, settings_id, write_manifest
+from ntkml.records.provenance import environment
 from tests.synthetic import rows_of
 
 ESTIMATORS = ("ntk-N-C", "ntk-100-1", "kfac-N-C", "ntk-10-C+class")
@@ -22,7 +25,7 @@ def rows():
 
 
 def test_the_schema_is_the_published_one():
-    assert ",".join(records.COLUMNS) == (
+    assert ",".join(bound_records.COLUMNS) == (
         "run_id,command,dataset,model,seed,num_data,num_params,estimator,structure,inputs,outputs,grouping,hparam,hparam_value,"
         "block,num_blocks,certified,log_marginal_likelihood,standard_error,log_likelihood,log_prior,log_det,exceeds_exact,"
         "seconds,peak_bytes,device,dtype"
@@ -31,8 +34,8 @@ def test_the_schema_is_the_published_one():
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
 def test_rows_come_back_as_they_were(tmp_path, rows, name):
-    table = records.read_rows(records.write_rows(tmp_path / name, rows))
-    assert list(table) == list(records.COLUMNS)
+    table = bound_records.read_rows(bound_records.write_rows(tmp_path / name, rows))
+    assert list(table) == list(bound_records.COLUMNS)
     for row, (_, read) in zip(rows, table.iterrows(), strict=True):
         for column, value in row.items():
             if value is None:
@@ -44,7 +47,7 @@ def test_rows_come_back_as_they_were(tmp_path, rows, name):
 
 
 def test_columns_have_their_types(tmp_path, rows):
-    table = records.read_rows(records.write_rows(tmp_path / "rows.csv", rows))
+    table = bound_records.read_rows(bound_records.write_rows(tmp_path / "rows.csv", rows))
     assert str(table["block"].dtype) == str(table["peak_bytes"].dtype) == "Int64"
     assert str(table["certified"].dtype) == str(table["exceeds_exact"].dtype) == "boolean"
     assert table["seed"].dtype == "int64"
@@ -56,33 +59,33 @@ def test_columns_have_their_types(tmp_path, rows):
 
 
 def test_several_files_are_joined(tmp_path, rows):
-    first = records.write_rows(tmp_path / "prior.csv", rows)
-    second = records.write_rows(tmp_path / "rotation.csv", rows_of(ESTIMATORS, "rotation", points=3))
-    assert list(records.read_rows(first, second)["hparam"].unique()) == ["prior", "rotation"]
+    first = bound_records.write_rows(tmp_path / "prior.csv", rows)
+    second = bound_records.write_rows(tmp_path / "rotation.csv", rows_of(ESTIMATORS, "rotation", points=3))
+    assert list(bound_records.read_rows(first, second)["hparam"].unique()) == ["prior", "rotation"]
 
 
 def test_equal_rows_make_equal_files(tmp_path, rows):
     for name in ("a.csv", "a.csv.gz"):
         assert (
-            records.write_rows(tmp_path / name, rows).read_bytes()
-            == records.write_rows(tmp_path / f"b{name}", rows).read_bytes()
+            bound_records.write_rows(tmp_path / name, rows).read_bytes()
+            == bound_records.write_rows(tmp_path / f"b{name}", rows).read_bytes()
         )
     assert gzip.decompress((tmp_path / "a.csv.gz").read_bytes()) == (tmp_path / "a.csv").read_bytes()
 
 
 def test_numbers_are_written_with_ten_digits(tmp_path, rows):
-    path = records.write_rows(tmp_path / "rows.csv", [rows[0] | {"log_det": 1 / 3}])
+    path = bound_records.write_rows(tmp_path / "rows.csv", [rows[0] | {"log_det": 1 / 3}])
     assert "0.3333333333," in path.read_text()
 
 
 def test_a_file_has_the_permissions_of_any_new_file(tmp_path, rows):
-    path = records.write_rows(tmp_path / "rows.csv", rows)
+    path = bound_records.write_rows(tmp_path / "rows.csv", rows)
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, monkeypatch):
-    path = records.write_rows(tmp_path / "rows.csv", rows)
+    path = bound_records.write_rows(tmp_path / "rows.csv", rows)
     before = path.read_bytes()
 
     def fail(*_):
@@ -90,7 +93,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, mo
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        records.write_rows(path, rows[:1])
+        bound_records.write_rows(path, rows[:1])
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["rows.csv"]
 
@@ -109,14 +112,14 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, mo
 )
 def test_a_row_that_breaks_the_schema_is_refused_and_nothing_is_written(tmp_path, rows, change, message):
     with pytest.raises(ValueError, match=rf"row 1 of .*rows\.csv:? {message}"):
-        records.write_rows(tmp_path / "rows.csv", [rows[0], rows[0] | change])
+        bound_records.write_rows(tmp_path / "rows.csv", [rows[0], rows[0] | change])
     assert not os.listdir(tmp_path)
 
 
 def test_a_row_without_a_column_is_refused(tmp_path, rows):
     del rows[0]["device"]
     with pytest.raises(ValueError, match=r"row 0 of .* lacks device"):
-        records.write_rows(tmp_path / "rows.csv", rows)
+        bound_records.write_rows(tmp_path / "rows.csv", rows)
 
 
 def test_a_manifest_comes_back_and_its_keys_are_sorted(tmp_path):
@@ -125,8 +128,8 @@ def test_a_manifest_comes_back_and_its_keys_are_sorted(tmp_path):
         "notes": ["π instead of τ"],
         "estimators": {"ntk-N-C": {"certified": True, "num_blocks": 1}},
     }
-    path = records.write_manifest(tmp_path / "manifest.json", manifest)
-    assert records.read_manifest(path) == manifest
+    path = write_manifest(tmp_path / "manifest.json", manifest)
+    assert read_manifest(path) == manifest
     assert list(json.loads(path.read_text())) == sorted(manifest)
 
 
@@ -139,18 +142,18 @@ def test_a_bad_manifest_is_refused(tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ValueError, match=rf"manifest\.json: {message}"):
-        records.read_manifest(path)
+        read_manifest(path)
 
 
 def test_a_run_id_names_the_settings_and_not_their_order():
-    assert records.run_id({"a": 1, "b": [2.5, "x"]}) == records.run_id({"b": [2.5, "x"], "a": 1})
-    assert records.run_id({"a": 1}) != records.run_id({"a": 2})
-    assert len(records.run_id({})) == 10
-    assert int(records.run_id({}), 16) >= 0
+    assert settings_id({"a": 1, "b": [2.5, "x"]}) == settings_id({"b": [2.5, "x"], "a": 1})
+    assert settings_id({"a": 1}) != settings_id({"a": 2})
+    assert len(settings_id({})) == 10
+    assert int(settings_id({}), 16) >= 0
 
 
 def test_the_environment_is_json_and_imports_no_torch():
-    code = "import json, sys; from ntkml import records; e = records.environment(); print(json.dumps(e)); assert 'torch' not in sys.modules"
+    code = "import json, sys; from ntkml.records import provenance; e = provenance.environment(); print(json.dumps(e)); assert 'torch' not in sys.modules"
     printed = subprocess.run([sys.executable, "-c", code, "--flag"], check=True, capture_output=True, text=True)
     environment = json.loads(printed.stdout)
     assert environment["argv"] == ["-c", "--flag"]
@@ -164,7 +167,7 @@ def test_the_environment_is_json_and_imports_no_torch():
 
 def test_the_environment_keeps_the_program_and_not_its_place(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/ntkml", "bound-grid"])
-    assert records.environment()["argv"] == ["ntkml", "bound-grid"]
+    assert environment()["argv"] == ["ntkml", "bound-grid"]
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):

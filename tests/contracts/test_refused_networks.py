@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import capture
+from ntkml.rows.capture import capture
 from tests.factories import assert_same, generator, make_case, seeded
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn, steps
-from ntkml.learning_state import new_learner, restore, state_of
+from ntkml.learning.loop import learn, steps
+from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.train_protocols import load_train
 
 COUNT = 60
 SETTINGS = {"epochs": 2, "batch_size": 25, "burn_in": 1, "update_every": 1, "hyper_steps": 2, "eval_every": 2}

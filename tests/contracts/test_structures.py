@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ntkml import PriorPrecision
-from ntkml.capture import capture
 from ntkml.evidence import evaluate_partition
 from ntkml.linalg import SPECTRUM_ERROR, NotPositiveDefiniteError
 from ntkml.registry import STRUCTURES as REGISTERED
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
 from ntkml.structures import ggn, structure_named
 from tests.factories import (
     LIKELIHOODS,

@@ -7,9 +7,10 @@ import math
 import numpy
 import pytest
 
-from ntkml.figure_protocols import TRANSFORMATIONS, load_subset_figure, split_transformation, subset_names
+from ntkml.dataset_names import VARIANTS, split_name
 from ntkml.figures import render, subsets
 from ntkml.figures.subset_sources import subset_runs
+from ntkml.protocols.training_figures import load_subset_figure, subset_names
 from tests.pictures import bands_of, caption_of, lines_of
 from tests.protocol_runs import write_protocol_run
 
@@ -32,7 +33,7 @@ def value(size, seed, estimator, transformation):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for dataset, kind in (("cifar10-jpeg", ""), ("cifar10-jpeg_r180", "_r180")):
+    for dataset, kind in (("cifar10-jpeg", ""), ("cifar10-jpeg_r180", "r180")):
         for size in (500, 1000):
             for name, seeds in (("kfac-400-1", (0, 1)), ("ntk-400-1", (0,))):
                 for seed in seeds:
@@ -50,19 +51,19 @@ def test_the_figures_are_those_of_the_paper():
     for name, (column, _, _) in COLUMNS.items():
         figure = load_subset_figure(name)
         assert (figure.training, figure.quantity, figure.plain) == ("figure-7", column, "cifar10")
-        assert figure.transformations == ("", "_r90", "_r180", "translated_", "scaled_")
+        assert figure.transformations == ("", "r90", "r180", "translated", "scaled")
         assert set(figure.estimators) == {"kfac-400-1", "ntk-400-1", "kfac-N-C"}
 
 
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
-        ("cifar10", ("cifar10", "")), ("cifar10-jpeg_r180", ("cifar10-jpeg", "_r180")),
-        ("translated_cifar10", ("cifar10", "translated_")), ("scaled_cifar10", ("cifar10", "scaled_")),
+        ("cifar10", ("cifar10", "")), ("cifar10-jpeg_r180", ("cifar10-jpeg", "r180")),
+        ("translated_cifar10", ("cifar10", "translated")), ("scaled_cifar10", ("cifar10", "scaled")),
     ],
 )  # fmt: skip
 def test_a_name_says_what_was_done_to_the_images(dataset, expected):
-    assert split_transformation(dataset) == expected
+    assert split_name(dataset) == expected
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -70,12 +71,10 @@ def test_lines_are_means_over_seeds_and_bands_one_standard_error(results, name):
     column, place, scale = COLUMNS[name]
     figure = subsets.draw(name, subset_runs(load_subset_figure(name), results))
     lines = {(ax.get_label(), estimator): line for ax, estimator, line in lines_of(figure)}
-    drawn = {
-        (f"{column}: {TRANSFORMATIONS[kind]}", one) for kind in ("", "_r180") for one in ("kfac-400-1", "ntk-400-1")
-    }
+    drawn = {(f"{column}: {VARIANTS[kind]}", one) for kind in ("", "r180") for one in ("kfac-400-1", "ntk-400-1")}
     assert set(lines) == drawn
-    for kind in ("", "_r180"):
-        panel = f"{column}: {TRANSFORMATIONS[kind]}"
+    for kind in ("", "r180"):
+        panel = f"{column}: {VARIANTS[kind]}"
         line = lines[panel, "kfac-400-1"]
         pairs = [[scale * value(size, seed, "kfac-400-1", kind)[place] for seed in (0, 1)] for size in (500, 1000)]
         assert list(line.get_xdata()) == [500, 1000]
@@ -87,7 +86,7 @@ def test_lines_are_means_over_seeds_and_bands_one_standard_error(results, name):
             assert numpy.isclose(ends, (a + b) / 2 - abs(a - b) / 2).any()
         assert (panel, "ntk-400-1") not in bands_of(figure)
     empty = {ax.get_label().partition(": ")[2] for ax in figure.axes if ax.texts}
-    assert empty == {TRANSFORMATIONS[kind] for kind in ("_r90", "translated_", "scaled_")}
+    assert empty == {VARIANTS[kind] for kind in ("r90", "translated", "scaled")}
 
 
 def test_the_caption_states_every_reduction(results):

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from ntkml.cell_protocols import Cell
 from ntkml.datasets import load_dataset
+from ntkml.protocols.cells import Cell
+from ntkml.protocols.train import load_train
 from ntkml.runs import sweep as sweep_run
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep import sweep
 from ntkml.runs.sweep_plan import PlannedCell, epochs_kept, planned, state_of, threads_of
 from ntkml.runs.sweep_worker import BEGUN, BUSY, EPOCH, FAILED, FINISHED, STOPPED, WARNING, Report
-from ntkml.train_protocols import load_train
 from tests.sweeps import SITE, ScriptedWorker, finish, planned_cells
 
 KILLED = -signal.SIGKILL

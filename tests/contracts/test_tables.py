@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from ntkml.run_settings import RunSettings, settings_of, versions_of
+from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
 from ntkml.tables import render
 from ntkml.tables.entries import Entry, Value, bold, published, published_datasets
 from ntkml.tables.panels import panels

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ntkml import tabulated
-from ntkml.capture import capture
 from ntkml.grouping import tree_for
 from ntkml.hyperparameters.affine import affine_views, draw_noise
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.partitions import Block
-from ntkml.rows import CapturedRows
+from ntkml.rows import tabulated
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
+from ntkml.rows.tabulated import JacobianTable, TabulatedRows, tabulate
 from ntkml.structures import structure_named
-from ntkml.tabulated import JacobianTable, TabulatedRows, tabulate
 from tests.dense import dense_jacobian
 from tests.factories import (
     STRUCTURES,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ntkml.hyperparameters.affine import affine_views, draw_noise, rotation_eta
+from ntkml.learning.map_training import train_map
 from ntkml.likelihoods import Categorical
-from ntkml.protocols import MapTraining
-from ntkml.training import train_map
+from ntkml.protocols.bound_grid import MapTraining
 from tests.factories import assert_same, generator, make_case
 
 

@@ -11,14 +11,14 @@ from torch import nn
 
 from ntkml.datasets import load_dataset, subset
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.learning import _step, learn
-from ntkml.learning_state import FIXUP_SHARE, new_learner
+from ntkml.learning.loop import _step, learn
+from ntkml.learning.scores import one_hot, score
+from ntkml.learning.state import FIXUP_SHARE, new_learner
 from ntkml.likelihoods import Bernoulli, Gaussian
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.scores import one_hot, score
-from ntkml.train_protocols import load_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

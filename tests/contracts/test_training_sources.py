@@ -2,9 +2,9 @@
 
 import pytest
 
-from ntkml import records
-from ntkml.figure_protocols import load_trajectory_figure
 from ntkml.figures.training_sources import choose, training_files, training_runs
+from ntkml.protocols.training_figures import load_trajectory_figure
+from ntkml.records.manifests import write_manifest
 from tests.synthetic_training import training_manifest, write_pareto_run, write_training_run
 
 FIGURE = load_trajectory_figure("figure-10")
@@ -47,7 +47,7 @@ def test_settings_that_no_row_shows_are_not_mixed_either(tmp_path):
     write_training_run(tmp_path, "ntk-100-C", "prior", finished_at="2026-01-02T00:00:00Z")
     path = write_training_run(tmp_path, "ntk-50-C", "prior").with_name("manifest.json")
     manifest = training_manifest("ntk-50-C", "prior", 0)
-    records.write_manifest(path, manifest | {"settings": manifest["settings"] | {"lr_hyper": 0.5}})
+    write_manifest(path, manifest | {"settings": manifest["settings"] | {"lr_hyper": 0.5}})
     runs, notes = chosen(tmp_path)
     assert {run[0] for run in runs} == {"ntk-100-C"}
     assert notes[-1] == "No settings are mixed: 1 run of other settings left out."

@@ -6,9 +6,10 @@ import numpy
 import pandas
 import pytest
 
-from ntkml import records, train_records
-from ntkml.figure_protocols import load_trajectory_figure, trajectory_names
 from ntkml.figures import render, style, trajectories
+from ntkml.protocols.training_figures import load_trajectory_figure, trajectory_names
+from ntkml.records import train as train_records
+from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import bands_of, caption_of, lines_of, within
 from tests.synthetic_training import NUM_OUTPUTS, training_rows
@@ -18,7 +19,7 @@ ONE_SEED = "ntk-N-C"  # the others have two
 
 
 def read(folder, rows):
-    return train_records.read_rows(records.write_rows(folder / "rows.csv.gz", rows, train_records.COLUMNS))
+    return train_records.read_rows(write_rows(folder / "rows.csv.gz", rows, train_records.COLUMNS))
 
 
 @pytest.fixture(scope="module")

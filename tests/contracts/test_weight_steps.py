@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ntkml import learning
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn, settle, steps
-from ntkml.learning_state import new_learner, restore, state_of
-from ntkml.learning_trouble import DivergenceError
+from ntkml.learning import loop
+from ntkml.learning.loop import learn, settle, steps
+from ntkml.learning.state import new_learner, restore, state_of
+from ntkml.learning.trouble import DivergenceError
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.runs.train import TrainRun
-from ntkml.train_protocols import load_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,8 +40,8 @@ def read_later(monkeypatch):
     """As on a GPU: the host does not wait for the losses."""
 
     def switch():
-        monkeypatch.setattr(learning, "_reads_at_once", lambda device: False)
-        monkeypatch.setattr(learning, "UNREAD_STEPS", 4)
+        monkeypatch.setattr(loop, "_reads_at_once", lambda device: False)
+        monkeypatch.setattr(loop, "UNREAD_STEPS", 4)
 
     return switch
 
@@ -92,7 +92,7 @@ def test_bfloat16_is_for_the_weights_steps_alone(hparam):
     objective.model[3].register_forward_hook(note)  # behind a convolution
     for method in ("resample", "backward", "cached_backward"):
         watch(objective, method, "hyper", phase)
-    evaluate = learning.evaluate
+    evaluate = loop.evaluate
     phase_of_evaluation = []
 
     def evaluated(*given):
@@ -103,7 +103,7 @@ def test_bfloat16_is_for_the_weights_steps_alone(hparam):
         return scores
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "evaluate", evaluated)
+        patch.setattr(loop, "evaluate", evaluated)
         list(learn(learner, data))
     full = {(torch.float32, torch.float32)}
     assert seen["weights"] == {(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)}

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import torch
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn
-from ntkml.learning_state import new_learner
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
+from ntkml.machine.processes import launched_processes
 from ntkml.models import build_model
-from ntkml.processes import launched_processes
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.train_protocols import load_train
 
 BLOCKS, COUNT = 4, 40
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ntkml import train_records
-from ntkml.checkpoints import read_checkpoint
+from ntkml.learning.checkpoints import read_checkpoint
+from ntkml.records import train as train_records
 
 ROOT = Path(__file__).parents[2]
 

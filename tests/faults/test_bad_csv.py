@@ -2,14 +2,17 @@
 
 import pytest
 
-from ntkml import compare_records, pareto_records, records
+from ntkml.records import bound_grid as bound_records
+from ntkml.records import compare as compare_records
+from ntkml.records import pareto as pareto_records
+from ntkml.records.tables import write_rows
 from tests.synthetic import rows_of
 from tests.synthetic_training import pareto_rows
 
 
 @pytest.fixture
 def good(tmp_path):
-    return records.write_rows(tmp_path / "good.csv", rows_of(["ntk-N-C", "ntk-100-C"], "prior", points=3))
+    return bound_records.write_rows(tmp_path / "good.csv", rows_of(["ntk-N-C", "ntk-100-C"], "prior", points=3))
 
 
 def _bad(tmp_path, text):
@@ -20,17 +23,17 @@ def _bad(tmp_path, text):
 
 def test_no_file_at_all():
     with pytest.raises(ValueError, match="no CSV file was given; pass at least one"):
-        records.read_rows()
+        bound_records.read_rows()
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.csv: no such file"):
-        records.read_rows(tmp_path / "nothing.csv")
+        bound_records.read_rows(tmp_path / "nothing.csv")
 
 
 def test_a_folder(tmp_path):
     with pytest.raises(ValueError, match="is a folder, expected a CSV file"):
-        records.read_rows(tmp_path)
+        bound_records.read_rows(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -44,32 +47,32 @@ def test_a_folder(tmp_path):
 )
 def test_something_else(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
-        records.read_rows(_bad(tmp_path, content))
+        bound_records.read_rows(_bad(tmp_path, content))
 
 
 def test_a_truncated_archive(tmp_path, good):
     path = tmp_path / "rows.csv.gz"
-    records.write_rows(path, rows_of(["ntk-N-C"], "prior"))
+    bound_records.write_rows(path, rows_of(["ntk-N-C"], "prior"))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"rows\.csv\.gz: not a CSV file"):
-        records.read_rows(path)
+        bound_records.read_rows(path)
 
 
 def test_rows_of_another_command(tmp_path, good):
     path = _bad(tmp_path, good.read_text().replace(",bound-grid,", ",pareto,"))
     with pytest.raises(ValueError, match=r"bad\.csv: holds rows of 'pareto', expected rows of 'bound-grid'"):
-        records.read_rows(path)
+        bound_records.read_rows(path)
 
 
 def test_missing_columns_are_named(tmp_path, good):
     path = _bad(tmp_path, good.read_text().replace("standard_error", "sem").replace("dtype", "type"))
     with pytest.raises(ValueError, match=r"missing columns: standard_error, dtype$"):
-        records.read_rows(path)
+        bound_records.read_rows(path)
 
 
 def test_a_header_alone(tmp_path, good):
     with pytest.raises(ValueError, match="has a header but no rows"):
-        records.read_rows(_bad(tmp_path, good.read_text().splitlines()[0] + "\n"))
+        bound_records.read_rows(_bad(tmp_path, good.read_text().splitlines()[0] + "\n"))
 
 
 @pytest.mark.parametrize(
@@ -94,22 +97,22 @@ def test_a_header_alone(tmp_path, good):
 def test_a_cell_that_its_column_cannot_hold(tmp_path, good, column, value, message):
     lines = good.read_text().splitlines()
     cells = lines[2].split(",")
-    cells[list(records.COLUMNS).index(column)] = value
+    cells[list(bound_records.COLUMNS).index(column)] = value
     path = _bad(tmp_path, "\n".join([*lines[:2], ",".join(cells), *lines[3:]]) + "\n")
     with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
-        records.read_rows(path)
+        bound_records.read_rows(path)
 
 
 def test_the_same_rows_twice(good):
     with pytest.raises(
         ValueError, match=r"the row of ntk-N-C at prior = 0\.0001, seed 0, is there more than once; give each file once"
     ):
-        records.read_rows(good, good)
+        bound_records.read_rows(good, good)
 
 
 def test_a_rotation_of_zero_is_none_at_all(tmp_path):
     rows = rows_of(["ntk-N-C"], "rotation", points=3)
-    assert records.read_rows(records.write_rows(tmp_path / "rows.csv", rows))["hparam_value"].min() == 0
+    assert bound_records.read_rows(bound_records.write_rows(tmp_path / "rows.csv", rows))["hparam_value"].min() == 0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_rotation_of_zero_is_none_at_all(tmp_path):
 )
 def test_edited_rows_of_a_pareto_run(tmp_path, change, message):
     first, second = pareto_rows(["ntk-N-C", "ntk-100-1"], "prior", seeds=(0,))
-    path = records.write_rows(tmp_path / "bad.csv", [first, second | change], pareto_records.COLUMNS)
+    path = write_rows(tmp_path / "bad.csv", [first, second | change], pareto_records.COLUMNS)
     with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
         pareto_records.read_rows(path)
 
@@ -147,9 +150,7 @@ def test_edited_rows_of_a_comparison(tmp_path, change, message):
         "epochs": 10, "test_log_likelihood": -1.0, "test_accuracy": 0.9, "test_ece": None, "prior_precision_median": 1.0,
         "eta_2": None, "fits": 1, "data_passes": 20.0, "seconds": 3.0, "device": "cpu",
     }  # fmt: skip
-    assert (
-        len(compare_records.read_rows(records.write_rows(tmp_path / "good.csv", [row], compare_records.COLUMNS))) == 1
-    )
-    path = records.write_rows(tmp_path / "bad.csv", [row | change], compare_records.COLUMNS)
+    assert len(compare_records.read_rows(write_rows(tmp_path / "good.csv", [row], compare_records.COLUMNS))) == 1
+    path = write_rows(tmp_path / "bad.csv", [row | change], compare_records.COLUMNS)
     with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
         compare_records.read_rows(path)

@@ -9,8 +9,8 @@ import random
 import pytest
 import torch
 
-from ntkml import checkpoints
-from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.learning import checkpoints
+from ntkml.learning.checkpoints import previous, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from functools import partial
 import pytest
 import torch
 
-from ntkml import files, records, train_records
-from ntkml.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.learning.checkpoints import previous, read_checkpoint, write_checkpoint
+from ntkml.machine import files
+from ntkml.records import train as train_records
+from ntkml.records.manifests import write_manifest
 
 resource = pytest.importorskip("resource", reason="needs POSIX limits")
 
@@ -81,9 +83,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_both_files_as_they_were(tmp_path)
 
 def test_rows_and_manifests_that_do_not_fit_leave_the_old_ones(tmp_path):
     manifest, text = tmp_path / "manifest.json", "x" * 40000
-    records.write_manifest(manifest, {"run_id": "old"})
+    write_manifest(manifest, {"run_id": "old"})
     with no_file_beyond(30000):
-        assert_refused_and_intact(tmp_path, lambda: records.write_manifest(manifest, {"run_id": text}), errno.EFBIG)
+        assert_refused_and_intact(tmp_path, lambda: write_manifest(manifest, {"run_id": text}), errno.EFBIG)
         fresh = partial(files.write_atomically, tmp_path / "rows.csv", text.encode())
         assert_refused_and_intact(tmp_path, fresh, errno.EFBIG)
 

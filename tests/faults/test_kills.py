@@ -21,8 +21,8 @@ TOYS = {
     ).split(),
 }
 #: A step of the weights, a step of the hyperparameters (cached or not), and the three writes of a checkpoint.
-WEIGHT_STEP, HYPER_STEP = "ntkml.learning:_weight_step", "ntkml.learning:_hyper_step"
-WRITE = "ntkml.files:write_atomically"
+WEIGHT_STEP, HYPER_STEP = "ntkml.learning.loop:_weight_step", "ntkml.learning.loop:_hyper_step"
+WRITE = "ntkml.machine.files:write_atomically"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")
 
@@ -106,7 +106,7 @@ def test_a_kill_among_the_writes_of_a_checkpoint_costs_no_bits(server, whole, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", ["ntkml.checkpoints:previous", "os:fsync", "tempfile:mkstemp"])
+@pytest.mark.parametrize("at", ["ntkml.learning.checkpoints:previous", "os:fsync", "tempfile:mkstemp"])
 def test_a_kill_inside_the_write_of_a_file_costs_no_bits(server, whole, tmp_path, at):
     code, _, printed = server.run(tmp_path, TOYS["prior"], at=at, call=5, signal=[signal.SIGKILL])
     assert code == -signal.SIGKILL, printed

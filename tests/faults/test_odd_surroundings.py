@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ntkml import records
 from ntkml.datasets import load_dataset
+from ntkml.records.manifests import read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ("train", "--estimator", "none", "--num-data", "40", "--epochs", "2", "--device", "cpu")
@@ -80,12 +80,12 @@ def test_a_results_folder_need_not_be_utf8(started, only, tmp_path):
 def test_a_locale_need_not_know_the_letters_of_a_path(started, only, tmp_path):
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert started(*TRAIN, "--out", "é", **plain)[0] == 0
-    assert records.read_manifest(only(tmp_path, "manifest.json"))["finished_at"]
+    assert read_manifest(only(tmp_path, "manifest.json"))["finished_at"]
 
 
 def test_a_manifest_keeps_what_is_no_utf8(tmp_path):
     manifest = {"path": NO_UTF8, "word": "é"}
-    assert records.read_manifest(records.write_manifest(tmp_path / "manifest.json", manifest)) == manifest
+    assert read_manifest(write_manifest(tmp_path / "manifest.json", manifest)) == manifest
 
 
 def test_a_folder_of_images_need_not_be_utf8(tmp_path, monkeypatch):

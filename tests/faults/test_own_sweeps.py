@@ -4,9 +4,9 @@ from dataclasses import fields
 
 import pytest
 
-from ntkml.setting_ranges import RANGES
-from ntkml.sweep_protocols import load_sweep, swept_names
-from ntkml.train_protocols import TRAIN_HPARAMS, WORDS, TrainProtocol
+from ntkml.protocols.ranges import RANGES
+from ntkml.protocols.sweep import load_sweep, swept_names
+from ntkml.protocols.train import TRAIN_HPARAMS, WORDS, TrainProtocol
 
 WHOLE = "write a whole number from"
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn
-from ntkml.learning_state import new_learner
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.train_protocols import load_train
 from tests.factories import NETWORKS, assert_same, in_float32, make_case
 
 PRECISIONS = (1e-8, 1.0, 1e8)

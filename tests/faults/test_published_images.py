@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ntkml import torchvision_shim
 from ntkml.datasets import load_dataset
 from ntkml.datasets.cifar import CIFAR10, CIFAR100
 from ntkml.datasets.tiny_imagenet import MD5, URL
+from ntkml.machine import torchvision_shim
 from tests.image_files import pack, write_files
 from tests.published_files import python2_array, python2_dict, python2_list, tiny_imagenet_files, write_cifar
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkml import train_records
+from ntkml.records import train as train_records
 from ntkml.runs.folders import BusyError, exclusive, held
 from tests.sweeps import wait_for
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ntkml import torchvision_shim
 from ntkml.datasets import load_dataset
+from ntkml.machine import torchvision_shim
 from tests.idx_files import write_idx_files
 
 

@@ -37,7 +37,7 @@ TOY = [
     "--checkpoint-every",
     "2",
 ]
-WEIGHT_STEP, HYPER_STEP = "ntkml.learning:_weight_step", "ntkml.learning:_hyper_step"
+WEIGHT_STEP, HYPER_STEP = "ntkml.learning.loop:_weight_step", "ntkml.learning.loop:_hyper_step"
 FLOAT64 = "tests.faults.float64_training:main"
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX signals and fork")

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn
-from ntkml.learning_state import new_learner
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems.augerino import Augerino, SoftplusWidths, regulariser
-from ntkml.train_protocols import load_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

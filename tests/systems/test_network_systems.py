@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn, steps
-from ntkml.learning_state import new_learner, restore, state_of
+from ntkml.learning.loop import learn, steps
+from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system
 from ntkml.systems import make_system
 from ntkml.systems.hoag import Bilevel, fully_solved, solve_inner
 from ntkml.systems.search import best_value, folds, grid_values
-from ntkml.train_protocols import load_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

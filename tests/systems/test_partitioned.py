@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ntkml.datasets import load_dataset, subset
-from ntkml.learning import learn
-from ntkml.learning_state import new_learner
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems.partitioned import shards_of, weight_parts
-from ntkml.train_protocols import load_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,6 +9,7 @@ import torch
 
 from ntkml.datasets import load_dataset, subset
 from ntkml.models import build_model
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems import make_system
 from ntkml.systems.sampled_laplace import (
@@ -23,7 +24,6 @@ from ntkml.systems.sampled_laplace import (
     rescaled,
     sample,
 )
-from ntkml.train_protocols import load_train
 from tests.factories import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")

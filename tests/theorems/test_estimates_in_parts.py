@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ntkml import chunking, two_pass
+from ntkml import two_pass
 from ntkml.bayesian_model import PRIOR_SIZES
-from ntkml.chunking import row_groups
 from ntkml.objective import MarginalLikelihood
+from ntkml.rows import chunking
+from ntkml.rows.chunking import row_groups
 from tests.factories import assert_same, generator, mlp
 from tests.objectives import PARTS, Brightness, assert_equal, everything, parts_of, problem
 

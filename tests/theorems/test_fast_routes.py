@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ntkml import linalg
-from ntkml.capture import capture
-from ntkml.chunked_rows import ChunkedRows
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter
-from ntkml.pulled_rows import rows_by_layer
+from ntkml.rows.capture import capture
+from ntkml.rows.chunked import ChunkedRows
+from ntkml.rows.pulled import rows_by_layer
 from ntkml.structures.kfac import KFAC
 from tests.factories import assert_same, generator
 from tests.objectives import Brightness, everything, problem

@@ -10,7 +10,7 @@ import torch
 from ntkml import PriorPrecision, log_marginal_likelihood
 from ntkml.evidence import evaluate_partition
 from ntkml.likelihoods import Gaussian
-from ntkml.model_contract import check_model
+from ntkml.rows.model_contract import check_model
 from tests.factories import PRIOR_KINDS, STRUCTURES, assert_same, generator, make_case, make_prior
 
 NAMES = ["N-C", "3-C", "3-1", "2-2", "3-tree+iid"]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import capture
 from ntkml.evidence import evaluate_partition
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
 from ntkml.structures import structure_named
 from tests.factories import assert_same, generator, make_case, make_prior, seeded
 

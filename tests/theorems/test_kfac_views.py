@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.capture import capture
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.pulled_rows import rows_by_layer
-from ntkml.rows import merge_factors
+from ntkml.rows.block import merge_factors
+from ntkml.rows.capture import capture
+from ntkml.rows.pulled import rows_by_layer
 from tests.factories import assert_same, generator, seeded
 
 COUNT, CLASSES = 4, 3

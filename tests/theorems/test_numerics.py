@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import capture
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.rows import CapturedRows
+from ntkml.rows.block import CapturedRows
+from ntkml.rows.capture import capture
 from ntkml.structures import structure_named
 from tests.factories import (
     LIKELIHOODS,

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ntkml import log_marginal_likelihood
-from ntkml.capture import capture
 from ntkml.dichotomies import average_linkage, balanced, sequential
 from ntkml.evidence import block_log_det
 from ntkml.partitions import Block
+from ntkml.rows.capture import capture
 from ntkml.specs import parse_estimator
 from tests.factories import NETWORKS, assert_rising, assert_same, few_examples, make_case, make_prior, tree_of
 

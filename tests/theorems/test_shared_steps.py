@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from ntkml.capture import trainable_parameters
-from ntkml.processes import ALONE, Processes
+from ntkml.machine.processes import ALONE, Processes
+from ntkml.rows.capture import trainable_parameters
 from tests.factories import generator
 from tests.objectives import Brightness, parts_of, problem
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from ntkml.bayesian_model import PRIOR_SIZES
-from ntkml.capture import capture, trainable_parameters
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import MarginalLikelihood
-from ntkml.pulled_rows import rows_by_layer
-from ntkml.rows import merge_factors
+from ntkml.rows.block import merge_factors
+from ntkml.rows.capture import capture, trainable_parameters
+from ntkml.rows.pulled import rows_by_layer
 from tests.objectives import COUNT, VIEWS, Brightness, problem
 
 NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")

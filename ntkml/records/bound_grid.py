@@ -1,0 +1,80 @@
+"""Rows of bound grids: one per estimator, grid value and block, in ``results/bound-grid/<hparam>-<dataset>-<run_id>/rows.csv``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkml.records import tables
+from ntkml.records.checks import ESTIMATOR, INPUTS, Check, above_zero, one_of
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "seed": ("integer", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "estimator": ("text", False),
+    "structure": ("text", False),
+    "inputs": ("text", False),  # "N" or a number
+    "outputs": ("text", False),  # "1", "C", "tree" or a number
+    "grouping": ("text", True),  # one of GROUPINGS
+    "hparam": ("text", False),
+    "hparam_value": ("number", False),
+    "block": ("integer", True),  # empty on aggregate rows
+    "num_blocks": ("integer", False),
+    "certified": ("flag", False),
+    "log_marginal_likelihood": ("number", False),  # this and the other log columns: nats per datum
+    "standard_error": ("number", True),  # over blocks; empty where there is one block only
+    "log_likelihood": ("number", False),
+    "log_prior": ("number", False),
+    "log_det": ("number", False),
+    "exceeds_exact": ("flag", True),  # aggregate rows only
+    "seconds": ("number", True),
+    "peak_bytes": ("integer", True),
+    "device": ("text", False),
+    "dtype": ("text", False),
+}
+KEY = ["run_id", "dataset", "model", "seed", "num_data", "estimator", "hparam", "hparam_value", "block"]
+HPARAMS = ("prior", "rotation")
+CHECKS = [
+    one_of("hparam", HPARAMS),
+    Check(
+        "hparam_value",
+        "a number above 0 (prior) or of 0 or more (rotation)",
+        lambda rows: (rows["hparam_value"] > 0) | ((rows["hparam"] == "rotation") & (rows["hparam_value"] == 0)),
+    ),
+    ESTIMATOR,
+    INPUTS,
+    *above_zero("num_data", "num_params", "num_blocks"),
+]
+
+
+def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFrame:
+    """Read and join row files that ``command`` wrote; the columns have their proper types.
+
+    Text columns are strings (an empty grouping is ``""``), ``block`` and ``peak_bytes`` nullable integers, ``certified`` and
+    ``exceeds_exact`` nullable booleans, the rest integers and floats.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
+    """
+    return tables.read_joined(
+        paths,
+        command,
+        COLUMNS,
+        KEY,
+        lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
+        CHECKS,
+    )
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write the rows of a bound grid; see :func:`ntkml.records.tables.write_rows` for errors."""
+    return tables.write_rows(path, rows, COLUMNS)

@@ -1,0 +1,62 @@
+"""Rows of ``ntkml compare``: one per system and seed, in ``results/compare/<hparam>-<dataset>-<run_id>/rows.csv``.
+
+A row says what one training run ended with and what it cost: ``fits`` trainings from the start, ``data_passes`` gradients
+or products with the Jacobian for N inputs (see :class:`ntkml.systems.System`), ``seconds`` of training without
+evaluations. Log columns are nats per datum.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkml.records.checks import SYSTEM, Check, above_zero, one_of
+from ntkml.records.tables import read_joined
+from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "seed": ("integer", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "hparam": ("text", False),  # what was learned: "prior" or "invariance"
+    "system": ("text", False),  # the name of an estimator or another system
+    "family": ("text", False),  # "bound", or the system without its number
+    "learns_from": ("text", False),  # "train", "train + validation" or "shards"
+    "epochs": ("integer", False),  # of every fit
+    "test_log_likelihood": ("number", False),
+    "test_accuracy": ("number", False),
+    "test_ece": ("number", True),
+    "prior_precision_median": ("number", False),  # over parameter tensors, at the end
+    "eta_2": ("number", True),  # half-width of the rotation at the end, radians
+    "fits": ("integer", False),
+    "data_passes": ("number", False),
+    "seconds": ("number", False),
+    "device": ("text", False),
+}
+KEY = ["run_id", "system", "seed"]
+CHECKS = [
+    one_of("hparam", (PRIOR, INVARIANCE)),
+    SYSTEM,
+    Check(
+        "family",
+        "bound for estimators of the marginal likelihood alone",
+        lambda rows: (rows["family"] == "bound") == rows["system"].map(is_bound),
+    ),
+    *above_zero("num_data", "num_params", "epochs", "fits", "data_passes", "seconds"),
+]
+
+
+def read_rows(*paths: str | Path) -> pandas.DataFrame:
+    """Read and join row files of ``ntkml compare``; the columns have their proper types.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
+    """
+    return read_joined(paths, "compare", COLUMNS, KEY, lambda row: f"{row.system} with seed {row.seed}", CHECKS)

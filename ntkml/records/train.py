@@ -1,0 +1,89 @@
+"""Rows of training runs: one per epoch, in ``results/train/<estimator>-<dataset>-<run_id>/rows.csv``.
+
+The settings are repeated on every row, so that files of many runs can be joined and grouped without their manifests.
+Log columns are nats per datum. Empty cells: the log marginal likelihood of epochs that update nothing, test columns where
+nothing was evaluated, half-widths where no invariance is learned, and whatever has no meaning for ``none``.
+
+``prior_precisions`` is a JSON list in the order of the network's parameter tensors (one value for a scalar prior). A
+diagonal prior has too many for a cell: it is left empty, minimum, median and maximum stay.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkml.records.tables import read_joined
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS: dict[str, tuple[str, bool]] = {
+    "run_id": ("text", False),
+    "command": ("text", False),
+    "dataset": ("text", False),
+    "model": ("text", False),
+    "seed": ("integer", False),
+    "num_data": ("integer", False),
+    "num_params": ("integer", False),
+    "likelihood": ("text", False),
+    "estimator": ("text", False),
+    "structure": ("text", False),  # "none" for MAP
+    "inputs": ("text", True),
+    "outputs": ("text", True),
+    "grouping": ("text", True),
+    "hparam": ("text", False),  # what is learned: "prior" or "invariance"
+    "certified": ("flag", True),
+    "epoch": ("integer", False),  # epochs that are finished, from 1
+    "train_loss": ("number", False),  # mean over the epoch's batches of (-log p(D|w) + 1/2 w^T P0 w) / N
+    "log_marginal_likelihood": ("number", True),  # mean of the epoch's own estimates
+    "test_log_likelihood": ("number", True),
+    "test_accuracy": ("number", True),
+    "test_ece": ("number", True),
+    "observation_noise": ("number", True),  # standard deviation, of a Gaussian likelihood alone
+    "prior_precision_min": ("number", False),
+    "prior_precision_median": ("number", False),
+    "prior_precision_max": ("number", False),
+    "prior_precisions": ("text", True),
+    "eta_0": ("number", True),  # x-translation
+    "eta_1": ("number", True),  # y-translation
+    "eta_2": ("number", True),  # rotation, radians
+    "eta_3": ("number", True),  # x-scale
+    "eta_4": ("number", True),  # y-scale
+    "eta_5": ("number", True),  # shear
+    "seconds_weights": ("number", False),
+    "seconds_hyper": ("number", False),
+    "seconds_eval": ("number", False),
+    "peak_bytes": ("integer", True),
+    "device": ("text", False),
+    "dtype": ("text", False),
+}
+KEY = ["run_id", "epoch"]
+
+#: What differs between a run and the same run stopped and resumed.
+MEASURED = ("seconds_weights", "seconds_hyper", "seconds_eval", "peak_bytes")
+
+
+def read_rows(*paths: str | Path) -> pandas.DataFrame:
+    """Read and join row files of ``ntkml train``; the columns have their proper types.
+
+    Raises:
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an epoch.
+    """
+    return read_joined(paths, "train", COLUMNS, KEY, lambda row: f"epoch {row.epoch} of run {row.run_id}")
+
+
+def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
+    """The rows of one finished run of so many ``epochs``, by epoch: the last ones are where it ended.
+
+    Raises:
+        ValueError: see :func:`read_rows`, and rows that end with another epoch; says what to remove.
+    """
+    remedy = f"remove {path.parent} and compute it again"
+    try:
+        rows = read_rows(path).sort_values("epoch", ignore_index=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from None
+    if (last := int(rows["epoch"].iloc[-1])) != epochs:
+        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {remedy}")
+    return rows

@@ -1,0 +1,164 @@
+"""Exact rows for parameters without a captured layer: of custom modules, attention, reused and tied layers.
+
+Every input of the batch is given its own copy of those parameters, and the network runs on each input by itself
+(``torch.func``: vmap of a functional call), so that autograd's gradient at the copies is the row of every input. Where
+vmap does not know an operation, the network runs input by input. Both cost a forward pass more, and weight gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ntkml.layers.kronecker import KroneckerPart
+from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which parameters take exact rows, each with the reason why it is not captured; all others are captured.
+
+    ``vectorised``: by vmap, else input by input. Decided, and checked, by :func:`ntkml.rows.model_contract.check_model`.
+    """
+
+    exact: Mapping[str, str] = field(default_factory=dict)
+    vectorised: bool = True
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The parameters' own names by module."""
+        grouped: dict[str, tuple[str, ...]] = {}
+        for name in self.exact:
+            module, _, key = name.rpartition(".")
+            grouped[module] = (*grouped.get(module, ()), key)
+        return grouped
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by operations that vmap and second derivatives know, instead of fused ones."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
+
+    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
+    """
+    before = torch.backends.cudnn.enabled
+    if before and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        if torch.backends.cudnn.enabled != before:
+            torch.backends.cudnn.enabled = before
+
+
+class ExactForward:
+    """The outputs of a batch once more, as functions of copies of the planned parameters, one for every input."""
+
+    def __init__(self, model: nn.Module, plan: RowPlan, inputs: Tensor, num_views: int, differentiable: bool):
+        """inputs: (n * S, ...), the S views of one datum adjacent. ``differentiable``: rows keep their graph."""
+        self.plan = plan
+        self._model, self._differentiable = model, differentiable
+        self._views = inputs.unflatten(0, (-1, num_views))  # (n, S, ...)
+
+    def rows_by_layer(self, factor: Tensor) -> dict[str, LayerRows]:
+        """The rows of every group, computed together when the first one is asked for. factor: (n, C, k)."""
+        pulled = PulledRows(self, factor)
+        return {layer: ExactGroup(layer, keys, pulled) for layer, keys in self.plan.groups().items()}
+
+    def pull_back(self, cotangents: Tensor) -> dict[str, Tensor]:
+        """The row of every input. cotangents: (n, C) -> by parameter (n, size)."""
+        if self.plan.vectorised:
+            outputs, copies = self._together
+            return dict(zip(self.plan.exact, self._gradients(outputs, copies, cotangents), strict=True))
+        weights = [self._model.get_parameter(name) for name in self.plan.exact]
+        by_input = [
+            self._gradients(outputs, weights, v.unsqueeze(0))
+            for outputs, v in zip(self._one_by_one, cotangents, strict=True)
+        ]
+        return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self.plan.exact)}
+
+    def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(
+            outputs,
+            leaves,
+            cotangents.to(outputs),
+            retain_graph=True,
+            create_graph=self._differentiable,
+            allow_unused=True,
+        )
+        shapes = [(len(outputs), leaf.numel() // (len(outputs) if self.plan.vectorised else 1)) for leaf in leaves]
+        return [
+            outputs.new_zeros(shape) if g is None else (g.to_dense() if g.is_sparse else g).reshape(shape)
+            for g, shape in zip(found, shapes, strict=True)
+        ]
+
+    @cached_property
+    def _together(self) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (n, C) and the copies (n, *shape) that their graph leads to; made once for all cotangents."""
+        n = len(self._views)
+        weights = {name: self._model.get_parameter(name).detach() for name in self.plan.exact}
+        copies = {name: w.expand(n, *w.shape).requires_grad_() for name, w in weights.items()}
+
+        def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(self._model, own, (views.clone(),))
+            return outputs.mean(0)
+
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
+            outputs = vmap(averaged, randomness="different")(copies, self._views)
+        return outputs, list(copies.values())
+
+    @cached_property
+    def _one_by_one(self) -> list[Tensor]:
+        """Outputs of every input, (1, C) each."""
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
+            return [self._model(views.clone()).mean(0, keepdim=True) for views in self._views]
+
+
+class PulledRows:
+    """The rows of all planned parameters for one factor (n, C, k), computed when they are first used."""
+
+    def __init__(self, forward: ExactForward, factor: Tensor):
+        self.plan, self.counts = forward.plan, (factor.shape[0], factor.shape[2])
+        self._forward, self._factor = forward, factor
+
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """By parameter, (n, k, size)."""
+        columns = [self._forward.pull_back(v) for v in self._factor.unbind(-1)]
+        return {name: torch.stack([column[name] for column in columns], dim=1) for name in self.plan.exact}
+
+
+@dataclass(frozen=True)
+class ExactGroup(PlainRows):
+    """The planned parameters of one module."""
+
+    layer: str
+    keys: tuple[str, ...]
+    pulled: PulledRows
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.pulled.counts
+
+    def rows(self) -> dict[str, Tensor]:
+        return {key: self.pulled.rows[qualified(self.layer, key)] for key in self.keys}
+
+    def reduced(self) -> KroneckerPart:
+        return no_factors(self.layer, self.keys, self.pulled.plan.exact[qualified(self.layer, self.keys[0])])

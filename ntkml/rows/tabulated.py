@@ -1,0 +1,232 @@
+"""All Jacobians of a small data set at once, from which the rows of any block of any estimator are cut.
+
+A grid of hyperparameters compares dozens of estimators at every point. Capturing the N x C Jacobian rows once and cutting
+every estimator from them costs one capture a point instead of one per estimator, and makes the comparison exact: the same
+weights, noise and rounding for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
+from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.positions import Positions
+from ntkml.linalg import channel_gram, gram
+from ntkml.machine.full_precision import full_precision
+from ntkml.rows.block import Groups, merge_factors
+from ntkml.rows.capture import Capture, capture, trainable_parameters
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.model_contract import check_model
+from ntkml.rows.pulled import rows_by_layer
+
+#: Float64 entries of one strip while a block is cut from the Gram of all rows (64 MiB).
+_CUT_ENTRIES = 8 * 2**20
+
+
+class JacobianTable:
+    """J of all inputs and outputs by parameter tensor, and the float64 Grams that are cheaper to cut than to recompute.
+
+    ``outputs``: (N, C). ``rows[name]``: (N, C, size). ``kept[layer]``: what KFAC needs, present if asked for.
+    """
+
+    def __init__(
+        self,
+        outputs: Tensor,
+        rows: dict[str, Tensor],
+        kept: Mapping[str, KroneckerPart],
+        shapes: Mapping[str, torch.Size],
+    ):
+        self.outputs = outputs
+        self.rows = rows
+        self.kept = kept
+        self.shapes = shapes
+        self._grams: dict[str, Tensor] = {}
+        self._total: Tensor | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """N C, the side of a full Gram matrix."""
+        return self.outputs.numel()
+
+    def wide(self, name: str) -> bool:
+        """Whether a tensor has more parameters than there are pairs, so that its Gram is the smaller matrix."""
+        return self.shapes[name].numel() > self.num_pairs
+
+    def gram(self, name: str) -> Tensor:
+        """J_l J_l^T over all pairs, float64, computed once. Shape (N C, N C)."""
+        if name not in self._grams:
+            self._grams[name] = self._gram(name)
+        return self._grams[name]
+
+    def _gram(self, name: str) -> Tensor:
+        channels = self.rows[name].unflatten(2, (self.shapes[name][0] if self.shapes[name] else 1, -1))
+        factored = channel_gram(channels)
+        return gram(self.rows[name].flatten(0, 1)) if factored is None else factored
+
+    def total_gram(self) -> Tensor:
+        """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
+        if self._total is None:
+            narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
+            wide = [name for name in self.rows if self.wide(name)]
+            total = gram(torch.cat(narrow, dim=1)) if narrow else self._gram(wide.pop())
+            for name in wide:  # not kept beside the sum: each would be as large as it is
+                total += self._grams[name] if name in self._grams else self._gram(name)
+            self._total = total
+        return self._total
+
+
+class TabulatedRows:
+    """The rows of one block, cut from a table. inputs: (n,) indices; factor: (n, C, k) columns of L for those inputs."""
+
+    adjoint_follows = False
+
+    def __init__(self, table: JacobianTable, inputs: Tensor, factor: Tensor):
+        self.shapes = table.shapes
+        self.groups: Groups = [tuple(table.shapes)]
+        self.num_inputs = factor.shape[0]
+        self.num_rows = factor.shape[0] * factor.shape[2]
+        self._table = table
+        # A column of L is zero off its classes; leaving those outputs out makes one-output blocks C^2 times cheaper.
+        support = (factor != 0).any(0).any(-1).nonzero().squeeze(-1)
+        self._inputs, self._outputs, self._factor = inputs, support, factor[:, support]
+
+    def explicit(self, name: str) -> Tensor:
+        rows = self._table.rows[name][self._inputs]
+        rows = rows if len(self._outputs) == rows.shape[1] else rows[:, self._outputs]
+        return torch.einsum("ncp,nck->nkp", rows, self._factor.to(rows)).reshape(self.num_rows, -1)
+
+    def forget(self, name: str) -> None:
+        """The table is that of all blocks and stays."""
+
+    def gram(self, name: str) -> Tensor:
+        if self._table.wide(name):
+            return self._cut(self._table.gram(name))
+        return gram(self.explicit(name))
+
+    def total_gram(self) -> Tensor:
+        if sum(shape.numel() for shape in self.shapes.values()) > self._table.num_pairs:
+            return self._cut(self._table.total_gram())
+        return gram(torch.cat([self.explicit(name) for name in self.shapes], dim=1))
+
+    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        kept = self._table.kept.items()
+        return merge_factors({layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept})
+
+    def column_squares(self) -> dict[str, Tensor]:
+        return {name: self.explicit(name).double().square().sum(0) for name in self.shapes}
+
+    def _cut(self, full: Tensor) -> Tensor:
+        """L^T (J J^T) L on the block. full: (N C, N C) -> (n k, n k)."""
+        num_outputs = self._table.outputs.shape[1]
+        pairs = (self._inputs.unsqueeze(1) * num_outputs + self._outputs).reshape(-1)
+        n, c, k = self._factor.shape
+        factor = self._factor.double()
+        block = full if _is_range(pairs, len(full)) else full[pairs.unsqueeze(1), pairs]
+        if c == k == 1:
+            scale = factor.reshape(-1)
+            return block * scale.unsqueeze(1) * scale
+        cut = full.new_empty(n * k, n * k)
+        # In strips: L^T (J J^T) whole would be as large as the Gram of all rows once more.
+        step = max(1, _CUT_ENTRIES // max(1, k * n * c))
+        for start in range(0, n, step):
+            own = factor[start : start + step]
+            strip = own.transpose(1, 2) @ block[start * c : (start + step) * c].reshape(len(own), c, n * c)
+            turned = strip.reshape(len(own) * k, n, c).transpose(0, 1) @ factor  # (n, len(own) * k, k)
+            cut[start * k : (start + step) * k] = turned.transpose(0, 1).reshape(len(own) * k, n * k)
+        return cut
+
+
+def _is_range(pairs: Tensor, size: int) -> bool:
+    """Whether these are all pairs in their order, so that nothing needs to be copied."""
+    return len(pairs) == size and bool((pairs == torch.arange(size, device=pairs.device)).all())
+
+
+@full_precision()
+def tabulate(
+    model: nn.Module,
+    views: Callable[[int, int], Tensor],
+    num_inputs: int,
+    num_views: int = 1,
+    chunk: int = 50,
+    kronecker: bool = True,
+    plan: RowPlan | None = None,
+) -> JacobianTable:
+    """Capture every output's Jacobian rows of ``num_inputs`` inputs, chunk by chunk.
+
+    Args:
+        views: (start, stop) -> network inputs ((stop - start) * num_views, ...) of those data.
+        kronecker: keep the reduced layer inputs and gradients that KFAC needs.
+        plan: of :func:`check_model`; None asks for it.
+    """
+    plan = check_model(model, views(0, min(2, num_inputs))) if plan is None else plan
+    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    filled = _EmptyTable(num_inputs, shapes)
+    for start in range(0, num_inputs, chunk):
+        stop = min(start + chunk, num_inputs)
+        _capture_chunk(filled, slice(start, stop), capture(model, views(start, stop), num_views, plan=plan), kronecker)
+    return JacobianTable(filled.outputs, filled.rows, filled.kept, shapes)
+
+
+class _EmptyTable:
+    """The tensors of a table, allocated at the first chunk and filled in place: no second copy is ever made."""
+
+    outputs: Tensor
+
+    def __init__(self, num_inputs: int, shapes: Mapping[str, torch.Size]):
+        self.num_inputs = num_inputs
+        self.shapes = shapes
+        self.rows: dict[str, Tensor] = {}
+        self.kept: dict[str, KroneckerPart] = {}
+
+    def allocate(self, captured: Capture) -> None:
+        num_outputs = captured.outputs.shape[1]
+        self.outputs = captured.outputs.new_empty(self.num_inputs, num_outputs)
+        for name, shape in self.shapes.items():
+            self.rows[name] = captured.outputs.new_empty(self.num_inputs, num_outputs, shape.numel())
+
+    def keep(self, name: str, chunk: slice, output: int, layer: LayerRows) -> None:
+        """Add one chunk and output of what KFAC keeps of a layer; scales and biases keep the table's own rows."""
+        if isinstance(layer, Positions):
+            self._keep_positions(name, chunk, output, layer)
+        elif name not in self.kept:
+            reduced = layer.reduced()
+            if isinstance(reduced, ExactBlocks):
+                reduced = ExactBlocks(name, {key: self.rows[qualified(name, key)] for key in reduced.rows})
+            self.kept[name] = reduced
+
+    def _keep_positions(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
+        if output == 0:
+            reduced = positions.reduced()
+            own = reduced.inputs
+            if name not in self.kept:
+                inputs = own.new_empty(self.num_inputs, *own.shape[1:])
+                gradients = reduced.gradients.new_empty(
+                    self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
+                )
+                self.kept[name] = KroneckerInputs(lambda: inputs, gradients, reduced.weight, reduced.bias)
+            self._inputs_of(name).inputs[chunk] = own
+        self._inputs_of(name).gradients[chunk, output] = positions.summed_gradients[:, 0]
+
+    def _inputs_of(self, name: str) -> KroneckerInputs:
+        kept = self.kept[name]
+        assert isinstance(kept, KroneckerInputs)
+        return kept
+
+
+def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecker: bool) -> None:
+    if not table.rows:
+        table.allocate(captured)
+    table.outputs[chunk] = captured.outputs.detach()
+    num_outputs = captured.outputs.shape[1]
+    for output in range(num_outputs):  # one cotangent at a time: the positions of all C outputs would not fit at S = 30
+        cotangent = torch.zeros_like(captured.outputs).detach()
+        cotangent[:, output] = 1.0
+        for name, layer in rows_by_layer(captured, cotangent.unsqueeze(-1), output < num_outputs - 1).items():
+            for key, row in layer.rows().items():
+                table.rows[qualified(name, key)][chunk, output] = row[:, 0]
+            if kronecker:
+                table.keep(name, chunk, output, layer)
