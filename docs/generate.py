@@ -26,7 +26,12 @@ MODULES = (
     "ntkml.specs",
     "ntkml.partitions",
     "ntkml.dichotomies",
+    "ntkml.records.bound_grid",
+    "ntkml.records.train",
+    "ntkml.records.pareto",
+    "ntkml.records.compare",
     "ntkml.records.tables",
+    "ntkml.records.manifests",
 )
 _MADE = "<!-- Made by docs/generate.py; change the code instead. -->\n"
 

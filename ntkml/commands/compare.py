@@ -9,9 +9,8 @@ import click
 
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SeedList, SystemList
+from ntkml.commands.types import COUNT, LearnedHparam, SeedList, SystemList
 from ntkml.protocols import compare as compare_protocols
-from ntkml.protocols.train import TRAIN_HPARAMS
 
 _EXAMPLES = """\b
 Examples:
@@ -24,7 +23,7 @@ Examples:
 @click.command("compare", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option(
     "--hparam",
-    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    type=LearnedHparam(),
     required=True,
     help="What is learned; rotation is another word for invariance.",
 )
@@ -41,7 +40,6 @@ def compare(hparam: str, protocol: str, **options: Any) -> None:
     fixed-augmentation-DEGREES, grid-K, random-K, tpe-K, gp-K and cross-validation-K. Each is a run of `ntkml train` under
     --out: finished ones are reused, stopped ones go on, missing ones are run. Draw it with `ntkml plot comparison`.
     """
-    hparam = "invariance" if hparam == "rotation" else hparam
     settings = {key: options[key] for key in ("epochs", "num_data") if options[key] is not None}
     try:
         cells = compare_protocols.load_compare(protocol, hparam, options["systems"], options["seeds"], settings)

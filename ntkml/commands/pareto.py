@@ -11,9 +11,8 @@ import click
 
 from ntkml.commands.options import computing_options
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, SeedList
+from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, LearnedHparam, SeedList
 from ntkml.protocols import pareto as pareto_protocols
-from ntkml.protocols.train import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     from ntkml.datasets import ImageDataset
@@ -30,7 +29,7 @@ Examples:
 @click.command("pareto", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option(
     "--hparam",
-    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    type=LearnedHparam(),
     required=True,
     help="What is learned; rotation is another word for invariance.",
 )
@@ -53,7 +52,6 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
     are run. Writes one row per estimator with its timing, and the joined rows of all cells, from which `ntkml plot
     figure-8` to `figure-11` draw trajectories. Time on a machine that does nothing else.
     """
-    hparam = "invariance" if hparam == "rotation" else hparam
     if options["samples"] is not None and hparam == "prior":
         raise click.BadParameter("belongs to --hparam invariance", param_hint="--samples")
     settings = {key: options[key] for key in ("epochs", "num_data", "samples") if options[key] is not None}

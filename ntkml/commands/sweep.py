@@ -13,10 +13,9 @@ import click
 
 from ntkml.commands.options import DEVICE
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, NameList, NumberList, SeedList, SystemList
+from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, NameList, NumberList, SeedList, SystemList
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
-from ntkml.protocols.train import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     from ntkml.commands.sweep_table import Screen
@@ -39,7 +38,7 @@ Examples:
 @click.argument("protocol")
 @click.option(
     "--hparam",
-    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    type=LearnedHparam(),
     help="Cells that learn it alone; rotation is another word for invariance.  [default: all]",
 )
 @click.option(
@@ -84,7 +83,6 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     """
     if options["slurm"] and not options["cluster"]:
         raise click.UsageError("--slurm belongs to --cluster slurm")
-    hparam = "invariance" if hparam == "rotation" else hparam
     try:
         asked = load_sweep(protocol, hparam)
     except ValueError as error:

@@ -13,11 +13,21 @@ import click
 
 from ntkml.commands.options import device_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, ChunkSize, Seconds, TrainEstimator, TrainProtocolName
+from ntkml.commands.types import (
+    COUNT,
+    POSITIVE,
+    SAMPLES,
+    SEED,
+    ChunkSize,
+    LearnedHparam,
+    Seconds,
+    TrainEstimator,
+    TrainProtocolName,
+)
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS, PRIORS
 from ntkml.protocols.tables import VARIANTS
-from ntkml.protocols.train import TRAIN_HPARAMS, WORDS, TrainProtocol, departures
+from ntkml.protocols.train import WORDS, TrainProtocol, departures
 from ntkml.registry import LIKELIHOODS, MODELS
 
 if TYPE_CHECKING:
@@ -47,7 +57,7 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @click.command("train", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option(
     "--hparam",
-    type=click.Choice((*TRAIN_HPARAMS, "rotation")),
+    type=LearnedHparam(),
     help="What is learned; invariance (or rotation) learns the prior precision too.  [default: prior, or what the protocol has]",
 )
 @click.option(
@@ -112,7 +122,7 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
         raise click.UsageError("--force starts again and --resume continues: give one of them")
     try:
         name = protocol or train_protocols.default_name(options["dataset"])
-        learned = "invariance" if hparam == "rotation" else hparam or train_protocols.default_hparam(name)
+        learned = hparam or train_protocols.default_hparam(name)
         of_run = options["estimator"], options["dataset"]
         asked = train_protocols.load_train(name, learned, protocol_variant, *of_run)
     except ValueError as error:

@@ -10,9 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from ntkml.protocols.ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
+from ntkml.protocols.train import TRAIN_HPARAMS
 from ntkml.registry import STRUCTURES
 from ntkml.specs import GROUPINGS, parse_estimator
-from ntkml.system_specs import ALIASES, FAMILIES, canonical_name
+from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, canonical_name
 
 
 class PositiveNumber(click.FloatRange):
@@ -49,6 +50,17 @@ POSITIVE = PositiveNumber()
 COUNT = click.IntRange(1, MOST)
 SAMPLES = click.IntRange(1, MOST_SAMPLES)
 SEED = click.IntRange(0, LAST_SEED)
+
+
+class LearnedHparam(click.Choice):
+    """What training learns; ``rotation`` is another word for ``invariance``."""
+
+    def __init__(self) -> None:
+        super().__init__((*TRAIN_HPARAMS, "rotation"))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        chosen = str(super().convert(value, param, ctx))
+        return INVARIANCE if chosen == "rotation" else chosen
 
 
 class EstimatorList(click.ParamType):

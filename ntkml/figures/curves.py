@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pandas
@@ -26,6 +27,22 @@ class Curve:
     error: numpy.ndarray  # (points,), NaN where the partition has one block only
     exceeding: int = 0  # grid points and seeds at which the estimate lies above the exact value
     compared: int = 0  # ... of so many where that is known
+
+    @classmethod
+    def of(cls, group: pandas.DataFrame, y: pandas.Series[float], error: Any, **counts: int) -> Curve:
+        """The curve of the rows of one estimator: values ``y`` by their x."""
+        first = group.iloc[0]
+        return cls(
+            estimator=str(first["estimator"]),
+            structure=first["structure"],
+            size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
+            outputs=first["outputs"],
+            certified=bool(group["certified"].all()),
+            x=y.index.to_numpy(float),
+            y=y.to_numpy(float),
+            error=numpy.asarray(error, float),
+            **counts,
+        )
 
 
 def hparams_of(rows: pandas.DataFrame) -> list[str]:
@@ -63,17 +80,10 @@ def _curve(group: pandas.DataFrame, estimator: str, hparam: str) -> Curve:
     if values.isna().to_numpy().any():
         raise ValueError(f"the seeds of {estimator} have different grids of {hparam}; a mean over them would jump")
     errors = group.pivot(index="hparam_value", columns="seed", values="standard_error").loc[values.index]
-    num_seeds = values.shape[1]
-    first = group.iloc[0]
-    return Curve(
-        estimator=estimator,
-        structure=first["structure"],
-        size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
-        outputs=first["outputs"],
-        certified=bool(group["certified"].all()),
-        x=values.index.to_numpy(float),
-        y=values.mean(axis=1).to_numpy(float),
-        error=numpy.sqrt((errors.to_numpy(float) ** 2).sum(axis=1)) / num_seeds,
+    return Curve.of(
+        group,
+        values.mean(axis=1),
+        numpy.sqrt((errors.to_numpy(float) ** 2).sum(axis=1)) / values.shape[1],
         exceeding=int(group["exceeds_exact"].fillna(False).sum()),
         compared=int(group["exceeds_exact"].notna().sum()),
     )

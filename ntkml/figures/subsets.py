@@ -70,22 +70,12 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
 
 def _curves(points: pandas.DataFrame, quantity: str) -> dict[str, Curve]:
     """Mean and standard error over seeds at every size; NaN where there is one seed."""
-    return {str(name): _curve(group, str(name), quantity) for name, group in points.groupby("estimator", sort=False)}
+    return {str(name): _curve(group, quantity) for name, group in points.groupby("estimator", sort=False)}
 
 
-def _curve(group: pandas.DataFrame, estimator: str, quantity: str) -> Curve:
+def _curve(group: pandas.DataFrame, quantity: str) -> Curve:
     by_size = group.groupby("num_data")[quantity]
-    means, errors, first = by_size.mean(), by_size.sem(ddof=1), group.iloc[0]
-    return Curve(
-        estimator=estimator,
-        structure=first["structure"],
-        size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
-        outputs=first["outputs"],
-        certified=bool(group["certified"].all()),
-        x=means.index.to_numpy(float),
-        y=means.to_numpy(float),
-        error=errors.to_numpy(float),
-    )
+    return Curve.of(group, by_size.mean(), by_size.sem(ddof=1))
 
 
 def _limits(panels: Mapping[str, Mapping[str, Curve]], scale: float) -> Limits:

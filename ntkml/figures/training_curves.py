@@ -34,14 +34,4 @@ def _curve(group: pandas.DataFrame, estimator: str, column: str) -> Curve:
     if values.isna().to_numpy().any():
         raise ValueError(f"the seeds of {estimator} have {column} at different epochs; a mean over them would jump")
     smooth = values.rolling(WINDOW, min_periods=1).mean()  # (epochs, seeds)
-    first = group.iloc[0]
-    return Curve(
-        estimator=estimator,
-        structure=first["structure"],
-        size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
-        outputs=first["outputs"],
-        certified=bool(group["certified"].all()),
-        x=smooth.index.to_numpy(float),
-        y=smooth.mean(axis=1).to_numpy(float),
-        error=smooth.sem(axis=1, ddof=1).to_numpy(float),
-    )
+    return Curve.of(group, smooth.mean(axis=1), smooth.sem(axis=1, ddof=1))
