@@ -21,6 +21,9 @@ from ntkml.rows.pulled import rows_by_layer
 #: Parameter tensors whose explicit rows are held together.
 Groups = Sequence[tuple[str, ...]]
 
+#: delta_l of every parameter tensor, a scalar each; None: no prior is divided by.
+Precisions = Mapping[str, Tensor] | None
+
 #: What of a block outlives a chunk: explicit rows, sums of Kronecker factors, or sums of squares of columns.
 Kept = Literal["rows", "factors", "squares"]
 
@@ -45,8 +48,8 @@ class Rows(Protocol):
     def gram(self, name: str) -> Tensor:
         """R_l R_l^T of one parameter tensor in float64. Shape (b, b)."""
 
-    def total_gram(self) -> Tensor:
-        """R R^T over all parameters in float64. Shape (b, b)."""
+    def total_gram(self, precisions: Precisions = None) -> Tensor:
+        """R R^T over all parameters in float64, or sum over tensors of R_l R_l^T / delta_l. Shape (b, b)."""
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors (q, m, m) whose Kronecker product approximates R_l^T R_l, one per channel group.
@@ -88,8 +91,8 @@ class CapturedRows:
             return self._layers[layer].gram(key)
         return gram(self.explicit(name))
 
-    def total_gram(self) -> Tensor:
-        return sum_of_grams(self, self.shapes)
+    def total_gram(self, precisions: Precisions = None) -> Tensor:
+        return sum_of_grams(self, self.shapes, precisions)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
@@ -98,12 +101,15 @@ class CapturedRows:
         return merge_squares(self._layers)
 
 
-def sum_of_grams(rows: Rows, names: Iterable[str]) -> Tensor:
-    """R R^T tensor by tensor: the Grams of all tensors side by side would be many times the result."""
-    first, *others = names
-    total = rows.gram(first)
-    for name in others:
-        total += rows.gram(name)
+def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions = None) -> Tensor:
+    """Grams added up tensor by tensor: those of all tensors side by side would be many times the result."""
+    total: Tensor | None = None
+    for name in names:
+        own = rows.gram(name)
+        if precisions is not None:
+            own.div_(precisions[name])
+        total = own if total is None else total.add_(own)
+    assert total is not None, "a network without parameters has no rows"
     return total
 
 

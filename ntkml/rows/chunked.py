@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.linalg import gram, spectrum
-from ntkml.rows.block import Groups, Kept, merge_factors, merge_squares, sum_of_grams
+from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
 
 #: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or some at a time.
 Chunks = Callable[[], Iterable[Iterable[Mapping[str, LayerRows]]]]
@@ -167,8 +167,8 @@ class ChunkedRows:
             self._kept[layer] = [first.joined(others)]
         return self._kept[layer][0]
 
-    def total_gram(self) -> Tensor:
-        return sum_of_grams(self, self.shapes)
+    def total_gram(self, precisions: Precisions = None) -> Tensor:
+        return sum_of_grams(self, self.shapes, precisions)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         return self._factors

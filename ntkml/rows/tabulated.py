@@ -17,7 +17,7 @@ from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.layers.positions import Positions
 from ntkml.linalg import channel_gram, gram
 from ntkml.machine.full_precision import full_precision
-from ntkml.rows.block import Groups, merge_factors
+from ntkml.rows.block import Groups, Precisions, merge_factors, sum_of_grams
 from ntkml.rows.capture import Capture, capture, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
@@ -45,7 +45,7 @@ class JacobianTable:
         self.kept = kept
         self.shapes = shapes
         self._grams: dict[str, Tensor] = {}
-        self._total: Tensor | None = None
+        self._total: tuple[tuple[float, ...], Tensor] | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -67,16 +67,20 @@ class JacobianTable:
         factored = channel_gram(channels)
         return gram(self.rows[name].flatten(0, 1)) if factored is None else factored
 
-    def total_gram(self) -> Tensor:
-        """J J^T over all pairs and parameters, float64, computed once. Shape (N C, N C)."""
-        if self._total is None:
-            narrow = [rows.flatten(0, 1) for name, rows in self.rows.items() if not self.wide(name)]
-            wide = [name for name in self.rows if self.wide(name)]
-            total = gram(torch.cat(narrow, dim=1)) if narrow else self._gram(wide.pop())
-            for name in wide:  # not kept beside the sum: each would be as large as it is
-                total += self._grams[name] if name in self._grams else self._gram(name)
-            self._total = total
-        return self._total
+    def total_gram(self, precisions: Precisions = None) -> Tensor:
+        """J P0^-1 J^T over all pairs and parameters, float64, kept for the last prior that was asked for. Shape (N C, N C)."""
+        divisors = (
+            (1.0,) * len(self.rows) if precisions is None else tuple(float(precisions[name]) for name in self.rows)
+        )
+        if self._total is None or self._total[0] != divisors:
+            self._total = None  # two of them would not fit
+            total = self.outputs.new_zeros(self.num_pairs, self.num_pairs, dtype=torch.float64)
+            for name, divisor in zip(
+                self.rows, divisors, strict=True
+            ):  # a tensor's own would be as large: not kept beside
+                total.add_(self._grams[name] if name in self._grams else self._gram(name), alpha=1 / divisor)
+            self._total = divisors, total
+        return self._total[1]
 
 
 class TabulatedRows:
@@ -107,9 +111,11 @@ class TabulatedRows:
             return self._cut(self._table.gram(name))
         return gram(self.explicit(name))
 
-    def total_gram(self) -> Tensor:
+    def total_gram(self, precisions: Precisions = None) -> Tensor:
         if sum(shape.numel() for shape in self.shapes.values()) > self._table.num_pairs:
-            return self._cut(self._table.total_gram())
+            return self._cut(self._table.total_gram(precisions))
+        if precisions is not None:
+            return sum_of_grams(self, self.shapes, precisions)
         return gram(torch.cat([self.explicit(name) for name in self.shapes], dim=1))
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:

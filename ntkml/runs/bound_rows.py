@@ -72,6 +72,7 @@ def estimator_rows(
         yield from _rows_at(described, terms, partition, point.log_prior / num_data, num_data, block_rows)
 
 
+@torch.no_grad()
 def _log_dets(structure: Structure, points: Sequence[GridPoint]) -> Tensor:
     """log|I + K / delta| at every point's precision. Shape (points,)."""
     if len(points) == 1:

@@ -70,10 +70,7 @@ class NTK:
         """
         num_rows, names = self._rows.num_rows, list(self._rows.shapes)
         if self._grams is None and not torch.is_grad_enabled():
-            total = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=precisions.device)
-            for name, precision in zip(names, precisions, strict=True):
-                total.add_(self._rows.gram(name) / precision)
-            return total
+            return self._rows.total_gram(dict(zip(names, precisions, strict=True)))
         if self._grams is None:
             self._grams = torch.empty(len(names), num_rows, num_rows, dtype=torch.float64, device=precisions.device)
             for index, name in enumerate(names):

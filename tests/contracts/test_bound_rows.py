@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ntkml import log_marginal_likelihood, records
+from ntkml import log_marginal_likelihood
 from ntkml.evidence import evaluate_partition
 from ntkml.grouping import tree_for
 from ntkml.priors import PriorPrecision
+from ntkml.records.bound_grid import COLUMNS
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
@@ -98,7 +99,7 @@ def test_rows_fit_the_schema_of_the_records():
     case = make_case("mlp")
     produced = set(rows_of(case, "ntk-3-1", (1.0,))[0])
     shared = {"command", "dataset", "model", "seed", "num_data", "num_params", "hparam", "device", "dtype"}
-    assert produced | shared == set(records.COLUMNS)
+    assert produced | shared == set(COLUMNS)
 
 
 def test_the_exact_row_is_the_exact_value():

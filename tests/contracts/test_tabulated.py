@@ -63,7 +63,14 @@ def test_the_table_holds_the_outputs_and_jacobian_of_the_averaged_network(kind, 
     assert_same(jacobian, dense_jacobian(case.model, x, num_views))
     assert not table.outputs.requires_grad
     full = jacobian.flatten(0, 1)
-    assert_same(table.total_gram(), full @ full.T)
+    for precisions in (
+        None,
+        make_prior("layerwise", case).of(case.shapes),
+        None,
+    ):  # the kept one is that of the last prior
+        values = {name: 1.0 if precisions is None else precisions[name] for name in case.shapes}
+        scaled = torch.cat([table.rows[name] / values[name] for name in case.shapes], dim=-1).flatten(0, 1)
+        assert_same(table.total_gram(precisions), scaled @ full.T)
     for name in case.shapes:
         rows = table.rows[name].flatten(0, 1)
         assert_same(table.gram(name), rows @ rows.T)
@@ -94,6 +101,7 @@ def test_every_block_of_every_estimator_is_that_of_a_capture(name, kind, num_vie
     spec, partition = case.partition(f"ntk-{name}")
     table, captured_batch = both(case, num_views)
     factor = case.likelihood.factor(table.outputs, spec.outputs, tree_for(case.model))
+    scaled = make_prior("layerwise", case).of(case.shapes)
     for block in partition.blocks[:: max(1, len(partition) // 4)]:  # the first, the last and some between
         captured = captured_batch(block.inputs)
         own = block.select(case.likelihood.factor(captured.outputs.detach(), spec.outputs, tree_for(case.model)))
@@ -101,6 +109,7 @@ def test_every_block_of_every_estimator_is_that_of_a_capture(name, kind, num_vie
         fresh = CapturedRows(captured, own, case.shapes)
         assert cut.num_rows == fresh.num_rows == block.num_pairs
         assert_same(cut.total_gram(), fresh.total_gram())
+        assert_same(cut.total_gram(scaled), fresh.total_gram(scaled))
         for parameter in case.shapes:
             assert_same(cut.explicit(parameter), fresh.explicit(parameter))
             assert_same(cut.gram(parameter), fresh.gram(parameter))

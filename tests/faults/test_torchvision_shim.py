@@ -17,7 +17,7 @@ from tests.idx_files import write_idx_files
 def test_torchvision_imports_beside_whatever_torch_is_installed():
     """In a fresh interpreter, since a failed import leaves traces; also the second call is served."""
     code = (
-        "from ntkml import torchvision_shim as s; import torch; "
+        "from ntkml.machine import torchvision_shim as s; import torch; "
         "assert s.torchvision() is s.torchvision(); assert callable(s.torchvision().datasets.MNIST); "
         "print(torch.ops.torchvision.nms)"
     )
