@@ -121,7 +121,9 @@ def channel_gram(rows: Tensor) -> Tensor | None:
     if not bool(torch.isfinite(rows).all()):
         return None  # whoever factorises the Gram says so by name; eigh would fail without a word
     tolerance = 16 * torch.finfo(rows.dtype).eps
-    grams, directions = [], []
+    # In place: what many small matrices leave behind in the C library's heap is twice as large as they are.
+    stacked = rows.new_empty(num_channels, num_inputs, num_inputs, dtype=torch.float64)
+    directions = []
     for channel in range(num_channels):
         unfolded = rows[:, :, channel].transpose(0, 1).flatten(1).double()  # (C, N d)
         direction = _eigh(unfolded @ unfolded.T, "a channel's outputs")[1][:, -1]  # the leading one
@@ -129,12 +131,12 @@ def channel_gram(rows: Tensor) -> Tensor | None:
         if not bool((unfolded - torch.outer(direction, base)).norm() <= tolerance * unfolded.norm()):
             return None
         base = base.reshape(num_inputs, -1)
-        grams.append((base @ base.T).flatten())
+        torch.mm(base, base.T, out=stacked[channel])
         directions.append(torch.outer(direction, direction).flatten())
-    stacked, weights = torch.stack(grams), torch.stack(directions).reshape(num_channels, num_outputs, num_outputs)
+    weights = torch.stack(directions).reshape(num_channels, num_outputs, num_outputs)
     total = stacked.new_empty(num_inputs, num_outputs, num_inputs, num_outputs)
     for output in range(num_outputs):  # one at a time: all of them would be a second matrix of the result's size
-        products = weights[:, output].T @ stacked  # (C, N N)
+        products = weights[:, output].T @ stacked.flatten(1)  # (C, N N)
         total[:, output] = products.reshape(num_outputs, num_inputs, num_inputs).permute(1, 2, 0)
     return total.reshape(num_inputs * num_outputs, num_inputs * num_outputs)
 

@@ -45,7 +45,7 @@ class JacobianTable:
         self.kept = kept
         self.shapes = shapes
         self._grams: dict[str, Tensor] = {}
-        self._total: tuple[tuple[float, ...], Tensor] | None = None
+        self._total: tuple[list[float], Tensor] | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -69,16 +69,16 @@ class JacobianTable:
 
     def total_gram(self, precisions: Precisions = None) -> Tensor:
         """J P0^-1 J^T over all pairs and parameters, float64, kept for the last prior that was asked for. Shape (N C, N C)."""
-        divisors = (
-            (1.0,) * len(self.rows) if precisions is None else tuple(float(precisions[name]) for name in self.rows)
-        )
+        divisors = [1.0 if precisions is None else float(precisions[name]) for name in self.rows]
         if self._total is None or self._total[0] != divisors:
             self._total = None  # two of them would not fit
-            total = self.outputs.new_zeros(self.num_pairs, self.num_pairs, dtype=torch.float64)
-            for name, divisor in zip(
-                self.rows, divisors, strict=True
-            ):  # a tensor's own would be as large: not kept beside
-                total.add_(self._grams[name] if name in self._grams else self._gram(name), alpha=1 / divisor)
+            # Each Gram is as large as the sum and not kept beside it; those of wide tensors, which take the most to make, come first.
+            total: Tensor | None = None
+            for name, divisor in sorted(zip(self.rows, divisors, strict=True), key=lambda pair: not self.wide(pair[0])):
+                own = self._grams[name] if name in self._grams else self._gram(name)
+                total = own / divisor if total is None else total.add_(own, alpha=1 / divisor)
+                del own
+            assert total is not None
             self._total = divisors, total
         return self._total[1]
 
