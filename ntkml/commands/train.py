@@ -48,6 +48,9 @@ Examples:
 _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings that no option replaces
 
 
+_OF_ONE_HPARAM = {"samples": "invariance", "aug_steps": "invariance", "lr_aug": "invariance", "fresh_blocks": "prior"}
+
+
 def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
     """An option that replaces one setting of the protocol; ``field`` where the setting has another name."""
     names = (name, field) if field else (name,)
@@ -84,6 +87,11 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
 @_setting("--update-every", COUNT, "Epochs between updates.")
 @_setting("--hyper-steps", COUNT, "Prior steps per update.")
 @_setting("--blocks-per-step", COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
+@click.option(
+    "--fresh-blocks/--kept-blocks",
+    default=None,
+    help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
+)
 @_setting("--aug-steps", COUNT, "Invariance steps per update.")
 @_setting("--lr", POSITIVE, "Learning rate of the weights.")
 @_setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
@@ -133,11 +141,9 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
     """The protocol with what the command line says instead."""
-    if asked.hparam == "prior":
-        for name in ("samples", "aug_steps", "lr_aug"):
-            if options[name] is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise click.BadParameter("belongs to --hparam invariance", param_hint=option)
+    for name, hparam in _OF_ONE_HPARAM.items():
+        if asked.hparam != hparam and options[name] is not None:
+            raise click.BadParameter(f"belongs to --hparam {hparam}", param_hint=f"--{name.replace('_', '-')}")
     names = [field.name for field in fields(TrainProtocol) if field.name not in _HELD_OUT]
     return replace(asked, **{name: options[name] for name in names if options[name] is not None})
 

@@ -114,6 +114,7 @@ RANGES: Mapping[str, Whole | Number | Name | Flag | System] = {
     "aug_decay": _RATE,
     "flip": Flag(),
     "blocks_per_step": _COUNT,
+    "fresh_blocks": Flag(),
 }
 
 

@@ -39,8 +39,11 @@ class TrainProtocol:
     ``lr_hyper`` to a ``hyper_decay``-th of it, the invariance's from ``lr_aug`` to an ``aug_decay``-th.
 
     With ``flip`` one coin for each batch of the weights' steps mirrors all its images from left to right, or none. An
-    estimate and the test see images as they are: the marginal likelihood is that of the data, and its blocks stay the
-    same during an update.
+    estimate and the test see images as they are: the marginal likelihood is that of the data.
+
+    While the prior alone is learned, the blocks that an update draws may serve all of its steps, since weights and rows
+    stay as they are: a further step is linear algebra alone. With ``fresh_blocks`` every step draws its own, as in the
+    paper, which costs rows every time and follows no single block. Where views are learned every step does so anyway.
 
     Fields with a default are younger than the first results; where they hold it, a run keeps the id that it had.
     """
@@ -74,6 +77,7 @@ class TrainProtocol:
     aug_decay: float = 10.0
     flip: bool = False
     blocks_per_step: int = 1  # drawn from the partition for every hyperparameter step; processes share them
+    fresh_blocks: bool = False
 
     def updates_at(self, epoch: int) -> bool:
         """Whether the hyperparameters are updated in ``epoch``."""
@@ -141,9 +145,10 @@ def load_train(
     table = merge_tables(table, table[hparam])
     estimator = estimator or table["estimator"]
     table = merge_tables(table, table.get(_scope(estimator), {}))
-    chosen = {"name": name, "hparam": hparam, "variant": variant, "estimator": estimator}
+    chosen: dict[str, Any] = {"name": name, "hparam": hparam, "variant": variant, "estimator": estimator}
     if dataset in table.get("datasets", []):
         chosen["dataset"] = dataset
+    chosen["fresh_blocks"] = table.get("fresh_blocks", False) and _draws_blocks(estimator)
     known = {field.name for field in fields(TrainProtocol)}
     return TrainProtocol(**{key: value for key, value in (table | chosen).items() if key in known})
 
@@ -179,6 +184,14 @@ def unreduced(protocol: TrainProtocol) -> TrainProtocol:
 def _hparams(table: dict[str, Any]) -> list[str]:
     """What a file has settings for."""
     return [hparam for hparam in TRAIN_HPARAMS if hparam in table]
+
+
+def _draws_blocks(estimator: str) -> bool:
+    """Whether there are several blocks to draw from: not for MAP, other systems, nor all inputs and outputs at once."""
+    if not is_bound(estimator):
+        return False
+    spec = parse_estimator(estimator)
+    return spec.inputs is not None or spec.outputs != "C"
 
 
 def _scope(estimator: str) -> str:

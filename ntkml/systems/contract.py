@@ -132,14 +132,15 @@ class MarginalLikelihoodSystem(System):
         return learned
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
-        """Draw a partition. While only the prior is learned, the rows of one draw of blocks serve all steps; otherwise
+        """Draw a partition. While only the prior is learned, the rows of one draw of blocks may serve all steps; otherwise
         they change with every step, and each step draws its own blocks."""
         objective, stream, processes = self.objective, streams["blocks"], self.processes
         objective.resample(x, y, streams["partition"])
         self._check_alike()
-        blocks = self.protocol.blocks_per_step
-        if self.protocol.learns_invariance:
-            return lambda: self._spent(2, len(x), objective.backward(x, y, blocks, stream, processes).total)
+        blocks, learns_views = self.protocol.blocks_per_step, self.protocol.learns_invariance
+        if learns_views or self.protocol.fresh_blocks:
+            passes = 2 if learns_views else 1
+            return lambda: self._spent(passes, len(x), objective.backward(x, y, blocks, stream, processes).total)
         backward = objective.cached_backward(x, y, blocks, stream, processes)
         self._spent(1, len(x), torch.zeros(()))
         return lambda: float(backward().total) / len(x)

@@ -85,7 +85,15 @@ def test_updates_begin_after_the_burn_in_and_come_every_so_many_epochs(monkeypat
     assert len(set(inputs)) == len(inputs)  # drawn anew each time
 
 
-def test_prior_steps_share_one_block_and_invariance_steps_draw_their_own(monkeypatch):
+@pytest.mark.parametrize("estimator", ["ntk-20-tree", "kfac-20-1", "diag-20-1"])
+def test_an_update_of_one_step_is_the_same_with_fresh_blocks(estimator):
+    kept, fresh = (problem(estimator=estimator, hyper_steps=1, fresh_blocks=fresh) for fresh in (False, True))
+    for ours, theirs in zip(learn(*kept), learn(*fresh), strict=True):
+        assert ours.log_marginal_likelihood == theirs.log_marginal_likelihood
+        assert torch.equal(kept[0].objective.prior.values, fresh[0].objective.prior.values)
+
+
+def test_prior_steps_share_one_block_or_draw_their_own_as_invariance_steps_do(monkeypatch):
     drawn = []
     first_pass = TwoPass.first
 
@@ -96,6 +104,10 @@ def test_prior_steps_share_one_block_and_invariance_steps_draw_their_own(monkeyp
     monkeypatch.setattr(TwoPass, "first", watched)
     list(learn(*problem(epochs=2, hyper_steps=5)))
     assert len(drawn) == 1
+    drawn.clear()
+    list(learn(*problem(epochs=2, hyper_steps=5, fresh_blocks=True)))
+    assert len(drawn) == 5
+    assert len({(tuple(block.inputs.tolist()), tuple(block.columns.flatten().tolist())) for block in drawn}) > 1
     drawn.clear()
     list(learn(*problem("invariance", epochs=2, hyper_steps=1, aug_steps=3)))
     assert len(drawn) == 3

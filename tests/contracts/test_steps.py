@@ -22,6 +22,7 @@ SETTINGS = {"epochs": 2, "batch_size": 25, "burn_in": 1, "update_every": 1, "hyp
 #: Cached steps of the prior, with partitions that come from the weights, and steps that draw their blocks and views.
 CASES = {
     "cached": ("prior", {"estimator": "ntk-20-tree"}),
+    "fresh": ("prior", {"estimator": "kfac-20-1", "fresh_blocks": True, "hyper_steps": 3}),
     "kmeans": ("prior", {"estimator": "blockdiag-20-C+kmeans", "optimizer": "sgd", "prior_kind": "diagonal"}),
     "greedy": ("prior", {"estimator": "ntk-20-1+greedy+iid", "likelihood": "gaussian"}),
     "invariance": ("invariance", {"estimator": "kfac-20-1", "samples": 2, "aug_steps": 3}),

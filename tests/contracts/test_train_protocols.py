@@ -40,7 +40,7 @@ def test_the_papers_mnist():
     assert (invariance.dataset, invariance.hyper_steps, invariance.aug_steps) == ("mnist_r180", 1, 1)
     assert invariance.samples == 30
     code = load_train("train-mnist", "prior", "code")
-    assert (code.update_every, code.hyper_steps, code.num_updates(500)) == (5, 10, 99)
+    assert (code.update_every, code.hyper_steps, code.fresh_blocks, code.num_updates(500)) == (5, 10, True, 99)
     code = load_train("train-mnist", "invariance", "code")
     assert (code.update_every, code.hyper_steps, code.aug_steps, code.steps_per_update) == (1, 2, 2, 2)
 
@@ -54,7 +54,9 @@ def test_the_papers_table_1(variant, lr_min, dataset):
     assert settings_of(prior, *weights) == common
     schedule = ("epochs", "burn_in", "update_every", "hyper_steps", "lr_hyper", "hyper_decay", "prior_init", "flip")
     assert settings_of(prior, *schedule) == (300, 10, 5, 50, 0.1, 1.0, 25.0, False)
-    assert (prior.samples, prior.aug_steps) == (1, 0)
+    assert (prior.samples, prior.aug_steps, prior.fresh_blocks) == (1, 0, True)
+    for name in ("kfac-N-1", "kfac-N-C", "none", "hoag"):  # fitted once for all steps, or without blocks
+        assert not load_train("table-1", "prior", variant, name, dataset).fresh_blocks
     stochastic = load_train("table-1", "invariance", variant, "kfac-150-1", dataset)
     assert settings_of(stochastic, *weights) == common
     steps = (
