@@ -114,11 +114,19 @@ def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
     Raises:
         ValueError: see :func:`read_rows`, and rows that end with another epoch; says what to remove.
     """
-    remedy = f"remove {path.parent} and compute it again"
     try:
         rows = read_rows(path).sort_values("epoch", ignore_index=True)
     except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from None
-    if (last := int(rows["epoch"].iloc[-1])) != epochs:
-        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {remedy}")
+        raise ValueError(f"{error}; {_remedy(path)}") from None
+    check_end(rows, path, epochs)
     return rows
+
+
+def check_end(rows: pandas.DataFrame, path: Path, epochs: int) -> None:
+    """Raise ValueError where the rows of a finished run, in the file ``path``, do not end with its last epoch."""
+    if (last := int(rows["epoch"].max())) != epochs:
+        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    return f"remove {path.parent} and compute it again"
