@@ -137,7 +137,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
     if options["only_list"]:
         _list(cells)
         return
-    files.ensure_writable_folder(options["out"])
+    files.check_writable_folder(options["out"])
     if options["cluster"]:
         _train_on_cluster(protocol, cells, options, stops)
         return
