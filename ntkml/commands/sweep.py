@@ -56,7 +56,13 @@ Examples:
 @click.option(
     "--slurm", multiple=True, metavar="NAME=VALUE", help="An option of sbatch: partition=gpu, time=120 (minutes)."
 )
-@click.option("--list", "--dry-run", "only_list", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--list",
+    "--dry-run",
+    "only_list",
+    is_flag=True,
+    help="Say what would be done, and do nothing. Reads the data: their checksum is part of a run's id.",
+)
 @click.option(
     "--device",
     type=DEVICE,
