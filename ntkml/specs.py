@@ -22,6 +22,8 @@ GROUPINGS = ("class", "kmeans", "greedy")
 #: The name of training without a marginal likelihood (plain MAP).
 NO_ESTIMATOR = "none"
 
+_NUMBER = "[1-9][0-9]{0,17}"  # 64 bits hold it
+
 _GRAMMAR = "<structure>-<inputs>-<outputs>[+class|+kmeans|+greedy][+iid], for example ntk-500-1"
 
 
@@ -70,13 +72,13 @@ def parse_estimator(text: str) -> EstimatorSpec:
 def _parse_inputs(part: str, text: str) -> int | None:
     if part == "N":
         return None
-    if not re.fullmatch(r"[1-9][0-9]*", part):
+    if not re.fullmatch(_NUMBER, part):
         raise ValueError(f"inputs per block {part!r} in {text!r}: write a positive integer, or N for all inputs")
     return int(part)
 
 
 def _parse_outputs(part: str, text: str) -> str:
-    if part in ("1", "C", "tree") or re.fullmatch(r"[1-9][0-9]*", part):
+    if part in ("1", "C", "tree") or re.fullmatch(_NUMBER, part):
         return part
     raise ValueError(f"outputs {part!r} in {text!r}: write 1, C (all), tree, or a group size such as 5")
 

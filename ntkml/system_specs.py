@@ -106,6 +106,19 @@ def parse_system(text: str) -> SystemSpec:
     return SystemSpec(family, int(number))
 
 
+def parts_of(name: str) -> dict[str, str]:
+    """What the columns of rows say of an estimator or a system beside its canonical name: nothing but its family of a system."""
+    if not is_bound(name):
+        return {"structure": parse_system(name).family, "inputs": "", "outputs": "", "grouping": ""}
+    spec = parse_estimator(name)
+    return {
+        "structure": spec.structure,
+        "inputs": "N" if spec.inputs is None else str(spec.inputs),
+        "outputs": spec.outputs,
+        "grouping": "+".join(part for part in (spec.grouping, "iid" if spec.iid else "") if part),
+    }
+
+
 def canonical_name(text: str) -> str:
     """The one spelling of an estimator or a system.
 

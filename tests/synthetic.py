@@ -11,6 +11,7 @@ from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.records import bound_grid as bound_records
 from ntkml.records.manifests import write_manifest
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator
+from ntkml.system_specs import parts_of
 
 NUM_OUTPUTS = 10
 DATASETS = {"prior": "mnist", "rotation": "mnist_r180"}
@@ -54,8 +55,7 @@ def _cell(name: str, value: float, seed: int, num_data: int, common: dict[str, A
     total = likelihood + prior - log_det / 2 + 0.01 * seed
     error = None if blocks == 1 else 0.004 * math.sqrt(blocks) * (2 if spec.grouping else 1)
     row = common | {
-        "estimator": name, "structure": spec.structure, "inputs": "N" if spec.inputs is None else str(spec.inputs),
-        "outputs": spec.outputs, "grouping": spec.grouping, "num_blocks": blocks,
+        "estimator": name, **parts_of(name), "num_blocks": blocks,
         "certified": is_certified(spec, NUM_OUTPUTS), "log_marginal_likelihood": total, "log_likelihood": likelihood,
         "log_prior": prior, "log_det": log_det,
     }  # fmt: skip

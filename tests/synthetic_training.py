@@ -12,6 +12,7 @@ from ntkml.records import train as train_records
 from ntkml.records.manifests import settings_id, write_manifest
 from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
+from ntkml.system_specs import parts_of
 
 NUM_OUTPUTS = 10
 DATASETS = {"prior": "mnist", "invariance": "mnist_r180"}
@@ -168,9 +169,7 @@ def write_pareto_run(
 
 
 def _common(estimator: str, hparam: str) -> dict[str, Any]:
-    spec = parse_estimator(estimator)
     return {
         "model": "mininet", "num_data": 1000, "num_params": 14538, "hparam": hparam, "estimator": estimator,
-        "structure": spec.structure, "inputs": "N" if spec.inputs is None else str(spec.inputs), "outputs": spec.outputs,
-        "grouping": spec.grouping, "certified": is_certified(spec, NUM_OUTPUTS),
+        **parts_of(estimator), "certified": is_certified(parse_estimator(estimator), NUM_OUTPUTS),
     }  # fmt: skip

@@ -116,7 +116,7 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
         given = replace(given, prior_precisions=())
     grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)), device)
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
-    files.ensure_writable_folder(options["figures"], "--figures")
+    files.check_writable_folder(options["figures"], "--figures")
     complete_replacement(folder)
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")

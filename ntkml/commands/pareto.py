@@ -87,7 +87,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         run = only_finished(run, options["out"])
         protocol = run.protocol
     folder = run.folder(options["out"])
-    files.ensure_writable_folder(options["figures"], "--figures")
+    files.check_writable_folder(options["figures"], "--figures")
     complete_replacement(folder)
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force times again)")

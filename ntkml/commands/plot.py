@@ -81,7 +81,6 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
     An older picture of the same name is replaced; rows never are.
     """
     from ntkml.figures import drawing, render
-    from ntkml.machine import files
 
     if name in drawing.WITHOUT_ROWS and csv:
         raise click.UsageError(f"{name} is a schematic and reads no rows; leave out --csv")
@@ -91,5 +90,5 @@ def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tu
         click.echo(line)
     if more := len(drawn.files) - len(shown):
         click.echo(f"Read {more} more files of rows")
-    for path in render.save(drawn.figure, files.ensure_writable_folder(out) / drawn.stem, formats):
+    for path in render.save(drawn.figure, out / drawn.stem, formats):
         click.echo(f"Wrote {path}")

@@ -31,8 +31,10 @@ def report(results: Path, out: Path) -> None:
         raise click.BadParameter(f"{out} is a folder: name a file, such as {out / 'report.html'}", param_hint="--out")
     if out.exists() and b"<title>ntkml report" not in out.read_bytes()[:1000]:
         raise click.BadParameter(f"{out} exists and is no report of ntkml: name another file", param_hint="--out")
-    files.ensure_writable_folder(out.parent)
+    files.check_writable_folder(out.parent)
     contents = gather(results)
-    files.write_atomically(out, render_page(contents).encode(errors="backslashreplace"))
+    page = render_page(contents).encode(errors="backslashreplace")
+    files.ensure_writable_folder(out.parent)
+    files.write_atomically(out, page)
     click.echo(f"{len(contents.pictures)} figures, {len(contents.tables)} tables, {len(contents.runs)} runs")
     click.echo(f"Wrote {out}")

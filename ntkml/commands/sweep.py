@@ -56,7 +56,13 @@ Examples:
 @click.option(
     "--slurm", multiple=True, metavar="NAME=VALUE", help="An option of sbatch: partition=gpu, time=120 (minutes)."
 )
-@click.option("--list", "--dry-run", "only_list", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--list",
+    "--dry-run",
+    "only_list",
+    is_flag=True,
+    help="Say what would be done, and do nothing. Reads the data: their checksum is part of a run's id.",
+)
 @click.option(
     "--device",
     type=DEVICE,
@@ -137,7 +143,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
     if options["only_list"]:
         _list(cells)
         return
-    files.ensure_writable_folder(options["out"])
+    files.check_writable_folder(options["out"])
     if options["cluster"]:
         _train_on_cluster(protocol, cells, options, stops)
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ntkml.figures import style
-from ntkml.machine.files import write_atomically
+from ntkml.machine.files import ensure_writable_folder, write_atomically
 from ntkml.registry import unknown_name
 
 # Metadata that differs between two runs is left out, so that a picture changes only where its rows do.
@@ -23,14 +23,15 @@ def save(figure: Figure, stem: str | Path, formats: Iterable[str] = ("png", "pdf
     """Write ``figure`` to ``<stem>.<format>`` for each format and return the paths; an older picture is replaced.
 
     Raises:
-        ValueError: a format other than png and pdf.
+        ValueError: a format other than png and pdf, or a folder that cannot be written to.
     """
     stem, formats = Path(stem), list(dict.fromkeys(formats))
     for name in formats:
         if name not in METADATA:
             raise ValueError(unknown_name("picture format", name, list(METADATA)))
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    return [write_atomically(stem.parent / f"{stem.name}.{name}", encoded(figure, name)) for name in formats]
+    pictures = {stem.parent / f"{stem.name}.{name}": encoded(figure, name) for name in formats}
+    ensure_writable_folder(stem.parent)
+    return [write_atomically(path, picture) for path, picture in pictures.items()]
 
 
 def encoded(figure: Figure, name: str) -> bytes:

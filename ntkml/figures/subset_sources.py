@@ -19,7 +19,7 @@ from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
 from ntkml.protocols.training_figures import SubsetFigure
 from ntkml.records import train as train_records
 from ntkml.records.finished_runs import finished_runs
-from ntkml.records.notes import merged
+from ntkml.records.notes import merged, taken_apart
 
 #: Settings that say how large a run is, and so differ from point to point.
 SIZE = "num_data"
@@ -108,8 +108,8 @@ def _notes(manifest: Any) -> list[str]:
     """The manifest's sentences; the size and the name of the data are said by axis, panels and caption."""
     sentences = []
     for note in manifest.get("notes", []):
-        start, said, clauses = note.rstrip(".").partition(": ")
-        kept = [one for one in clauses.split(", ") if not one.startswith(("num data ", "dataset "))]
-        if not said or kept:
-            sentences.append(f"{start}{said}{', '.join(kept)}.")
+        start, changes = taken_apart(note)
+        kept = [change for change in changes if not change.startswith(("num data ", "dataset "))]
+        if kept or not changes:
+            sentences.append(f"{start}: {', '.join(kept)}." if kept else note)
     return sentences

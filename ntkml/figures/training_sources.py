@@ -9,6 +9,9 @@ and the joined ``training.csv.gz`` of every ``pareto`` run. What is drawn togeth
 3. The newest of them says what the settings are: data, network, epochs, samples, learning rates, everything but estimator
    and seed. Runs of other settings are left out, and the caption says how many. Files without a manifest are compared by
    their rows: data, network and epochs.
+
+Runs that are not finished, or whose rows end before their last epoch, are refused; where no manifest says how long a run
+was to be, the caption says that.
 """
 
 from __future__ import annotations
@@ -79,7 +82,11 @@ def training_files(figure: TrajectoryFigure, results: Path) -> list[Path]:
 
 
 def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
-    """Every run in the files, the newest first; one that is in several files is taken from the first."""
+    """Every run in the files, the newest first; one that is in several files is taken from the first.
+
+    Raises:
+        ValueError: a run that is not finished, or damaged; see also :func:`ntkml.records.train.read_rows`.
+    """
     runs: dict[str, TrainingRun] = {}
     for path in dict.fromkeys(paths):
         rows = train_records.read_rows(path)
@@ -90,13 +97,25 @@ def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
             notes = manifest_notes([own])
             if own is not manifest:  # what is said of a Pareto run's cells is not said of runs beside it
                 notes += [f"Of the Pareto run: {note}" for note in manifest.get("notes", []) if note not in notes]
-            if not own:
-                notes = [
-                    f"No manifest of the runs in {path.name}: their settings are known from the rows alone.",
-                    *notes,
-                ]
+            if own:
+                _check_finished(group, path, own)
+            else:
+                unknown = "their settings are known from the rows alone, which may end early"
+                notes = [f"No manifest of the runs in {path.name}: {unknown}.", *notes]
             runs.setdefault(str(run_id), TrainingRun(group, path, own, tuple(notes)))
     return sorted(runs.values(), key=lambda run: run.finished_at, reverse=True)
+
+
+def _check_finished(rows: pandas.DataFrame, path: Path, manifest: Mapping[str, Any]) -> None:
+    epochs = manifest.get("settings", {}).get("epochs")
+    if not manifest.get("finished_at"):
+        of = "" if epochs is None else f" of {epochs}"
+        raise ValueError(
+            f"{path}: the run of {rows['estimator'].iloc[0]} is not finished (epoch {rows['epoch'].max()}{of}): go on with "
+            "ntkml train --resume"
+        )
+    if epochs is not None:
+        train_records.check_end(rows, path, epochs)
 
 
 def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[TrainingRun], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,7 +42,7 @@ def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) ->
 
 
 def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
-    """Make the folder where it is missing and try a file in it, before an hour of computing is spent on it.
+    """Make the folder where it is missing and try a file in it; one that was made in vain is removed again.
 
     Raises:
         ValueError: a file lies in its place, or the folder cannot be made or written to.
@@ -49,12 +50,36 @@ def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, expected a folder to write to; choose another with {option}")
+    missing = _missing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        _remove(missing)
         raise ValueError(
             f"cannot write to the folder {path} ({error.strerror}); choose another with {option}"
         ) from None
     return path
+
+
+def check_writable_folder(path: str | Path, option: str = "--out") -> None:
+    """Try the folder before an hour of computing is spent on what will lie there; nothing stays of one that was missing.
+
+    Raises:
+        ValueError: see :func:`ensure_writable_folder`.
+    """
+    missing = _missing(Path(path))
+    ensure_writable_folder(path, option)
+    _remove(missing)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders that ``mkdir`` would have to make, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not there, or another process has written into it
+            folder.rmdir()

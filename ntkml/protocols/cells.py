@@ -111,7 +111,7 @@ def _runs(table: dict[str, Any], row: dict[str, Any], learned: Any) -> Iterator[
     settings = {**_table(table, "settings"), **{key: row[key] for key in row if key not in _OF_THE_TABLE}}
     for key in settings:
         if key not in SETTINGS:
-            raise ValueError(unknown_name("setting", key, list(SETTINGS)))
+            raise ValueError(unknown_name("setting", key, [*SETTINGS, *(_OF_THE_TABLE if key in row else ())]))
     axes = [
         _axis("seed", row.get("seeds", asked.seed), "seeds"),
         *(_axis(key, values) for key, values in settings.items()),

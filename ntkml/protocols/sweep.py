@@ -7,14 +7,21 @@ of its training cells, a training protocol one of the ``[[cells]]`` in its own f
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkml.protocols.cells import Cell, expanded
+from ntkml.protocols.cells import SETTINGS, Cell, expanded
 from ntkml.protocols.tables import TRAIN, kind_of, protocol_names, read_tables
+from ntkml.protocols.train import TRAIN_HPARAMS
+from ntkml.registry import unknown_name
 
 SWEEP_KINDS = ("sweep", "pareto", TRAIN)
+
+#: What a user's file may say at its top, and in a table that holds for one hyperparameter alone.
+_KEYS = ("kind", "title", "base", "variant", "hparam", "settings", *TRAIN_HPARAMS, "cells")
+_KEYS_OF_ONE = ("base", "variant", "settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:
     """The cells of the protocol ``name``, or those that learn ``hparam``; a name with ``.toml`` is the path of a user's file.
 
     Raises:
-        ValueError: unknown name, setting or hyperparameter, no cell that learns it, ``hparam`` is missing where the file does
+        ValueError: unknown name, key, setting or hyperparameter, no cell that learns it, ``hparam`` is missing where the file does
             not say what is learned, or a file that is not there or not a sweep.
     """
     table = _own_tables(Path(name)) if name.endswith(".toml") else read_tables(name, swept_names())
@@ -66,6 +73,12 @@ def _own_tables(path: Path) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not a TOML file ({error})") from None
+    _check_keys(path, "", table, _KEYS)
+    for hparam in TRAIN_HPARAMS:
+        if isinstance(table.get(hparam), dict):
+            _check_keys(path, f", [{hparam}]", table[hparam], _KEYS_OF_ONE)
+    if table.get("kind", "sweep") != "sweep":
+        raise ValueError(f"{path}: kind = {table['kind']!r}: a file of your own is a sweep, leave the line out")
     missing = [key for key in ("base", "cells") if key not in table]
     if missing or not isinstance(table["cells"], list):
         raise ValueError(
@@ -74,3 +87,12 @@ def _own_tables(path: Path) -> dict[str, Any]:
     if not isinstance(table.setdefault("title", path.stem), str):
         raise ValueError(f'{path}: title = {table["title"]!r}: write it in quotes, such as "My sweep"')
     return table
+
+
+def _check_keys(path: Path, where: str, table: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise ValueError where a table has a key that nobody would read."""
+    for key in table:
+        if key in SETTINGS and key not in known:
+            raise ValueError(f"{path}{where}: {key} is a setting of runs: write it below [settings] or [[cells]]")
+        if key not in known:
+            raise ValueError(f"{path}{where}: {unknown_name('key', key, list(known))}")

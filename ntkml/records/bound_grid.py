@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkml.records import tables
-from ntkml.records.checks import ESTIMATOR, INPUTS, Check, above_zero, one_of
+from ntkml.records.checks import ESTIMATOR, PARTS, Check, above_zero, one_of
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +51,7 @@ CHECKS = [
         lambda rows: (rows["hparam_value"] > 0) | ((rows["hparam"] == "rotation") & (rows["hparam_value"] == 0)),
     ),
     ESTIMATOR,
-    INPUTS,
+    *PARTS,
     *above_zero("num_data", "num_params", "num_blocks"),
 ]
 

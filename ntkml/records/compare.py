@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ntkml.records.checks import SYSTEM, Check, above_zero, one_of
+from ntkml.records.checks import Check, above_zero, one_of, system
 from ntkml.records.tables import read_joined
 from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
 
@@ -43,7 +43,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
 KEY = ["run_id", "system", "seed"]
 CHECKS = [
     one_of("hparam", (PRIOR, INVARIANCE)),
-    SYSTEM,
+    system("system"),
     Check(
         "family",
         "bound for estimators of the marginal likelihood alone",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-_AGAINST = "Against protocol "
 _MOST_NAMED = 5
+#: "Against protocol table-1: epochs 20 instead of 300, dataset a, b instead of mnist."; names of data may hold commas.
+_AGAINST = re.compile("(Against protocol .*?): (.*)[.]", re.DOTALL)
+_CHANGE = re.compile("(?:^|, )(.+? instead of .*?)(?=, |$)", re.DOTALL)
 
 
 def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
@@ -20,14 +23,19 @@ def merged(notes: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
     said: dict[tuple[str, str], set[int]] = {}
     for index, (_, sentences) in enumerate(runs):
         for sentence in sentences:
-            start, _, clauses = sentence.rstrip(".").partition(": ")
-            parts = clauses.split(", ") if start.startswith(_AGAINST) else [""]
-            for part in parts:
-                said.setdefault((start if part else sentence, part), set()).add(index)
+            start, changes = taken_apart(sentence)
+            for change in changes or [""]:
+                said.setdefault((start, change), set()).add(index)
     together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (start, part), of in said.items():
         together.setdefault((start, _about([name for name, _ in runs], of)), []).append(part)
     return [_sentence(start, about, [part for part in parts if part]) for (start, about), parts in together.items()]
+
+
+def taken_apart(sentence: str) -> tuple[str, list[str]]:
+    """A sentence on a protocol as its start and the changes that it lists; any other one with an empty list."""
+    found = _AGAINST.fullmatch(sentence)
+    return (found[1], _CHANGE.findall(found[2])) if found else (sentence, [])
 
 
 def _about(names: Sequence[str], of: Collection[int]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ntkml.records.checks import ESTIMATOR, INPUTS, above_zero, fully_matching, one_of
+from ntkml.records.checks import ESTIMATOR, PARTS, above_zero, fully_matching, one_of
 from ntkml.records.tables import read_joined
 from ntkml.system_specs import INVARIANCE, PRIOR
 
@@ -58,7 +58,7 @@ KEY = ["run_id", "estimator"]
 CHECKS = [
     one_of("hparam", (PRIOR, INVARIANCE)),
     ESTIMATOR,
-    INPUTS,
+    *PARTS,
     fully_matching("seeds", "[0-9]{1,19}( [0-9]{1,19})*", "whole numbers with spaces between them, such as 0 1 2"),
     *above_zero("num_data", "num_params", "num_seeds", "epochs", "samples"),
     *above_zero("seconds", "seconds_low", "seconds_high", "repeats", "num_pairs", "threads"),

@@ -13,7 +13,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ntkml.records.checks import (
+    PARTS,
+    Check,
+    above_zero,
+    empty_where,
+    not_below_zero,
+    one_for_every,
+    one_of,
+    positive_list,
+    shares,
+    system,
+)
 from ntkml.records.tables import read_joined
+from ntkml.registry import LIKELIHOODS
+from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
 
 if TYPE_CHECKING:
     import pandas
@@ -59,6 +73,26 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "dtype": ("text", False),
 }
 KEY = ["run_id", "epoch"]
+#: What a run has once: figures take it from any of its rows.
+_OF_THE_RUN = ("dataset", "model", "seed", "num_data", "num_params", "likelihood", "estimator", "hparam", "dtype")
+CHECKS = [
+    one_of("likelihood", list(LIKELIHOODS)),
+    one_of("hparam", (PRIOR, INVARIANCE)),
+    system("estimator"),
+    *PARTS,
+    Check(
+        "certified",
+        "true or false for estimators of the marginal likelihood alone",
+        lambda rows: rows["certified"].notna() == rows["estimator"].map(is_bound),
+    ),
+    *above_zero("num_data", "num_params", "epoch", "observation_noise"),
+    *above_zero("prior_precision_min", "prior_precision_median", "prior_precision_max"),
+    positive_list("prior_precisions"),
+    *(empty_where(f"eta_{index}", "eta_0") for index in range(1, 6)),
+    *shares("test_accuracy", "test_ece"),
+    *not_below_zero("seed", "seconds_weights", "seconds_hyper", "seconds_eval"),
+    *(one_for_every("run_id", column) for column in _OF_THE_RUN),
+]
 
 #: What differs between a run and the same run stopped and resumed.
 MEASURED = ("seconds_weights", "seconds_hyper", "seconds_eval", "peak_bytes")
@@ -68,9 +102,10 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     """Read and join row files of ``ntkml train``; the columns have their proper types.
 
     Raises:
-        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats an epoch.
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, repeats an epoch, or holds
+            a cell that the checks refuse.
     """
-    return read_joined(paths, "train", COLUMNS, KEY, lambda row: f"epoch {row.epoch} of run {row.run_id}")
+    return read_joined(paths, "train", COLUMNS, KEY, lambda row: f"epoch {row.epoch} of run {row.run_id}", CHECKS)
 
 
 def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
@@ -79,11 +114,19 @@ def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
     Raises:
         ValueError: see :func:`read_rows`, and rows that end with another epoch; says what to remove.
     """
-    remedy = f"remove {path.parent} and compute it again"
     try:
         rows = read_rows(path).sort_values("epoch", ignore_index=True)
     except ValueError as error:
-        raise ValueError(f"{error}; {remedy}") from None
-    if (last := int(rows["epoch"].iloc[-1])) != epochs:
-        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {remedy}")
+        raise ValueError(f"{error}; {_remedy(path)}") from None
+    check_end(rows, path, epochs)
     return rows
+
+
+def check_end(rows: pandas.DataFrame, path: Path, epochs: int) -> None:
+    """Raise ValueError where the rows of a finished run, in the file ``path``, do not end with its last epoch."""
+    if (last := int(rows["epoch"].max())) != epochs:
+        raise ValueError(f"{path}: ends with epoch {last} of {epochs}; {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    return f"remove {path.parent} and compute it again"

@@ -18,6 +18,7 @@ from ntkml.runs.clock import clock
 from ntkml.runs.peak_memory import peak_bytes
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.structures import Structure, structure_named
+from ntkml.system_specs import parts_of
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,7 @@ def _describe(
 ) -> dict[str, Any]:
     return {
         "estimator": str(spec),
-        "structure": spec.structure,
-        "inputs": "N" if spec.inputs is None else str(spec.inputs),
-        "outputs": spec.outputs,
-        "grouping": "+".join(part for part in (spec.grouping, "iid" if spec.iid else "") if part),
+        **parts_of(str(spec)),
         "hparam_value": point.value,
         "block": None,
         "num_blocks": len(partition),

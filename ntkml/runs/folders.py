@@ -144,10 +144,13 @@ def replace_when_finished(folder: Path, compute: Callable[[Path], object], resum
 def complete_replacement(folder: Path) -> None:
     """Put a finished forced run in its place, where a kill came between; a damaged one is left to ``--force``.
 
+    Where the kill came after that, what it replaced is removed.
+
     Raises:
         BusyError: another process works on the run, or is just putting it in its place.
     """
     if not _holds_whole_run(replacement(folder)):
+        _remove_replaced(folder)
         return
     if held(_replaced(folder)):
         raise BusyError(_busy(folder))
@@ -163,6 +166,16 @@ def _holds_whole_run(folder: Path) -> bool:
         return finished(folder)
     except ValueError:
         return False
+
+
+def _remove_replaced(folder: Path) -> None:
+    """Remove what a forced run has replaced and a kill left, where that run is whole; nothing where that cannot be done now."""
+    old = _replaced(folder)
+    if not (old / ".lock").exists():  # a folder without one was not left by us
+        return
+    with suppress(ValueError), exclusive(folder):
+        if _holds_whole_run(folder) and not held(old):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _put_in_place(folder: Path) -> None:

@@ -12,37 +12,22 @@ from ntkml.learning.loop import LearningRecord
 from ntkml.learning.state import Learner
 from ntkml.rows.capture import trainable_parameters
 from ntkml.specs import is_certified, parse_estimator
-from ntkml.system_specs import is_bound, parse_system
+from ntkml.system_specs import is_bound, parts_of
 
 
 def common_columns(learner: Learner, run_id: str, num_classes: int, device: torch.device) -> dict[str, Any]:
     """The columns that are the same on every row."""
     protocol = learner.protocol
     sizes = [parameter.numel() for parameter in trainable_parameters(learner.objective.model).values()]
-    described: dict[str, Any] = {
-        "structure": "none",
-        "inputs": None,
-        "outputs": None,
-        "grouping": "",
-        "certified": None,
-    }
-    if not is_bound(protocol.estimator):
-        described["structure"] = parse_system(protocol.estimator).family
-    else:
-        spec = parse_estimator(protocol.estimator)
-        described = {
-            "structure": spec.structure,
-            "inputs": "N" if spec.inputs is None else str(spec.inputs),
-            "outputs": spec.outputs,
-            "grouping": "+".join(part for part in (spec.grouping, "iid" if spec.iid else "") if part),
-            "certified": is_certified(spec, num_classes, learner.objective.likelihood.softmax),
-        }
+    certified = None
+    if is_bound(protocol.estimator):
+        certified = is_certified(parse_estimator(protocol.estimator), num_classes, learner.objective.likelihood.softmax)
     kept = ("dataset", "model", "seed", "num_data", "likelihood", "estimator", "hparam")
     return (
         {"run_id": run_id, "command": "train", "num_params": sum(sizes)}
         | {key: getattr(protocol, key) for key in kept}
-        | described
-        | {"device": device.type, "dtype": "float32"}
+        | parts_of(protocol.estimator)
+        | {"certified": certified, "device": device.type, "dtype": "float32"}
     )
 
 

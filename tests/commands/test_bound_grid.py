@@ -45,6 +45,14 @@ def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_
     assert any("N 40 instead of 1000" in note for note in loaded["notes"])
 
 
+def test_a_run_that_cannot_be_written_leaves_no_folder_for_its_picture(run, tmp_path):
+    (tmp_path / "results").touch()
+    code, _, error = run(*SMALL, "--estimators", "ntk-10-1")
+    assert code == 1
+    assert error.startswith("Error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 def test_aggregate_rows_are_the_mean_and_standard_error_of_the_blocks(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1,blockdiag-20-C")
     frame = bound_records.read_rows(only(tmp_path, "rows.csv"))

@@ -11,6 +11,7 @@ import torch
 
 from ntkml.datasets import load_dataset
 from ntkml.models import build_model
+from ntkml.runs.learned import read_learned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,3 +62,14 @@ def test_the_variant_of_the_weights_protocol_is_said(learned, in_empty_folder, t
     [note, *_] = json.loads(only(tmp_path / "results", "manifest.json").read_text())["notes"]
     assert note.startswith("Prior grid: weights trained by MAP on digits (epochs: 3, seed 0")
     assert "Of their run: Settings of the authors' code where it differs from the paper's text." in note
+
+
+def test_hyperparameters_are_those_of_the_last_epoch_by_its_number(learned):
+    folder = learned("--hparam", "prior", "--estimator", "ntk-20-tree")
+    found = read_learned(folder / "weights.pt").prior_precisions
+    header, *rows = (folder / "rows.csv").read_text().splitlines(keepends=True)
+    (folder / "rows.csv").write_text("".join([header, *reversed(rows)]))
+    assert read_learned(folder / "weights.pt").prior_precisions == found
+    (folder / "rows.csv").write_text("".join([header, *rows[:2]]))
+    with pytest.raises(ValueError, match=r"rows\.csv: ends with epoch 2 of 3; remove .* and compute it again"):
+        read_learned(folder / "weights.pt")

@@ -83,13 +83,15 @@ def test_a_report_is_replaced_and_another_file_is_not(report, results):
         (("--results", "nowhere"), "no folder nowhere: name one that holds runs with --results"),
         (("--results", "."), "no finished run under ."),
         (("--out", "."), "is a folder: name a file"),
+        (("--results", ".", "--out", "deep/in/report.html"), "no finished run under ."),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(report, arguments, message):
+def test_what_is_wrong_is_said_in_one_line(report, tmp_path, arguments, message):
     code, _, error = report(*arguments)
     assert code != 0
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_slack_is_measured_at_the_best_point_of_the_exact_curve():

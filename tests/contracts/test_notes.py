@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ntkml.records.notes import first_few, merged
+from ntkml.records.notes import first_few, merged, taken_apart
 
 
 def test_what_all_share_is_said_once_and_the_rest_with_names():
@@ -32,6 +32,17 @@ def test_one_run_says_what_it_says():
     sentences = ["One.", "Against protocol p: x 1 instead of 2, y 3 instead of 4.", "Two: with a colon."]
     assert merged([("a", sentences)]) == sentences
     assert merged([]) == []
+
+
+def test_commas_in_the_name_of_a_data_set_part_no_changes():
+    ours = "dataset a, b instead of mnist, epochs 2 instead of 3"
+    assert taken_apart(f"Against protocol p: {ours}.") == (
+        "Against protocol p",
+        ["dataset a, b instead of mnist", "epochs 2 instead of 3"],
+    )
+    found = merged([("x", [f"Against protocol p: {ours}."]), ("y", [f"Against protocol p: {ours}, b instead of 5."])])
+    assert found == [f"Against protocol p: {ours}.", "Against protocol p (y): b instead of 5."]
+    assert taken_apart("Images of a, b: two folders.") == ("Images of a, b: two folders.", [])
 
 
 def test_names_of_another_kind_stand_beside_the_names_that_are_there():

@@ -1,11 +1,13 @@
 """Rows and manifests: what is written is read back, files appear whole, and rows that break the schema are refused."""
 
+import errno
 import gzip
 import json
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pandas
 import pytest
@@ -194,3 +196,20 @@ def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
         ValueError, match=r"cannot write to the folder .* \(Permission denied\); choose another with --out"
     ):
         files.ensure_writable_folder(tmp_path)
+
+
+def test_a_folder_that_is_tried_leaves_nothing_where_none_was(tmp_path):
+    files.check_writable_folder(tmp_path / "a" / "b")
+    (tmp_path / "kept").mkdir()
+    files.check_writable_folder(tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_made_in_vain_is_removed_again(tmp_path, monkeypatch):
+    def full(dir):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(ValueError, match="cannot write to the folder .*b .No space left on device.; choose another"):
+        files.ensure_writable_folder(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())

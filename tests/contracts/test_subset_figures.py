@@ -130,6 +130,12 @@ def test_points_from_another_device_are_named(tmp_path):
     )
 
 
+def test_a_comma_in_the_name_of_a_data_set_leaves_no_half_of_it_in_the_caption(tmp_path):
+    write_protocol_run(tmp_path, "figure-7-reduced", "invariance", "kfac-N-C", dataset="a, b", epochs=7)
+    [against] = subset_runs(load_subset_figure("figure-7"), tmp_path).notes
+    assert against.startswith("Against protocol figure-7: model resnet8-16 instead of resnet18-16, samples 4 instead ")
+
+
 def test_equal_rows_make_equal_files(results, tmp_path):
     for stem in ("a", "b"):
         render.save(subsets.draw("figure-16", subset_runs(load_subset_figure("figure-16"), results)), tmp_path / stem)

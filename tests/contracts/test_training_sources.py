@@ -5,6 +5,8 @@ import pytest
 from ntkml.figures.training_sources import choose, training_files, training_runs
 from ntkml.protocols.training_figures import load_trajectory_figure
 from ntkml.records.manifests import write_manifest
+from ntkml.records.tables import as_rows, write_rows
+from ntkml.records.train import COLUMNS, read_rows
 from tests.synthetic_training import training_manifest, write_pareto_run, write_training_run
 
 FIGURE = load_trajectory_figure("figure-10")
@@ -65,7 +67,35 @@ def test_a_file_without_its_manifest_is_drawn_and_said(tmp_path):
     paths[0].with_name("manifest.json").unlink()
     runs, notes = choose(FIGURE, training_runs(paths))
     assert {run.estimator for run in runs} == {"ntk-100-C", "ntk-50-C"}
-    assert "No manifest of the runs in rows.csv: their settings are known from the rows alone." in notes
+    unknown = "their settings are known from the rows alone, which may end early"
+    assert f"No manifest of the runs in rows.csv: {unknown}." in notes
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
+    path = write_training_run(tmp_path, "ntk-100-C", "prior", finished_at=None)
+    cut(path, 30)
+    with pytest.raises(
+        ValueError,
+        match=r"rows\.csv: the run of ntk-100-C is not finished \(epoch 30 of 60\): go on with ntkml train --resume",
+    ):
+        training_runs([path])
+
+
+@pytest.mark.parametrize("write", [write_training_run, write_pareto_run])
+def test_rows_of_a_finished_run_that_end_early_are_refused(tmp_path, write):
+    path = write(tmp_path, "ntk-100-C" if write is write_training_run else ["ntk-100-C", "kfac-N-C"], "prior")
+    path = path if write is write_training_run else path.with_name("training.csv.gz")
+    assert training_runs([path])
+    cut(path, 30)
+    with pytest.raises(
+        ValueError, match=rf"{path.name}: ends with epoch 30 of 60; remove {path.parent} and compute it again"
+    ):
+        training_runs(training_files(FIGURE, tmp_path))
+
+
+def cut(path, epochs):
+    rows = [row for row in as_rows(read_rows(path)) if row["epoch"] <= epochs]
+    write_rows(path, rows, COLUMNS)
 
 
 def test_what_to_run_is_said_where_there_is_nothing(tmp_path):

@@ -5,9 +5,10 @@ import pytest
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import compare as compare_records
 from ntkml.records import pareto as pareto_records
+from ntkml.records import train as train_records
 from ntkml.records.tables import write_rows
 from tests.synthetic import rows_of
-from tests.synthetic_training import pareto_rows
+from tests.synthetic_training import pareto_rows, training_rows
 
 
 @pytest.fixture
@@ -88,7 +89,11 @@ def test_a_header_alone(tmp_path, good):
         ("hparam_value", "-1", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got -1"),
         ("hparam_value", "0", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got 0"),
         ("estimator", "foo", "column estimator, line 3: expected the name of an estimator such as .*, got 'foo'"),
-        ("inputs", "n", "column inputs, line 3: expected N or a number of inputs, got 'n'"),
+        ("inputs", "n", "column inputs, line 3: expected the inputs that the estimator's name says, got 'n'"),
+        ("outputs", "foo", "column outputs, line 3: expected the outputs that the estimator's name says, got 'foo'"),
+        ("structure", "kfac", "column structure, line 3: expected the structure that the .* name says, got 'kfac'"),
+        ("grouping", "class", "column grouping, line 3: expected the grouping that the .* name says, got 'class'"),
+        ("estimator", "ntk-9999999999999999999-C", "column estimator, line 3: expected the name of an estimator"),
         ("num_data", "0", "column num_data, line 3: expected a number above 0, got 0"),
         ("certified", "maybe", "column certified, line 3: expected true or false, got 'maybe'"),
         ("estimator", "", "column estimator is empty in line 3"),
@@ -154,3 +159,57 @@ def test_edited_rows_of_a_comparison(tmp_path, change, message):
     path = write_rows(tmp_path / "bad.csv", [row | change], compare_records.COLUMNS)
     with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
         compare_records.read_rows(path)
+
+
+def test_training_rows_may_be_empty_where_nothing_was_measured(tmp_path):
+    bound, none = training_rows("ntk-100-C", "prior", epochs=2)[1], training_rows("ntk-100-C", "prior", 1, epochs=2)[1]
+    without = {"inputs": None, "outputs": None, "certified": None, "log_marginal_likelihood": None}
+    none |= {"estimator": "grid-5", "structure": "grid", "test_accuracy": None, "test_log_likelihood": None} | without
+    rows = [bound | {"prior_precisions": "[1.0, 2.5e-3, 4]", "observation_noise": 0.5}, none]
+    assert len(train_records.read_rows(write_rows(tmp_path / "rows.csv", rows, train_records.COLUMNS))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimator": "foo"}, "column estimator, line 3: expected the name of an estimator or another .*, got 'foo'"),
+        ({"estimator": "map"}, "column estimator, line 3: expected the name of an estimator or another .*, got 'map'"),
+        ({"estimator": "none"}, "column structure, line 3: expected the structure that .* name says, got 'ntk'"),
+        (
+            {"inputs": None},
+            "column inputs, line 3: expected the inputs that the estimator's name says, got an empty cell",
+        ),
+        (
+            {"certified": None},
+            "column certified, line 3: expected true or false for estimators .* alone, got an empty cell",
+        ),
+        ({"hparam": "rotation"}, "column hparam, line 3: expected prior or invariance, got 'rotation'"),
+        ({"likelihood": "x"}, "column likelihood, line 3: expected categorical or bernoulli or gaussian, got 'x'"),
+        ({"num_data": 0}, "column num_data, line 3: expected a number above 0, got 0"),
+        ({"num_params": -3}, "column num_params, line 3: expected a number above 0, got -3"),
+        ({"epoch": 0}, "column epoch, line 3: expected a number above 0, got 0"),
+        ({"seed": -1}, "column seed, line 3: expected a number of 0 or more, got -1"),
+        ({"test_accuracy": 93.5}, "column test_accuracy, line 3: expected a number from 0 to 1, got 93.5"),
+        ({"test_ece": -0.1}, "column test_ece, line 3: expected a number from 0 to 1, got -0.1"),
+        ({"observation_noise": 0.0}, "column observation_noise, line 3: expected a number above 0, got 0"),
+        ({"prior_precision_min": 0.0}, "column prior_precision_min, line 3: expected a number above 0, got 0"),
+        ({"prior_precisions": "1 2"}, "column prior_precisions, line 3: expected numbers above 0 as .*, got '1 2'"),
+        ({"prior_precisions": "[1, -2]"}, r"column prior_precisions, line 3: expected numbers .*, got '\[1, -2\]'"),
+        ({"prior_precisions": "[NaN]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        ({"prior_precisions": "[true]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        ({"prior_precisions": "[]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        ({"prior_precisions": '{"a": 1}'}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        (
+            {"eta_0": 0.1},
+            "column eta_1, line 3: expected a number where eta_0 has one, else nothing, got an empty cell",
+        ),
+        ({"seconds_hyper": -1.0}, "column seconds_hyper, line 3: expected a number of 0 or more, got -1"),
+        ({"seed": 1}, "column seed, line 3: expected the same in every row of one run_id, got 1"),
+        ({"dataset": "x"}, "column dataset, line 3: expected the same in every row of one run_id, got 'x'"),
+    ],
+)
+def test_edited_rows_of_a_training_run(tmp_path, change, message):
+    first, second = training_rows("ntk-100-C", "prior", epochs=2)
+    path = write_rows(tmp_path / "bad.csv", [first, second | change], train_records.COLUMNS)
+    with pytest.raises(ValueError, match=rf"bad\.csv: {message}"):
+        train_records.read_rows(path)

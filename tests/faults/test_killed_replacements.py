@@ -76,6 +76,49 @@ def test_another_process_between_the_renames_is_left_to_it(tmp_path):
     assert not folder.exists()
 
 
+def killed_after_the_renames(folder):
+    killed_between_renames(folder)
+    replacement(folder).rename(folder)
+    return folder.with_name(f"{folder.name}.old")
+
+
+@pytest.mark.parametrize("arguments", [TRAIN, GRID, PARETO], ids=lambda arguments: arguments[0])
+def test_what_was_replaced_is_removed_by_the_next_start(in_empty_folder, only, tmp_path, arguments):
+    assert in_empty_folder(*arguments)[0] == 0
+    folder = only(tmp_path / "results" / arguments[0], "rows.csv").parent
+    killed_after_the_renames(folder)
+    code, out, error = in_empty_folder(*arguments)
+    assert (code, "Finished already" in out) == (0, True), error
+    assert (folder / "forced").exists()
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_was_replaced_stays_where_it_is_the_only_whole_run_or_somebody_elses(tmp_path):
+    folder = write_training_run(tmp_path, "ntk-100-1", "prior").parent
+    old = killed_after_the_renames(folder)
+    with exclusive(old):  # by the process that is removing it
+        complete_replacement(folder)
+        assert old.exists()
+    (old / ".lock").touch()
+    with exclusive(folder):
+        complete_replacement(folder)
+    assert old.exists()
+    (folder / "manifest.json").rename(folder / "away")
+    complete_replacement(folder)
+    assert old.exists()
+    shutil.rmtree(folder)
+    complete_replacement(folder)
+    assert old.exists()
+    assert not folder.exists()
+    shutil.copytree(old, folder)
+    (old / ".lock").unlink()  # a copy that a user keeps
+    complete_replacement(folder)
+    assert old.exists()
+    (old / ".lock").touch()
+    complete_replacement(folder)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize("damage", ["{", None])
 def test_an_unfinished_or_damaged_forced_run_takes_no_place(tmp_path, damage):
     folder = write_training_run(tmp_path, "ntk-100-1", "prior").parent

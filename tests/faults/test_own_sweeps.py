@@ -46,6 +46,8 @@ def load(tmp_path, cells, top="", encoding="utf-8"):
         ('optimizer = "adan"', "unknown optimizer 'adan'; did you mean 'adam'"),
         ('prior_kind = "scala"', "unknown prior 'scala'; did you mean 'scalar'"),
         ("row = 5", "row = 5: write text in quotes"),
+        ("seed = 5", "unknown setting 'seed'; did you mean 'seeds'"),
+        ("estimator = 'none'", "unknown setting 'estimator'; did you mean 'estimators'"),
     ],
 )
 def test_a_value_that_no_run_can_have(tmp_path, setting, message):
@@ -67,6 +69,31 @@ def test_a_value_that_no_run_can_have(tmp_path, setting, message):
 def test_a_key_of_the_whole_file_that_holds_something_else(tmp_path, top, message):
     with pytest.raises(ValueError, match=message):
         load(tmp_path, "[[cells]]", top)
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        ("hparams = 'prior'", "unknown key 'hparams'; did you mean 'hparam'. known: kind, title, base, variant, "),
+        ("[setings]\nepochs = 20", "unknown key 'setings'; did you mean 'settings'"),
+        ("[invarience]\n", "unknown key 'invarience'; did you mean 'invariance'"),
+        ("extends = 'sweep-digits'", "unknown key 'extends'"),
+        ("epochs = 20", r"epochs is a setting of runs: write it below \[settings\] or \[\[cells\]\]"),
+        ("[prior.setting]\nepochs = 20", r"\[prior\]: unknown key 'setting'; did you mean 'settings'"),
+        ("[invariance]\nepochs = 20", r"\[invariance\]: epochs is a setting of runs"),
+        ("kind = 'train'", "kind = 'train': a file of your own is a sweep, leave the line out"),
+    ],
+)
+def test_a_key_that_nobody_would_read(tmp_path, top, message):
+    with pytest.raises(ValueError, match=rf"my\.toml.*: {message}|my\.toml, {message}"):
+        load(tmp_path, "[[cells]]", top)
+
+
+def test_what_a_file_may_say_is_read(tmp_path):
+    top = "kind = 'sweep'\ntitle = 'Mine'\nvariant = 'code'\n[settings]\nepochs = 20\n[prior.settings]\nnum_data = 50\n"
+    protocol = load(tmp_path, "[[cells]]", top + "[invariance]\nbase = 'train-mnist'\n")
+    [cell] = protocol.cells
+    assert (protocol.title, cell.variant, cell.protocol.epochs, cell.protocol.num_data) == ("Mine", "code", 20, 50)
 
 
 def test_cells_that_are_no_tables(tmp_path):
