@@ -1,11 +1,18 @@
 """Fixtures that several rooms of tests share."""
 
+import gc
 import shutil
 
 import pytest
 import torch
 
 from ntkml import commands
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not go through all of torch and the tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def run(in_empty_folder):
 @pytest.mark.parametrize("name", [*trajectory_names(), *HPARAMS])
 def test_every_figure_is_drawn_from_a_pareto_run(run, tmp_path, name):
     hparam = HPARAMS.get(name) or load_trajectory_figure(name).hparam
-    rows = write_pareto_run(tmp_path / "results", NAMES, hparam)
+    rows = write_pareto_run(tmp_path / "results", NAMES, hparam, epochs=20)
     used = rows if name in HPARAMS else rows.with_name("training.csv.gz")
     code, out, error = run(name)
     assert (code, error) == (0, "")
