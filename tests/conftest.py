@@ -1,9 +1,18 @@
 """Fixtures that several rooms of tests share."""
 
+import gc
+import shutil
+
 import pytest
 import torch
 
 from ntkml import commands
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the garbage collector need not go through all of torch and the tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,34 @@ def in_empty_folder(tmp_path, monkeypatch, capsys):
             commands.main([*map(str, arguments)])
         captured = capsys.readouterr()
         return leaving.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Pictures are drawn, but the files of them stay blank: encoding them takes most of the time of a small run."""
+    from ntkml.figures import render
+
+    monkeypatch.setattr(render, "encoded", lambda figure, name: b"blank")
+
+
+@pytest.fixture(scope="module")
+def kept_folders():
+    """By arguments of ``ntkml``: a copy of what they left in an empty folder."""
+    return {}
+
+
+@pytest.fixture
+def finished(in_empty_folder, kept_folders, tmp_path, tmp_path_factory):
+    """What ``ntkml ...`` leaves, in the empty folder of the test: computed once in a module, then copied with its times."""
+
+    def call(*arguments):
+        if arguments in kept_folders:
+            shutil.copytree(kept_folders[arguments], tmp_path, dirs_exist_ok=True)
+            return
+        assert in_empty_folder(*arguments)[0] == 0
+        kept_folders[arguments] = shutil.copytree(tmp_path, tmp_path_factory.mktemp("kept"), dirs_exist_ok=True)
 
     return call
 

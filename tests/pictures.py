@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas
+import pytest
 
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.records import bound_grid as bound_records
 from tests.synthetic import rows_of
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators
+
+
+def few(names: Iterable[str], chosen: Iterable[str]) -> list[Any]:
+    """Parameters that are slow but for ``chosen``: what one function draws need not be encoded four times for every figure."""
+    chosen = set(chosen)
+    assert chosen <= set(names)
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def all_rows(folder: Path) -> pandas.DataFrame:

@@ -8,14 +8,13 @@ and their speed, and waits of another kind: copies to the device, and what a ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
-from torch.utils import _pytree as tree
 
 NAME = "simulated"
 #: The version this was written for; earlier ones may lack what a device made in Python needs.
@@ -73,7 +72,7 @@ def _held(value: Any) -> Any:
 
 
 def _on_the_cpu(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    ours = [tensor for tensor in _tensors((args, kwargs)) if isinstance(tensor, Elsewhere)]
+    ours = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Elsewhere)]
     stays = True
     if kwargs.get("device") is not None:
         stays = torch.device(kwargs["device"]).type == NAME
@@ -85,7 +84,7 @@ def _on_the_cpu(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     masked = operation in INDEXED and any(index.dtype == torch.bool for index in _tensors(args[1]))
     if not stays or masked or operation in READS:
         _reads.append(str(operation))
-    result = operation(*tree.tree_map(_held, args), **tree.tree_map(_held, kwargs))
+    result = operation(*_mapped(_held, args), **_mapped(_held, kwargs))
     if torch.Tag.inplace_view in operation.tags:
         with torch._C._DisableTorchDispatch():  # the same change of shape and strides for what torch sees
             operation(*args, **kwargs)
@@ -94,11 +93,32 @@ def _on_the_cpu(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if not stays:
         return result
     known = {id(tensor.held): tensor for tensor in ours}  # changed in place, it is still the same tensor
-    return tree.tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Elsewhere(t), result)
+
+    def away(leaf: Any) -> Any:
+        return (known[id(leaf)] if id(leaf) in known else Elsewhere(leaf)) if isinstance(leaf, Tensor) else leaf
+
+    return _mapped(away, result)
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """What the arguments of an operation hold, which are nested in nothing else: many times faster than torch's pytrees."""
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, (tuple, list, dict)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(function, each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(function, each) for each in value)
+    return function(value)
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree.tree_leaves(values) if isinstance(value, Tensor)]
+    return [leaf for leaf in _leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _refuse_mixtures(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -108,7 +128,7 @@ def _refuse_mixtures(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
     strict = operation in JOINS or (operation in INDEXED and not isinstance(args[0], Elsewhere))
     if any(tensor.ndim or strict or any(tensor is one for one in changed) for tensor in away):
         raise RuntimeError(f"{operation}: tensors on two devices: {[(str(t.device), tuple(t.shape)) for t in data]}")
-    generators = [value for value in tree.tree_leaves((args, kwargs)) if isinstance(value, torch.Generator)]
+    generators = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Generator)]
     if any(generator.device.type != NAME for generator in generators):
         raise RuntimeError(f"{operation}: numbers of the device from a generator of the CPU")
 

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(in_empty_folder):
+def run(in_empty_folder, blank_pictures):
     """``ntkml bound-grid ...``"""
     return partial(in_empty_folder, "bound-grid")
 
 
-def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(run, tmp_path, only):
-    code, out, _ = run(*SMALL, "--estimators", ESTIMATORS)
+def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(in_empty_folder, tmp_path, only):
+    code, out, _ = in_empty_folder("bound-grid", *SMALL, "--estimators", ESTIMATORS)
     assert code == 0
     rows, manifest = only(tmp_path, "rows.csv"), only(tmp_path, "manifest.json")
     picture, weights = only(tmp_path, "*.png"), only(tmp_path, "weights.pt")
@@ -203,9 +203,9 @@ def test_estimator_names_are_completed():
     assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
 
 
-def test_a_grid_of_one_point_is_drawn_without_a_warning(run, tmp_path, recwarn):
+def test_a_grid_of_one_point_is_drawn_without_a_warning(in_empty_folder, recwarn):
     arguments = [argument if argument != "2" else "1" for argument in SMALL]
-    assert run(*arguments, "--estimators", "ntk-10-1")[0] == 0
+    assert in_empty_folder("bound-grid", *arguments, "--estimators", "ntk-10-1")[0] == 0
     assert not [warning for warning in recwarn if "xlim" in str(warning.message)]
 
 

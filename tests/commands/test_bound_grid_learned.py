@@ -13,7 +13,7 @@ from ntkml.datasets import load_dataset
 from ntkml.models import build_model
 from ntkml.runs.learned import read_learned
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "blank_pictures")
 
 TRAIN = ("--num-data", 40, "--epochs", 3, "--batch-size", 20, "--burn-in", 1, "--update-every", 1, "--eval-every", 3)
 GRID = ("--grid-points", 2, "--num-data", 40, "--estimators", "ntk-10-tree", "--device", "cpu")

@@ -13,14 +13,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def run(in_empty_folder):
+def run(in_empty_folder, blank_pictures):
     """``ntkml bound-grid ...``"""
     return partial(in_empty_folder, "bound-grid")
 
 
-def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch, only):
-    run(*SMALL, "--estimators", "ntk-10-1")
-    finished = only(tmp_path, "rows.csv").read_bytes()
+@pytest.fixture
+def finished_run(finished, blank_pictures, tmp_path, only):
+    """The rows of a finished run."""
+    finished("bound-grid", *SMALL, "--estimators", "ntk-10-1")
+    return only(tmp_path / "results", "rows.csv")
+
+
+def test_a_killed_run_continues_where_it_was(run, finished_run, tmp_path, monkeypatch, only):
+    finished = finished_run.read_bytes()
 
     from ntkml.runs import bound_grid
 
@@ -46,8 +52,8 @@ def test_a_killed_run_continues_where_it_was(run, tmp_path, monkeypatch, only):
     assert len(calls) == 2  # the exact value and ntk-10-1, in the one cell that was missing
     columns = ["estimator", "hparam_value", "block", "log_marginal_likelihood", "standard_error", "log_det"]
     continued = pandas.read_csv(only(tmp_path / "again", "rows.csv"))[columns]
-    pandas.testing.assert_frame_equal(continued, pandas.read_csv(only(tmp_path / "results", "rows.csv"))[columns])
-    assert only(tmp_path / "results", "rows.csv").read_bytes() == finished
+    pandas.testing.assert_frame_equal(continued, pandas.read_csv(finished_run)[columns])
+    assert finished_run.read_bytes() == finished
 
 
 def test_parts_of_another_device_are_computed_again(run, tmp_path, monkeypatch, only):
@@ -102,9 +108,8 @@ def test_a_signal_drops_the_part_in_progress_and_the_same_command_goes_on(run, t
     )  # aggregates, one block, 4 batches of 10 outputs
 
 
-def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path, only):
-    run(*SMALL, "--estimators", "ntk-10-1")
-    before = only(tmp_path, "rows.csv").stat().st_mtime_ns
+def test_a_finished_run_is_not_computed_twice_but_by_force(run, finished_run, tmp_path, only):
+    before = finished_run.stat().st_mtime_ns
     code, out, _ = run(*SMALL, "--estimators", "ntk-10-1")
     assert code == 0
     assert "Finished already" in out
@@ -114,15 +119,11 @@ def test_a_finished_run_is_not_computed_twice_but_by_force(run, tmp_path, only):
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > before
 
 
-def stopped_run(run, tmp_path, only):
+def stopped_run(finished_run, tmp_path):
     """A run of which one part is left, as a kill leaves it: its folder, and the rows it must end with."""
-    run(*SMALL, "--estimators", "ntk-10-1", "--out", "whole")
-    finished = only(tmp_path / "whole", "rows.csv")
-    run(*SMALL, "--estimators", "ntk-10-1")
-    folder = only(tmp_path / "results", "rows.csv").parent
+    folder, finished = finished_run.parent, finished_run.rename(tmp_path / "finished.csv")
     lines = finished.read_text().splitlines(keepends=True)
     first = [line for line in lines[1:] if line.split(",")[13] == "0"]
-    (folder / "rows.csv").unlink()
     (folder / "manifest.json").unlink()
     (folder / "parts").mkdir()
     return folder, lines[0], first, finished
@@ -132,8 +133,8 @@ def stopped_run(run, tmp_path, only):
     "damage",
     ["none", "cut in a row", *(pytest.param(more, marks=pytest.mark.slow) for more in ("empty", "cut between rows"))],
 )
-def test_a_damaged_part_is_computed_again(run, tmp_path, damage, only):
-    folder, head, rows, finished = stopped_run(run, tmp_path, only)
+def test_a_damaged_part_is_computed_again(run, finished_run, tmp_path, damage):
+    folder, head, rows, finished = stopped_run(finished_run, tmp_path)
     assert rows
     kept = {"none": rows, "empty": [], "cut in a row": [*rows[:-1], rows[-1][:40]], "cut between rows": rows[:-1]}[
         damage
@@ -145,11 +146,10 @@ def test_a_damaged_part_is_computed_again(run, tmp_path, damage, only):
     pandas.testing.assert_frame_equal(ours, pandas.read_csv(finished)[columns])
 
 
-def test_a_second_process_on_the_same_run_is_refused(run, tmp_path, only):
+def test_a_second_process_on_the_same_run_is_refused(run, finished_run):
     from ntkml.runs.folders import exclusive
 
-    run(*SMALL, "--estimators", "ntk-10-1")
-    folder = only(tmp_path / "results", "rows.csv").parent
+    folder = finished_run.parent
     (folder / "manifest.json").unlink()
     with exclusive(folder):
         code, _, error = run(*SMALL, "--estimators", "ntk-10-1")
@@ -158,10 +158,8 @@ def test_a_second_process_on_the_same_run_is_refused(run, tmp_path, only):
     assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
 
 
-def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkeypatch, only):
-    run(*SMALL, "--estimators", "ntk-10-1")
-    rows = only(tmp_path / "results", "rows.csv")
-    before = rows.read_bytes()
+def test_a_forced_run_that_is_killed_loses_no_finished_one(run, finished_run, monkeypatch):
+    before = finished_run.read_bytes()
 
     from ntkml.runs import bound_grid
 
@@ -170,7 +168,7 @@ def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkey
 
     monkeypatch.setattr(bound_grid, "estimator_rows", killed)
     assert run(*SMALL, "--estimators", "ntk-10-1", "--force")[0] == 130
-    assert rows.read_bytes() == before
+    assert finished_run.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -180,9 +178,8 @@ def test_a_forced_run_that_is_killed_loses_no_finished_one(run, tmp_path, monkey
         ("weights.pt", "junk", "start again with --force"),
     ],
 )
-def test_a_damaged_run_says_what_to_do(run, tmp_path, name, content, words, only):
-    run(*SMALL, "--estimators", "ntk-10-1")
-    folder = only(tmp_path / "results", "rows.csv").parent
+def test_a_damaged_run_says_what_to_do(run, finished_run, name, content, words):
+    folder = finished_run.parent
     if name == "weights.pt":
         (folder / "manifest.json").unlink()
     (folder / name).write_text(content)

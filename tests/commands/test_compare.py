@@ -38,9 +38,9 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
 
 @pytest.mark.parametrize("room", ["compare", "train"])
 @pytest.mark.parametrize(("name", "words"), [("manifest.json", "not a JSON file"), ("rows.csv", "missing or empty")])
-def test_a_damaged_run_says_what_to_remove(in_empty_folder, only, tmp_path, room, name, words):
+def test_a_damaged_run_says_what_to_remove(in_empty_folder, finished, only, tmp_path, room, name, words):
     arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    assert in_empty_folder(*arguments)[0] == 0
+    finished(*arguments)
     if room == "train":
         shutil.rmtree(tmp_path / "results" / "compare")
     damaged = only(tmp_path / "results" / room, name)
@@ -53,9 +53,9 @@ def test_a_damaged_run_says_what_to_remove(in_empty_folder, only, tmp_path, room
     assert in_empty_folder(*arguments)[0] == 0
 
 
-def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_empty_folder, only, tmp_path):
+def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_empty_folder, finished, only, tmp_path):
     arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    assert in_empty_folder(*arguments)[0] == 0
+    finished(*arguments)
     [expected] = compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))["test_accuracy"]
     rows = only(tmp_path / "results" / "train", "rows.csv")
     head, *lines = rows.read_text().splitlines(keepends=True)
@@ -75,9 +75,9 @@ def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_
         assert (code, error.splitlines()[-1]) == (1, f"Error: {words}remove {folder} and compute it again")
 
 
-def test_a_cell_without_its_costs_is_refused(in_empty_folder, only, tmp_path):
+def test_a_cell_without_its_costs_is_refused(in_empty_folder, finished, only, tmp_path):
     arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    assert in_empty_folder(*arguments)[0] == 0
+    finished(*arguments)
     shutil.rmtree(tmp_path / "results" / "compare")
     path = only(tmp_path / "results" / "train", "manifest.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"budget": {"fits": 1}}))

@@ -68,14 +68,14 @@ def test_torch_is_never_imported(folder):
     assert done.returncode == 0, done.stderr
 
 
-def test_files_used_and_the_empty_panel_are_said(run, folder):
+def test_files_used_and_the_empty_panel_are_said(run, blank_pictures, folder):
     rows = write_run(folder / "elsewhere", FIGURE_3, "prior", points=5)
     code, out, error = run("figure-3", "--csv", rows, "--out", "pictures", "--format", "png")
     assert (code, error) == (0, "")
     assert out == f"Read {rows}\nNo rotation rows: that panel stays empty\nWrote pictures/figure-3.png\n"
 
 
-def test_the_newest_finished_run_with_the_estimators_is_taken(run, folder):
+def test_the_newest_finished_run_with_the_estimators_is_taken(run, blank_pictures, folder):
     results = folder / "results"
     write_run(results, FIGURE_3, "prior", points=5, run_id="0000000001", finished_at="2026-01-01T00:00:00Z")
     newest = write_run(results, FIGURE_3, "prior", points=5, run_id="0000000002", finished_at="2026-02-01T00:00:00Z")
@@ -89,7 +89,7 @@ def test_the_newest_finished_run_with_the_estimators_is_taken(run, folder):
     assert out.splitlines()[:2] == [f"Read {path.relative_to(folder)}" for path in (newest, rotation)]
 
 
-def test_other_seeds_of_the_newest_run_are_averaged(run, folder):
+def test_other_seeds_of_the_newest_run_are_averaged(run, blank_pictures, folder):
     results = folder / "results"
     paths = [
         write_run(
@@ -109,14 +109,14 @@ def test_other_seeds_of_the_newest_run_are_averaged(run, folder):
     ]
 
 
-def test_the_newest_run_of_any_kind(run, folder):
+def test_the_newest_run_of_any_kind(run, blank_pictures, folder):
     write_run(folder / "results", ["ntk-N-C", "ntk-100-C"], "rotation", points=5, dataset="digits_r180")
     code, out, _ = run("bound-grid", "--format", "png")
     assert code == 0
     assert out.endswith("Wrote figures/bound-grid-rotation-digits_r180-12e4567890.png\n")
 
 
-def test_a_file_without_a_manifest_is_drawn(run, folder):
+def test_a_file_without_a_manifest_is_drawn(run, blank_pictures, folder):
     rows = write_run(folder, FIGURE_3, "prior", points=5).rename(folder / "rows.csv")
     assert run("figure-3", "--csv", rows, "--format", "png")[0] == 0
 

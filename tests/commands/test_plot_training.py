@@ -20,7 +20,7 @@ def run(in_empty_folder):
 @pytest.mark.parametrize("name", [*trajectory_names(), *HPARAMS])
 def test_every_figure_is_drawn_from_a_pareto_run(run, tmp_path, name):
     hparam = HPARAMS.get(name) or load_trajectory_figure(name).hparam
-    rows = write_pareto_run(tmp_path / "results", NAMES, hparam)
+    rows = write_pareto_run(tmp_path / "results", NAMES, hparam, epochs=20)
     used = rows if name in HPARAMS else rows.with_name("training.csv.gz")
     code, out, error = run(name)
     assert (code, error) == (0, "")
@@ -30,14 +30,14 @@ def test_every_figure_is_drawn_from_a_pareto_run(run, tmp_path, name):
     assert (tmp_path / "figures" / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
 
 
-def test_trajectories_of_single_runs(run, tmp_path):
+def test_trajectories_of_single_runs(run, blank_pictures, tmp_path):
     paths = [write_training_run(tmp_path / "results", one, "prior") for one in ("ntk-100-C", "kfac-N-C")]
     code, out, _ = run("figure-10", "--format", "png")
     assert code == 0
     assert sorted(out.splitlines()[:2]) == sorted(f"Read {path.relative_to(tmp_path)}" for path in paths)
 
 
-def test_many_files_are_counted(run, tmp_path):
+def test_many_files_are_counted(run, blank_pictures, tmp_path):
     for seed in range(10):
         write_training_run(tmp_path / "results", "ntk-100-C", "prior", seed=seed)
     code, out, _ = run("figure-10", "--format", "png")
@@ -45,7 +45,7 @@ def test_many_files_are_counted(run, tmp_path):
     assert (code, len(read), read[-1]) == (0, 8, "Read 3 more files of rows")
 
 
-def test_trajectories_of_named_files(run, tmp_path):
+def test_trajectories_of_named_files(run, blank_pictures, tmp_path):
     rows = write_pareto_run(tmp_path / "elsewhere", NAMES, "prior")
     joined = shutil.copy(rows.with_name("training.csv.gz"), tmp_path / "joined.csv.gz")  # no manifest beside it
     single = write_training_run(tmp_path / "elsewhere", "diag-N-C", "prior")
@@ -55,7 +55,7 @@ def test_trajectories_of_named_files(run, tmp_path):
     assert f"Read {single}\n" in out
 
 
-def test_the_newest_pareto_run_is_drawn_under_its_own_name(run, tmp_path):
+def test_the_newest_pareto_run_is_drawn_under_its_own_name(run, blank_pictures, tmp_path):
     results = tmp_path / "results"
     write_pareto_run(results, NAMES, "invariance", run_id="0000000001", finished_at="2026-01-01T00:00:00Z")
     write_pareto_run(results, NAMES, "prior", run_id="0000000002", finished_at="2026-02-01T00:00:00Z")

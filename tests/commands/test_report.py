@@ -57,7 +57,7 @@ def test_the_page_shows_figures_tables_and_runs_and_needs_no_network(report, res
     assert "<dt>figure-1</dt><dd>no finished pareto run under results" in page
 
 
-def test_what_files_say_cannot_become_markup(report, tmp_path):
+def test_what_files_say_cannot_become_markup(report, blank_pictures, tmp_path):
     write_run(tmp_path / "results", FIGURE_3, "prior", points=5, dataset="<script>alert(1)</script>")
     assert report()[0] == 0
     page = (tmp_path / "report.html").read_text()
@@ -65,7 +65,7 @@ def test_what_files_say_cannot_become_markup(report, tmp_path):
     assert html.escape("<script>alert(1)</script>") in page
 
 
-def test_a_report_is_replaced_and_another_file_is_not(report, results):
+def test_a_report_is_replaced_and_another_file_is_not(report, blank_pictures, results):
     other = results.parent / "thesis.html"
     other.write_text("<title>my thesis</title>")
     code, _, error = report("--out", other)

@@ -180,12 +180,12 @@ def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, est
     augmentation = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
     objective = ntkml.MarginalLikelihood(network, estimator, augmentation=augmentation, chunk=12).to(device)
     counts = []
-    for chunk in (12, 12, 6, 3):  # the first makes what is kept
+    for chunk in (12, 12, 4):  # the first makes what is kept
         objective.chunk = chunk
         with counted_waits(device) as waits:
             objective.backward(x, y, 1, torch.Generator().manual_seed(0))
         counts.append(len(waits))
-    assert counts[1] == counts[2] == counts[3] > 0
+    assert counts[1] == counts[2] > 0
 
 
 @pytest.mark.parametrize(("device", "name"), ANY_NETWORK)

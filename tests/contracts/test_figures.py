@@ -7,7 +7,7 @@ from ntkml.figures import bounds, render, style
 from ntkml.protocols.bound_figures import figure_names, load_figure
 from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
-from tests.pictures import aggregates, all_rows, bands_of, caption_of, legend_labels, lines_of, within
+from tests.pictures import aggregates, all_rows, bands_of, caption_of, few, legend_labels, lines_of, within
 from tests.synthetic import NUM_OUTPUTS, rows_of
 
 
@@ -116,6 +116,7 @@ class TestContract:
             if axes.ylim:
                 assert ax.get_ylim() == pytest.approx(axes.ylim)
 
+    @pytest.mark.parametrize("name", few(figure_names(), ["figure-3", "figure-12"]), indirect=True)
     def test_equal_rows_make_equal_files(self, name, rows, drawn, tmp_path):
         for figure, stem in (
             (drawn[name], "a"),

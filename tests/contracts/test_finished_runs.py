@@ -43,7 +43,7 @@ def test_what_a_killed_forced_run_leaves_counts_only_where_the_run_itself_is_mis
     assert folders(tmp_path, "bound-grid") == [beside]
 
 
-def test_a_copied_run_is_taken_once(tmp_path, in_empty_folder):
+def test_a_copied_run_is_taken_once(tmp_path, in_empty_folder, blank_pictures):
     write_run(tmp_path / "results", ["ntk-N-C", "ntk-100-1"], "prior", points=5)
     write_pareto_run(tmp_path / "results", ["ntk-100-1"], "prior")
     shutil.copytree(tmp_path / "results", tmp_path / "results" / "backup")

@@ -12,7 +12,7 @@ from ntkml.figures.pareto_marks import mark_size
 from ntkml.records import pareto as pareto_records
 from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
-from tests.pictures import caption_of, legend_labels, within
+from tests.pictures import caption_of, few, legend_labels, within
 from tests.synthetic_training import NUM_OUTPUTS, pareto_rows
 
 SIZES = (10, 20, 50, 100, 250, 500, "N")
@@ -133,6 +133,7 @@ class TestContract:
             assert words in caption_of(drawn[name])
         assert "disagree" not in caption_of(drawn[name])
 
+    @pytest.mark.parametrize("name", few(HPARAMS, ["figure-13"]), indirect=True)
     def test_equal_rows_make_equal_files(self, name, all_rows, drawn, tmp_path):
         again = pareto.draw(name, all_rows[name], ["A note."], MANIFEST)
         for figure, stem in ((drawn[name], "a"), (again, "b")):

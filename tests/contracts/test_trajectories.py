@@ -11,7 +11,7 @@ from ntkml.protocols.training_figures import load_trajectory_figure, trajectory_
 from ntkml.records import train as train_records
 from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
-from tests.pictures import bands_of, caption_of, lines_of, within
+from tests.pictures import bands_of, caption_of, few, lines_of, within
 from tests.synthetic_training import NUM_OUTPUTS, training_rows
 
 COLUMNS = ("log_marginal_likelihood", "test_log_likelihood")
@@ -140,6 +140,7 @@ class TestContract:
                 for other in [*headings[:place], *frames]:
                     assert not box.overlaps(other)
 
+    @pytest.mark.parametrize("name", few(trajectory_names(), ["figure-8"]), indirect=True)
     def test_equal_rows_make_equal_files(self, name, all_rows, drawn, tmp_path):
         again = trajectories.draw(name, all_rows[name], ["A note.", "Long. " * 60])
         for figure, stem in ((drawn[name], "a"), (again, "b")):

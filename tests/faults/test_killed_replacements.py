@@ -10,7 +10,7 @@ from ntkml.runs import train as train_run
 from ntkml.runs.folders import BusyError, complete_replacement, exclusive, replacement
 from tests.synthetic_training import write_training_run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "blank_pictures")
 SMALL = ("--num-data", 60, "--epochs", 10, "--hparam", "prior")
 TRAIN = ("train", "--estimator", "none", *SMALL)
 GRID = (

@@ -12,7 +12,7 @@ import pytest
 from ntkml.runs import cells
 from ntkml.runs.folders import exclusive
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "blank_pictures")
 SMALL = ("--hparam", "prior", "--num-data", 60, "--epochs", 10, "--device", "cpu")
 COMMANDS = [
     ("compare", "--systems", "map", "--seeds", 0, *SMALL),

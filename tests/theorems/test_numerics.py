@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -42,11 +43,22 @@ def rounded(case):
     return case, single
 
 
+#: Every precision of these with every likelihood, and each of both with either network; the other combinations are slow.
+FEW_PRECISIONS = (1e-4, 1.0, 1e4)
+PAIRED = {
+    (list(NETWORKS)[(at + place) % 2], likelihood, precision)
+    for at, likelihood in enumerate(LIKELIHOODS)
+    for place, precision in enumerate(FEW_PRECISIONS)
+}
+
+
 @pytest.mark.parametrize(
-    "precision", [1e-4, pytest.param(1e-2, marks=pytest.mark.slow), 1.0, pytest.param(1e2, marks=pytest.mark.slow), 1e4]
+    ("network", "likelihood", "precision"),
+    [
+        pytest.param(*case, marks=() if case in PAIRED else pytest.mark.slow)
+        for case in itertools.product(NETWORKS, LIKELIHOODS, (1e-4, 1e-2, 1.0, 1e2, 1e4))
+    ],
 )
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("network", NETWORKS)
 def test_a_float32_network_gives_the_values_of_float64(network, likelihood, precision):
     double, single = rounded(make_case(network, likelihood))
     assert next(single.model.parameters()).dtype == torch.float32
