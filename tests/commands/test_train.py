@@ -134,12 +134,12 @@ def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path, only):
     settings[settings.index("--epochs") + 1] = 6
     assert run(*settings, "--out", "whole")[0] == 0
     code = (
-        "import os, signal, torch; torch.set_num_threads(1); from ntkml import learning\n"
-        "steps = learning._weight_step\n"
+        "import os, signal, torch; torch.set_num_threads(1); from ntkml.learning import loop\n"
+        "steps = loop._weight_step\n"
         "def step(learner, *arguments):\n"
         "    loss = steps(learner, *arguments)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if learner.position.epoch == 4 else loss\n"
-        f"learning._weight_step = step; from ntkml.commands import main; main({['train', *map(str, settings)]})"
+        f"loop._weight_step = step; from ntkml.commands import main; main({['train', *map(str, settings)]})"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     child = subprocess.run(
