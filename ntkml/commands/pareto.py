@@ -33,7 +33,11 @@ Examples:
     required=True,
     help="What is learned; rotation is another word for invariance.",
 )
-@click.option("--protocol", default="pareto-digits", help="Cells to compare: pareto-digits, figure-1 or figure-13.")
+@click.option(
+    "--protocol",
+    default="pareto-digits",
+    help="Cells to compare: pareto-digits, figure-1, figure-1-reduced or figure-13.",
+)
 @click.option("--estimators", type=EstimatorList(), help="Comma-separated names.  [default: the protocol's]")
 @click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
 @click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")

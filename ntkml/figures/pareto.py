@@ -48,7 +48,11 @@ def draw(
     panels = [ESTIMATE, EXACT] if chosen[EXACT].notna().any() else [ESTIMATE]
     limits = {column: limits_of(figure.axes, chosen, column) for column in panels}
     hidden = {column: outside(chosen, column, limits[column]) for column in panels}
-    sentences = [f"{figure.title}.", *pareto_captions.sentences(chosen, hidden, manifest or {}), *notes]
+    sentences = [
+        f"{figure.title}.",
+        *pareto_captions.sentences(chosen, hidden, manifest or {}, figure.estimators),
+        *notes,
+    ]
     with style.context():
         sheet = Sheet(
             width=style.FULL_WIDTH, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=len(panels) > 1,

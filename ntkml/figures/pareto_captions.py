@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -11,8 +11,17 @@ from ntkml.figures.captions import grouped, listed, seeds_of
 from ntkml.figures.pareto_marks import each
 
 
-def sentences(rows: pandas.DataFrame, hidden: Mapping[str, pandas.DataFrame], manifest: Mapping[str, Any]) -> list[str]:
-    """All but the title and the notes. ``rows`` has a column ``drawn``: what lies on the frontier that was computed."""
+def sentences(
+    rows: pandas.DataFrame,
+    hidden: Mapping[str, pandas.DataFrame],
+    manifest: Mapping[str, Any],
+    asked: Sequence[str] = (),
+) -> list[str]:
+    """All but the title and the notes.
+
+    ``rows`` has a column ``drawn``: what lies on the frontier that was computed. ``asked``: the estimators of the figure, beside
+    those of the run.
+    """
     said = [_provenance(rows), *_timing(rows, manifest), _meaning(rows)]
     said.append(f"Frontier, from fast to slow: {', '.join(rows[rows['drawn']].sort_values('seconds')['estimator'])}.")
     if len(disagreeing := rows[rows["drawn"] != rows["on_frontier"].astype(bool)]):
@@ -31,9 +40,12 @@ def sentences(rows: pandas.DataFrame, hidden: Mapping[str, pandas.DataFrame], ma
             )
             said.append(f"Outside the range shown ({which}): {points}.")
     exact = rows["exact_log_marginal_likelihood"]
+    if exact.notna().any() and (rows["num_seeds"] > 1).any():
+        said.append("Exact values: at the end of the first seed's run.")
     if exact.notna().any() and exact.isna().any():
         said.append(f"Without an exact value: {listed(rows.loc[exact.isna(), 'estimator'])}.")
-    if absent := [name for name in manifest.get("estimators", ()) if name not in set(rows["estimator"])]:
+    expected = dict.fromkeys((*asked, *manifest.get("estimators", ())))
+    if absent := [name for name in expected if name not in set(rows["estimator"])]:
         said.append(f"Missing: {listed(absent)}.")
     return said
 

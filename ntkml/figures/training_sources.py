@@ -134,7 +134,7 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
         if run.has_settings_of(at_home[0]):
             chosen.setdefault((run.estimator, int(run.rows["seed"].iloc[0])), run)
     notes = list(dict.fromkeys(note for run in chosen.values() for note in run.notes))
-    if others := len(known) - len(chosen):
+    if others := len(at_home) - len(chosen):
         notes.append(f"No settings are mixed: {others} run{'s' * (others > 1)} of other settings left out.")
     return list(chosen.values()), notes
 

@@ -1,4 +1,4 @@
-"""Affine invariances: a network averaged over random affine views of its input (Immer et al. 2022, Appendix C.4).
+"""Affine invariances: a network averaged over random affine views of its input (LILA: Immer et al., NeurIPS 2022, Appendix B).
 
 The view of an image x under noise u in [-1, 1]^6 is x sampled on the grid transformed by expm(sum_i eta_i u_i G_i), with
 the six generators G_i of :data:`GENERATORS`; eta holds the half-width of each uniform distribution (radians for the

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols.tables import kind_of, merge_tables, protocol_names, read_tables
-from ntkml.protocols.train import TrainProtocol, departures, load_train
+from ntkml.protocols.train import TrainProtocol, departures, load_train, with_own_steps
 from ntkml.records.notes import merged
 from ntkml.system_specs import canonical_name, is_bound, parse_system
 
@@ -59,5 +59,5 @@ def load_compare(
         for system in names:
             family = system if is_bound(system) else parse_system(system).family
             own = changes | of_hparam.get("own", {}).get(family, {}) | (settings or {})
-            cells.append(replace(asked, **own, estimator=system, seed=seed))
+            cells.append(with_own_steps(replace(asked, **own, estimator=system, seed=seed)))
     return CompareProtocol(name=name, title=table["title"], hparam=hparam, asked=asked, cells=tuple(cells))

@@ -9,7 +9,7 @@ what differs. ``default_for`` lists the data sets on which ``ntkml train`` takes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ntkml.protocols.tables import TRAIN, VARIANTS, kind_of, merge_tables, protocol_names, read_tables
@@ -171,6 +171,11 @@ def differing(protocol: TrainProtocol, asked: TrainProtocol) -> list[tuple[str, 
     names = [field.name for field in fields(TrainProtocol) if field.name not in _NAMED_ELSEWHERE]
     pairs = [(name, getattr(protocol, name), getattr(asked, name)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+
+
+def with_own_steps(protocol: TrainProtocol) -> TrainProtocol:
+    """One step an update for systems of fixed points: at the same weights a second would mostly draw new samples."""
+    return replace(protocol, hyper_steps=1) if family_of(protocol.estimator).fixed_point else protocol
 
 
 def unreduced(protocol: TrainProtocol) -> TrainProtocol:

@@ -14,6 +14,7 @@ from ntkml.dataset_names import split_name
 from ntkml.protocols.bound_figures import Facet
 from ntkml.protocols.tables import kind_of, protocol_names, read_tables
 from ntkml.registry import unknown_name
+from ntkml.specs import NO_ESTIMATOR
 
 TRAJECTORIES, PARETO, SUBSETS = "trajectories", "pareto", "subsets"
 
@@ -76,12 +77,13 @@ class ParetoAxes:
 
 @dataclass(frozen=True, kw_only=True)
 class ParetoFigure:
-    """A figure of one Pareto run; ``hparam`` is empty where any will do."""
+    """A figure of one Pareto run; ``hparam`` is empty where any will do, ``estimators`` where any will."""
 
     name: str
     title: str
     hparam: str = ""
     axes: ParetoAxes = field(default_factory=ParetoAxes)
+    estimators: tuple[str, ...] = ()
 
 
 def trajectory_names() -> list[str]:
@@ -135,7 +137,8 @@ def _shows_subsets(name: str) -> bool:
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto_figure` knows: the protocols, and any run."""
-    figures = [name for name in protocol_names() if name.startswith("figure-") and kind_of(name) == PARETO]
+    kept = (name for name in protocol_names() if name.startswith("figure-") and kind_of(name) == PARETO)
+    figures = [name for name in kept if "reduces" not in read_tables(name, [name])]
     return [*figures, ANY_PARETO]
 
 
@@ -152,4 +155,7 @@ def load_pareto_figure(name: str) -> ParetoFigure:
     table = read_tables(name, [name])
     axes: dict[str, Any] = table.get("axes", {})
     axes = {key: tuple(value) if isinstance(value, list) else value for key, value in axes.items()}
-    return ParetoFigure(name=name, title=table["title"], hparam=table["hparam"], axes=ParetoAxes(**axes))
+    names = dict.fromkeys(one for cells in table["cells"] for one in cells["estimators"] if one != NO_ESTIMATOR)
+    return ParetoFigure(
+        name=name, title=table["title"], hparam=table["hparam"], axes=ParetoAxes(**axes), estimators=tuple(names)
+    )

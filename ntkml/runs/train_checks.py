@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ntkml.datasets import ImageDataset
 from ntkml.likelihoods import as_likelihood, column_groups
-from ntkml.protocols.train import TrainProtocol
+from ntkml.protocols.train import TrainProtocol, with_own_steps
 from ntkml.specs import NO_ESTIMATOR, parse_estimator, resolve_estimator
 from ntkml.system_specs import family_of, is_bound, parse_system
 from ntkml.systems.search import check_folds
@@ -26,8 +26,7 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     softmax = as_likelihood(protocol.likelihood).softmax
     if not is_bound(protocol.estimator):
         check_system(protocol, softmax)
-        # At the same weights a second fixed-point step would mostly draw new samples.
-        return replace(protocol, hyper_steps=1) if family_of(protocol.estimator).fixed_point else protocol
+        return with_own_steps(protocol)
     spec = resolve_estimator(parse_estimator(protocol.estimator), protocol.num_data, data.num_classes, softmax)
     if spec.structure == "kfac" and protocol.prior_kind == "diagonal":
         raise ValueError(f"{spec} takes a scalar or layerwise prior, not a diagonal one: use blockdiag, diag or ntk")

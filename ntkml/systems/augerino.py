@@ -40,7 +40,7 @@ class SoftplusWidths(AffineInvariance):
 
 def regulariser(widths: Tensor, strength: float) -> Tensor:
     """-strength ||widths||, or a constant zero once one of them reaches WIDEST. Scalar."""
-    if bool((widths >= WIDEST).any()):
+    if bool((widths.abs() >= WIDEST).any()):  # LILA's half-widths take either sign
         return (widths * 0.0).sum()
     # At widths of zero, where the variant starts, the norm has no slope; a subgradient of zero leaves it to the loss.
     norm = widths.norm() if bool((widths != 0).any()) else (widths * 0.0).sum()

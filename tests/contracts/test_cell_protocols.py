@@ -103,7 +103,9 @@ def test_other_seeds_are_those_of_every_cell_the_first_seed_first():
 
 
 def test_sweeps_are_made_of_pareto_comparisons_and_of_training_protocols_too():
-    assert {"figure-1", "figure-13", "pareto-digits", *train_names(), *sweep_names()} == set(swept_names())
+    assert {"figure-1", "figure-1-reduced", "figure-13", "pareto-digits", *train_names(), *sweep_names()} == set(
+        swept_names()
+    )
     assert load_sweep("figure-1").cells == load_pareto("figure-1", "invariance").cells
     assert load_sweep("pareto-digits", "prior").cells == load_pareto("pareto-digits", "prior").cells
     [cell] = load_sweep("train-digits", "invariance").cells

@@ -15,6 +15,7 @@ from tests.synthetic_training import training_rows
 
 PROTOCOLS = [
     ("figure-1", "invariance"),
+    ("figure-1-reduced", "invariance"),
     ("figure-13", "prior"),
     ("pareto-digits", "prior"),
     ("pareto-digits", "invariance"),
@@ -58,7 +59,7 @@ def test_unknown_names_are_refused():
 
 
 def test_controls_and_map_are_trained_and_not_compared():
-    protocol = load_pareto("figure-1", "invariance")
+    protocol = load_pareto("figure-1-reduced", "invariance")
     controls = [cell.protocol for cell in protocol.cells if cell.protocol.dataset != protocol.dataset]
     assert {control.dataset for control in controls} == {"mnist"}
     compared = [cell.protocol for cells in protocol.compared.values() for cell in cells]
@@ -83,14 +84,14 @@ def test_fewer_and_other_estimators():
 
 
 def test_other_seeds_are_those_of_every_cell():
-    protocol = restricted(load_pareto("figure-1", "invariance"), ("ntk-100-1", "ntk-500-1"), (3, 5), {})
+    protocol = restricted(load_pareto("figure-1-reduced", "invariance"), ("ntk-100-1", "ntk-500-1"), (3, 5), {})
     cells = sorted((cell.protocol.dataset, cell.protocol.estimator, cell.protocol.seed) for cell in protocol.cells)
     expected = [("mnist", "ntk-100-1"), ("mnist_r180", "ntk-100-1"), ("mnist_r180", "ntk-500-1")]
     assert cells == [(*one, seed) for one in expected for seed in (3, 5)]
 
 
 def test_notes_hold_every_cell_against_the_training_protocol_that_is_named():
-    whole = load_pareto("figure-1", "invariance")
+    whole = load_pareto("figure-1-reduced", "invariance")
     assert whole.cells[0].notes == (
         "Against protocol train-mnist: samples 10 instead of 30, epochs 150 instead of 500.",
     )
