@@ -161,9 +161,14 @@ def departures(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> l
     said = {"code": ["Settings of the authors' code where it differs from the paper's text."]}.get(variant, [])
     asked = unreduced(asked)
     changes = [
-        f"{name.replace('_', ' ')} {ours} instead of {theirs}" for name, ours, theirs in differing(protocol, asked)
+        f"{name.replace('_', ' ')} {_said(ours)} instead of {_said(theirs)}"
+        for name, ours, theirs in differing(protocol, asked)
     ]
     return said + ([f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else [])
+
+
+def _said(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def differing(protocol: TrainProtocol, asked: TrainProtocol) -> list[tuple[str, Any, Any]]:
