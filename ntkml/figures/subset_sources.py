@@ -73,7 +73,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
 
 
 def _point(run: Any, quantity: str) -> dict[str, Any]:
-    rows = train_records.read_finished(run.rows, run.settings["epochs"])
+    rows = train_records.read_finished(run.rows, run.settings["epochs"], run.manifest.get("run_id"))
     recorded = rows[quantity].dropna()
     kept = (
         "estimator",

@@ -80,7 +80,7 @@ def _own_tables(path: Path) -> dict[str, Any]:
     if table.get("kind", "sweep") != "sweep":
         raise ValueError(f"{path}: kind = {table['kind']!r}: a file of your own is a sweep, leave the line out")
     missing = [key for key in ("base", "cells") if key not in table]
-    if missing or not isinstance(table["cells"], list):
+    if missing or not isinstance(table["cells"], list) or not table["cells"]:
         raise ValueError(
             f'{path}: a sweep has base = "train-digits" (or another training protocol) and [[cells]] tables'
         )

@@ -25,6 +25,7 @@ from ntkml.records.checks import (
     shares,
     system,
 )
+from ntkml.records.notes import first_few
 from ntkml.records.tables import read_joined
 from ntkml.registry import LIKELIHOODS
 from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
@@ -108,16 +109,20 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     return read_joined(paths, "train", COLUMNS, KEY, lambda row: f"epoch {row.epoch} of run {row.run_id}", CHECKS)
 
 
-def read_finished(path: Path, epochs: int) -> pandas.DataFrame:
+def read_finished(path: Path, epochs: int, run_id: str | None = None) -> pandas.DataFrame:
     """The rows of one finished run of so many ``epochs``, by epoch: the last ones are where it ended.
 
+    ``run_id``: the run that its manifest is of, None where it does not say.
+
     Raises:
-        ValueError: see :func:`read_rows`, and rows that end with another epoch; says what to remove.
+        ValueError: see :func:`read_rows`, and rows of another run or that end with another epoch; says what to remove.
     """
     try:
         rows = read_rows(path).sort_values("epoch", ignore_index=True)
     except ValueError as error:
         raise ValueError(f"{error}; {_remedy(path)}") from None
+    if others := sorted(set(rows["run_id"]) - {run_id or rows["run_id"].iloc[0]}):
+        raise ValueError(f"{path}: holds rows of run {first_few(others)}, not of this one alone; {_remedy(path)}")
     check_end(rows, path, epochs)
     return rows
 

@@ -46,7 +46,8 @@ def read_learned(path: Path) -> Learned:
             f"{path} was trained with the {settings['likelihood']} likelihood, and a bound grid takes the categorical one: give "
             "weights that were trained with it"
         )
-    last = train_records.read_finished(path.with_name("rows.csv"), settings["epochs"]).iloc[-1]
+    rows = train_records.read_finished(path.with_name("rows.csv"), settings["epochs"], manifest.get("run_id"))
+    last = rows.iloc[-1]
     eta = tuple(float(last[f"eta_{index}"]) for index in range(6)) if last.notna()["eta_0"] else ()
     views = f", S\u00a0=\u00a0{settings['samples']}" if eta else ""
     how = (

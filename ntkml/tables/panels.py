@@ -91,7 +91,8 @@ def _newest_of_each_seed(runs: Iterable[Run]) -> dict[tuple[str, str], dict[int,
     for run in runs:
         cell = (run.settings["hparam"], run.settings["estimator"])
         if run.settings["seed"] not in cells.setdefault(cell, {}):
-            cells[cell][run.settings["seed"]] = train_records.read_finished(run.rows, run.settings["epochs"])
+            rows = train_records.read_finished(run.rows, run.settings["epochs"], run.manifest.get("run_id"))
+            cells[cell][run.settings["seed"]] = rows
     return cells
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 
 import pytest
 
@@ -154,3 +155,14 @@ def test_what_a_run_changed_is_known_from_its_manifest():
     assert settings_of(figure) is None  # it does not learn the prior alone
     assert versions_of("table-1") == ["table-1", "table-1-reduced"]
     assert RunSettings("a", "paper", ()).without("epochs") == RunSettings("a", "paper", ())
+
+
+def test_rows_of_another_run_are_refused(tmp_path):
+    path = write_protocol_run(tmp_path, "table-1", *ROW)
+    other = write_protocol_run(tmp_path, "table-1", "prior", "kfac-500-C")
+    shutil.copy(other, path)
+    with pytest.raises(
+        ValueError,
+        match=rf"rows.csv: holds rows of run {other.parent.name[-10:]}, not of this one alone; remove {path.parent} ",
+    ):
+        panels("table-1", tmp_path)

@@ -101,6 +101,11 @@ def test_cells_that_are_no_tables(tmp_path):
         load(tmp_path, 'cells = ["x"]')
 
 
+def test_a_file_without_cells(tmp_path):
+    with pytest.raises(ValueError, match=r"my\.toml: a sweep has base = .* and \[\[cells\]\] tables"):
+        load(tmp_path, "cells = []")
+
+
 def test_a_byte_order_mark_is_read_over(tmp_path):
     assert load(tmp_path, "[[cells]]\nepochs = 20", encoding="utf-8-sig").cells[0].protocol.epochs == 20
 
