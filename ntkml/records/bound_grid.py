@@ -24,7 +24,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "structure": ("text", False),
     "inputs": ("text", False),  # "N" or a number
     "outputs": ("text", False),  # "1", "C", "tree" or a number
-    "grouping": ("text", True),  # one of GROUPINGS
+    "grouping": ("text", True),  # "class", "kmeans" or "greedy", "iid", or one of those and "+iid"
     "hparam": ("text", False),
     "hparam_value": ("number", False),
     "block": ("integer", True),  # empty on aggregate rows
@@ -56,8 +56,8 @@ CHECKS = [
 ]
 
 
-def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFrame:
-    """Read and join row files that ``command`` wrote; the columns have their proper types.
+def read_rows(*paths: str | Path) -> pandas.DataFrame:
+    """Read and join row files of ``ntkml bound-grid``; the columns have their proper types.
 
     Text columns are strings (an empty grouping is ``""``), ``block`` and ``peak_bytes`` nullable integers, ``certified`` and
     ``exceeds_exact`` nullable booleans, the rest integers and floats.
@@ -67,7 +67,7 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
     """
     return tables.read_joined(
         paths,
-        command,
+        "bound-grid",
         COLUMNS,
         KEY,
         lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
@@ -76,5 +76,15 @@ def read_rows(*paths: str | Path, command: str = "bound-grid") -> pandas.DataFra
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write the rows of a bound grid; see :func:`ntkml.records.tables.write_rows` for errors."""
+    """Write the rows of a bound grid; see :func:`ntkml.records.tables.write_rows`.
+
+    Raises:
+        ValueError: also where the row of one block says whether it exceeds the exact value.
+    """
+    rows = list(rows)
+    for number, row in enumerate(rows):
+        if row.get("block") is not None and row.get("exceeds_exact") is not None:
+            raise ValueError(
+                f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there"
+            )
     return tables.write_rows(path, rows, COLUMNS)

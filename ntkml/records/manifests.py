@@ -1,9 +1,9 @@
 """The manifest of a run, a JSON file beside its rows: with what it was made, and what whoever reads it may rely on.
 
-It holds ``run_id, command, settings, environment, data_checksum, estimators, notes, finished_at``. ``settings`` has at least
-``hparam, dataset, model, num_data, seed, samples``; ``estimators`` maps a name to ``{certified, num_blocks}``; ``notes`` are
-sentences that every caption of the run must show; without ``finished_at`` a run is not finished and no figure is drawn from
-it. Entries beside those may be anything.
+All hold ``run_id, command, settings, environment, estimators, notes, finished_at``. ``settings`` has at least ``hparam, dataset,
+model, num_data``; the keys of ``estimators`` are names; ``notes`` are sentences that every caption of the run must show; without
+``finished_at`` a run is not finished and no figure is drawn from it. Training runs and bound grids have ``data_checksum`` and
+the settings ``seed`` and ``samples``, a Pareto run holds the manifests of its cells in ``runs``. Other entries may be anything.
 """
 
 from __future__ import annotations

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 #: Column -> (kind, may it be empty). The order is the order in the file.
 Columns = Mapping[str, tuple[str, bool]]
 
-GROUPINGS = ("", "class", "kmeans", "greedy", "iid", "class+iid", "kmeans+iid", "greedy+iid")
-
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Columns) -> Path:
     """Write the rows of a run as one CSV file, atomically; ``None`` is an empty cell.
@@ -44,10 +42,6 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Col
             parts = [f"lacks {', '.join(missing)}"] if missing else []
             parts += [f"has unknown columns {', '.join(unknown)}"] if unknown else []
             raise ValueError(f"row {number} of {path} {' and '.join(parts)}")
-        if row.get("block") is not None and row.get("exceeds_exact") is not None:
-            raise ValueError(
-                f"row {number} of {path}: exceeds_exact belongs to aggregate rows, block must be empty there"
-            )
         try:
             writer.writerow([_format(name, row[name], *columns[name]) for name in columns])
         except ValueError as error:
@@ -68,7 +62,7 @@ def read_joined(
     """Row files of one schema, joined, of which ``checks`` hold; ``described`` words a row in the error on one that is there twice.
 
     Raises:
-        ValueError: see :func:`read_rows`.
+        ValueError: no file, one that :func:`read_table` refuses, or a row that is there twice.
     """
     import pandas
 
@@ -83,7 +77,14 @@ def read_joined(
 
 
 def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Check] = ()) -> pandas.DataFrame:
-    """One file of rows in the schema ``columns`` of which ``checks`` hold; see :func:`read_rows` for types and errors."""
+    """One file of rows in the schema ``columns`` of which ``checks`` hold.
+
+    Text columns are strings (an empty cell is ``""``), flags nullable booleans, whole numbers nullable where they may be empty.
+
+    Raises:
+        ValueError: a file that is missing, empty, not such a CSV or of another command, or a cell that is not as it should be;
+            names the file, the column, the line and what was expected.
+    """
     import pandas
 
     if not path.exists():
@@ -133,8 +134,6 @@ def _format(name: str, value: Any, kind: str, may_be_empty: bool) -> str:
         return str(int(value))
     if kind == "flag":
         return "true" if value else "false"
-    if name == "grouping" and value not in GROUPINGS:
-        raise ValueError(f"grouping must be one of {', '.join(map(repr, GROUPINGS))}, got {value!r}")
     return str(value)
 
 

@@ -108,7 +108,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, mo
         ({"log_det": float("nan")}, "log_det must be a finite number, got nan"),
         ({"log_prior": float("-inf")}, "log_prior must be a finite number, got -inf"),
         ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
-        ({"grouping": "colour"}, "grouping must be one of"),
         ({"block": 3, "exceeds_exact": True}, "exceeds_exact belongs to aggregate rows"),
     ],
 )
