@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.priors import PriorPrecision, as_prior
@@ -66,7 +66,7 @@ class BayesianModel(nn.Module):
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
         self.log_observation_noise: nn.Parameter | None = None
-        if isinstance(self._likelihood, Gaussian):
+        if isinstance(self._likelihood, LearnedNoise):
             noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach().reshape(())
             if not bool(noise > 0):
                 raise ValueError(f"observation noise must be positive; got {float(noise):g}")
@@ -86,8 +86,7 @@ class BayesianModel(nn.Module):
     @property
     def likelihood(self) -> Likelihood:
         """The likelihood with its current observation noise."""
-        noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.exp())
+        return self._likelihood_at(self.log_observation_noise)
 
     def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
@@ -150,7 +149,13 @@ class BayesianModel(nn.Module):
     def _likelihood_fixed(self) -> Likelihood:
         """The likelihood with its noise as a number: its own gradient is taken with the value."""
         noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.detach().exp())
+        return self._likelihood_at(None if noise is None else noise.detach())
+
+    def _likelihood_at(self, log_noise: Tensor | None) -> Likelihood:
+        if log_noise is None:
+            return self._likelihood
+        assert isinstance(self._likelihood, LearnedNoise)
+        return self._likelihood.with_noise(log_noise.exp())
 
     @property
     def _num_views(self) -> int:

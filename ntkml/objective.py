@@ -38,15 +38,15 @@ Result = TypeVar("Result")
 class MarginalLikelihood(BayesianModel):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
-    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a Gaussian
-    likelihood, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
+    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
+    likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
     optimiser; the network's weights are not among them.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the noise
-            of ``Gaussian(0.1)`` is learned from 0.1 on.
+            of ``Gaussian(0.1)``, or of any other with :class:`ntkml.likelihoods.LearnedNoise`, is learned from 0.1 on.
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision.
         augmentation: random views that the network function averages over, or None.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -182,6 +183,56 @@ def test_a_likelihood_object_starts_from_its_own_noise():
     assert_same(objective.estimate(X, targets).total, expected.total, 1e-10)
     with pytest.raises(ValueError, match="observation noise must be positive; got -1"):
         ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(-1.0))
+
+
+@dataclass(frozen=True)
+class Tempered(Gaussian):
+    """A subclass with a likelihood of its own."""
+
+    temperature: float = 1.0
+
+    def log_prob(self, outputs, targets):
+        return super().log_prob(outputs, targets) / self.temperature
+
+
+class Scaled:
+    """No relative of ours: a Gaussian whose noise is called a scale, with twice its log density."""
+
+    softmax = False
+
+    def __init__(self, scale):
+        self.observation_noise = scale
+
+    def with_noise(self, noise):
+        return Scaled(noise)
+
+    @property
+    def noise_variance(self):
+        return torch.as_tensor(self.observation_noise, dtype=torch.float64).square() / 2
+
+    def check_targets(self, outputs, targets):
+        Gaussian().check_targets(outputs, targets)
+
+    def log_prob(self, outputs, targets):
+        return 2 * Gaussian(self.observation_noise).log_prob(outputs, targets)
+
+    def factor(self, outputs, split, tree):
+        return Gaussian().factor(outputs, split, tree)
+
+
+@pytest.mark.parametrize("own", [Tempered(0.1, temperature=3.0), Scaled(0.1)])
+def test_the_noise_of_an_own_likelihood_is_learned_by_its_own_density(own):
+    model, targets = network(), torch.randn(N, CLASSES, generator=generator(4), dtype=torch.float64)
+    objective = ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=own, prior="scalar")
+    assert type(objective.likelihood) is type(own)
+    assert objective.weight_loss(X, targets, N).item() == pytest.approx(
+        (-own.log_prob(model(X), targets).sum() + objective.prior.energy(dict(model.named_parameters()))).item() / N
+    )
+    noise = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    expected = ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-C", likelihood=own.with_noise(noise))
+    (-expected.total / N).backward()
+    assert_same(objective.backward(X, targets).total, expected.total.detach(), 1e-10)
+    assert_same(objective.log_observation_noise.grad, 0.1 * noise.grad, 1e-10)
 
 
 def test_an_objective_may_be_converted_to_float32():
