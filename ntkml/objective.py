@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,8 @@ class MarginalLikelihood(BayesianModel):
 
     Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
     likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
-    optimiser; the network's weights are not among them.
+    optimiser; the network's weights are not among them. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the
+    weights, another objective makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
@@ -76,6 +77,17 @@ class MarginalLikelihood(BayesianModel):
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
         self._planned: tuple[list[tuple[object, ...]], RowPlan] | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"tree": None if self.tree is None else self.tree.splits}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        splits = state["tree"]
+        self.tree = (
+            None if splits is None else NestedDichotomy(tuple((tuple(left), tuple(right)) for left, right in splits))
+        )
+        if self.tree is None:
+            self.partition = None  # the next one makes the tree
 
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:

@@ -193,7 +193,7 @@ def _manifest(setup: Setup, environment: dict[str, Any]) -> dict[str, Any]:
             str(spec): {"certified": is_certified(spec, setup.train.num_classes), "num_blocks": len(partition)}
             for spec, partition in setup.partitions.items()
         },
-        "tree": [[list(left), list(right)] for left, right in setup.tree.splits] if setup.tree else None,
+        "tree": setup.tree.splits if setup.tree else None,
         "notes": setup.grid.captions,
         "finished_at": now(),
     }

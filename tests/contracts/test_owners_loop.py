@@ -175,6 +175,36 @@ def test_hyperparameters_stay_so_where_a_network_or_an_objective_is_saved_whole(
             assert_same(found[name], value, 1e-12)
 
 
+def test_the_state_of_an_objective_and_the_weights_give_the_same_estimate():
+    """The tree was made of the weights as they were at the first partition."""
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")
+    objective.estimate(X, Y)
+    with torch.no_grad():
+        model[-1].weight.copy_(torch.randn(CLASSES, 5, generator=generator(6)))
+    buffer = io.BytesIO()
+    torch.save(objective.state_dict(), buffer)
+    buffer.seek(0)
+    fresh = ntkml.MarginalLikelihood(model, "ntk-4-tree")
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    for own in (objective, fresh):
+        own.resample(X, Y, generator(2))
+    assert torch.equal(fresh.estimate(X, Y).total, objective.estimate(X, Y).total)
+    assert fresh.tree == objective.tree is not None
+
+
+def test_the_state_before_the_first_estimate_has_no_tree_and_the_next_partition_makes_one():
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")
+    start = objective.state_dict()
+    objective.estimate(X, Y)
+    made = objective.tree
+    objective.load_state_dict(start)
+    assert objective.tree is None
+    objective.estimate(X, Y)
+    assert objective.tree == made is not None
+
+
 def test_a_likelihood_object_starts_from_its_own_noise():
     model, targets = network(), torch.randn(N, CLASSES, generator=generator(4), dtype=torch.float64)
     objective = ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(0.1), prior="scalar")
