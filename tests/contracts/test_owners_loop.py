@@ -278,3 +278,13 @@ def test_an_objective_may_be_converted_to_float32():
 def test_a_number_of_views_that_is_none_is_refused_at_once(num_views):
     with pytest.raises(ValueError, match="num_views must be a positive integer, got"):
         ntkml.AffineInvariance(num_views)
+
+
+@pytest.mark.parametrize(
+    "eta", [torch.zeros(1), torch.zeros(3), torch.tensor(0.5), torch.zeros(6, 1), torch.zeros(6).long()]
+)
+def test_half_widths_are_one_for_each_generator(eta):
+    with pytest.raises(
+        ValueError, match=r"eta holds 6 .*\(x-translation, y-translation, rotation, .*shear\); got shape"
+    ):
+        ntkml.AffineInvariance(2, eta)
