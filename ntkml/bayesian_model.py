@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.priors import PriorPrecision, as_prior
+from ntkml.priors import PriorPrecision, as_prior, as_values
 from ntkml.rows.capture import Hyperparameter, average_views, trainable_parameters
 from ntkml.rows.model_contract import check_modes
 
@@ -50,7 +50,7 @@ class BayesianModel(nn.Module):
         model: nn.Module,
         likelihood: str | Likelihood,
         prior: str,
-        prior_precision: float,
+        prior_precision: float | Tensor,
         augmentation: Augmentation | None,
     ):
         super().__init__()
@@ -60,14 +60,19 @@ class BayesianModel(nn.Module):
         parameters = trainable_parameters(model)
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         sizes = (1, len(parameters), sum(parameter.numel() for parameter in parameters.values()))
-        initial = torch.full((sizes[PRIOR_SIZES.index(prior)],), float(prior_precision), dtype=torch.float64)
+        initial = as_values(prior_precision).detach().double().reshape(-1)
+        if initial.numel() == 1:
+            initial = initial.expand(sizes[PRIOR_SIZES.index(prior)])
         as_prior(PriorPrecision(initial, prior), self._shapes)
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
-            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach().reshape(())
+            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach()
+            if noise.numel() != 1:
+                raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
+            noise = noise.reshape(())
             if not bool(noise > 0):
                 raise ValueError(f"observation noise must be positive; got {float(noise):g}")
             self.log_observation_noise = nn.Parameter(noise.log())

@@ -83,7 +83,7 @@ def log_marginal_likelihood(
     plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())
-    spec = resolve_estimator(_as_spec(estimator), len(x), outputs.shape[1], likelihood.softmax)
+    spec = resolve_estimator(parse_estimator(str(estimator)), len(x), outputs.shape[1], likelihood.softmax)
     likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator, plan)
     drawn = None if blocks is None else partition.draw(blocks, generator)
@@ -142,10 +142,6 @@ def block_log_det(
     rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
-
-
-def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:
-    return parse_estimator(estimator) if isinstance(estimator, str) else estimator
 
 
 def check_data(x: Tensor, y: Tensor) -> None:

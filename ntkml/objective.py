@@ -28,7 +28,7 @@ from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes
 from ntkml.rows.plans import layout
-from ntkml.specs import is_certified, parse_estimator, resolve_estimator
+from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
@@ -49,7 +49,7 @@ class MarginalLikelihood(BayesianModel):
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the noise
             of ``Gaussian(0.1)``, or of any other with :class:`ntkml.likelihoods.LearnedNoise`, is learned from 0.1 on.
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
-        prior_precision: the initial precision.
+        prior_precision: the initial precision: one number, or as many as ``prior`` has.
         augmentation: random views that the network function averages over, or None.
         chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.rows.chunking.automatic_chunk`). It is halved
             where memory runs out.
@@ -61,17 +61,17 @@ class MarginalLikelihood(BayesianModel):
     def __init__(
         self,
         model: nn.Module,
-        estimator: str,
+        estimator: str | EstimatorSpec,
         likelihood: str | Likelihood = "categorical",
         prior: str = "layerwise",
-        prior_precision: float = 1.0,
+        prior_precision: float | Tensor = 1.0,
         augmentation: Augmentation | None = None,
         chunk: int | None = None,
     ):
         super().__init__(model, likelihood, prior, prior_precision, augmentation)
-        if chunk is not None and chunk < 1:
+        if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
             raise ValueError(f"chunk must be a positive number of inputs, got {chunk}")
-        self.estimator = parse_estimator(estimator)
+        self.estimator = parse_estimator(str(estimator))
         self.chunk = chunk
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.

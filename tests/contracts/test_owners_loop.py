@@ -14,6 +14,7 @@ from torch import nn
 import ntkml
 from ntkml.likelihoods import Gaussian
 from ntkml.rows.model_contract import check_model
+from ntkml.specs import parse_estimator
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import everything
 
@@ -213,6 +214,56 @@ def test_a_likelihood_object_starts_from_its_own_noise():
     assert_same(objective.estimate(X, targets).total, expected.total, 1e-10)
     with pytest.raises(ValueError, match="observation noise must be positive; got -1"):
         ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(-1.0))
+    with pytest.raises(ValueError, match="observation noise is one number for all outputs; got 3"):
+        ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(torch.ones(3)))
+
+
+def test_an_estimator_may_be_a_name_or_what_it_means():
+    spec = parse_estimator("ntk-4-tree")
+    assert ntkml.MarginalLikelihood(network(), spec).estimator == spec
+    with pytest.raises(ValueError, match="unknown structure '100'"):
+        ntkml.MarginalLikelihood(network(), 100)
+
+
+@pytest.mark.parametrize(
+    ("prior", "given", "expected"),
+    [
+        ("scalar", torch.tensor([2.0], requires_grad=True), [2.0]),
+        ("layerwise", torch.tensor(3), [3.0] * 4),
+        ("layerwise", torch.arange(1.0, 5.0), [1.0, 2.0, 3.0, 4.0]),
+        ("layerwise", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]),
+        ("diagonal", torch.arange(1.0, 44.0), list(range(1, 44))),
+    ],
+)
+def test_the_first_prior_precision_is_one_number_or_as_many_as_the_prior_has(prior, given, expected):
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-C", prior=prior, prior_precision=given)
+    assert objective.prior.values.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.ones(3), r"4 \(layerwise: one per parameter tensor\) .*; got 3 with kind 'layerwise'"),
+        (torch.tensor([1.0, 1.0, -2.0, 1.0]), "must be positive and finite; got -2"),
+        ("one", "a prior precision is a number or a tensor of numbers; got 'one'"),
+        (None, "a prior precision is a number or a tensor of numbers; got None"),
+    ],
+)
+def test_other_first_prior_precisions_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        ntkml.MarginalLikelihood(network(), "ntk-4-C", prior_precision=given)
+
+
+@pytest.mark.parametrize("chunk", [0, 2.5, "4"])
+def test_a_chunk_that_is_no_number_of_inputs_is_refused(chunk):
+    with pytest.raises(ValueError, match=f"chunk must be a positive number of inputs, got {chunk}"):
+        ntkml.MarginalLikelihood(network(), "ntk-4-C", chunk=chunk)
+
+
+@pytest.mark.parametrize("blocks", [2.0, "2", 0])
+def test_a_number_of_blocks_that_is_none_is_refused(blocks):
+    with pytest.raises(ValueError, match=f"blocks={blocks}: write a number from 1 to 3, or None for all 3 blocks"):
+        ntkml.MarginalLikelihood(network(), "ntk-4-C").backward(X, Y, blocks)
 
 
 @dataclass(frozen=True)
