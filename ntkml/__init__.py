@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ntkml.likelihoods import Bernoulli, Categorical, Gaussian
     from ntkml.machine.allocator import keep_freed_memory
     from ntkml.objective import MarginalLikelihood
+    from ntkml.parameters import Hyperparameter
     from ntkml.priors import PriorPrecision
-    from ntkml.rows.capture import Hyperparameter
     from ntkml.specs import parse_estimator
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _HOMES = {
     "Bernoulli": "ntkml.likelihoods",
     "Categorical": "ntkml.likelihoods",
     "Gaussian": "ntkml.likelihoods",
-    "Hyperparameter": "ntkml.rows.capture",
+    "Hyperparameter": "ntkml.parameters",
     "LogMarginalLikelihood": "ntkml.evidence",
     "MarginalLikelihood": "ntkml.objective",
     "PriorPrecision": "ntkml.priors",

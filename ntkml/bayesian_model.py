@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
+from ntkml.parameters import Hyperparameter, parameter_shapes, trainable_parameters
 from ntkml.priors import PriorPrecision, as_prior, as_values
-from ntkml.rows.capture import Hyperparameter, average_views, trainable_parameters
 from ntkml.rows.model_contract import check_modes
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
@@ -57,9 +58,8 @@ class BayesianModel(nn.Module):
         if prior not in PRIOR_SIZES:
             raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
         self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
-        parameters = trainable_parameters(model)
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        sizes = (1, len(parameters), sum(parameter.numel() for parameter in parameters.values()))
+        self._shapes = parameter_shapes(model)
+        sizes = (1, len(self._shapes), sum(shape.numel() for shape in self._shapes.values()))
         initial = as_values(prior_precision).detach().double().reshape(-1)
         if initial.numel() == 1:
             initial = initial.expand(sizes[PRIOR_SIZES.index(prior)])

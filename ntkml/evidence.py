@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import parameter_shapes, trainable_parameters
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows.block import CapturedRows
-from ntkml.rows.capture import Capture, capture, trainable_parameters
+from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
@@ -108,7 +109,7 @@ def evaluate_partition(
     """
     plan = check_model(model, x) if plan is None else plan
     parameters = trainable_parameters(model)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = parameter_shapes(model)
     prior = as_prior(prior, shapes).to(x.device)
     tree = tree_for(model)
     rho, log_det = [], []

@@ -1,7 +1,7 @@
 """The marginal likelihood as an objective: ``backward`` puts gradients into the ``.grad`` of hyperparameters.
 
 Gradients in the prior precision and the observation noise need only the linear algebra of one block. Anything that enters
-the forward pass (augmentation, :class:`~ntkml.rows.capture.Hyperparameter` of the network) takes a second pass over the block,
+the forward pass (augmentation, :class:`~ntkml.Hyperparameter` of the network) takes a second pass over the block,
 in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once per estimate and replayed.
 """
 
@@ -22,8 +22,8 @@ from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
+from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Block, Partition
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
+from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
-from ntkml.rows.capture import trainable_parameters
 from ntkml.systems import System, make_system
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.

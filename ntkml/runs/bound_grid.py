@@ -19,13 +19,13 @@ from torch import Tensor
 from ntkml.hyperparameters.affine import affine_views, rotation_eta
 from ntkml.likelihoods import Categorical
 from ntkml.machine import files
+from ntkml.parameters import trainable_parameters
 from ntkml.priors import PriorPrecision
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import provenance
 from ntkml.records.manifests import write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up

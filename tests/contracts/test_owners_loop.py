@@ -176,6 +176,19 @@ def test_hyperparameters_stay_so_where_a_network_or_an_objective_is_saved_whole(
             assert_same(found[name], value, 1e-12)
 
 
+def test_a_network_that_is_saved_whole_holds_the_public_name():
+    """So that it is read by versions that keep the class elsewhere."""
+    written = pickle.dumps(seeded(Sloped()))
+    assert ntkml.Hyperparameter.__module__ == "ntkml"
+    assert b"ntkml.parameters" not in written
+    assert b"ntkml" in written
+    with torch.serialization.safe_globals([ntkml.Hyperparameter]):
+        buffer = io.BytesIO()
+        torch.save({"slope": ntkml.Hyperparameter(torch.tensor(0.7))}, buffer)
+        buffer.seek(0)
+        assert isinstance(torch.load(buffer, weights_only=True)["slope"], ntkml.Hyperparameter)
+
+
 def test_the_state_of_an_objective_and_the_weights_give_the_same_estimate():
     """The tree was made of the weights as they were at the first partition."""
     model = network()
