@@ -27,7 +27,7 @@ from benchmarks.systems.ours import WIDTHS, objective
 from benchmarks.table import write_manifest
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.memory import is_out_of_memory
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import trainable_parameters
 
 #: Network inputs of plain training that are held at a time, views included; their gradients are summed.
 PLAIN_INPUTS = 1000

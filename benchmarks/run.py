@@ -14,7 +14,7 @@ from benchmarks.memory import peak_mib
 from benchmarks.systems import OURS, PLAIN, SYSTEMS, Result, Step, System
 from benchmarks.table import Row
 from benchmarks.timing import interleaved
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import trainable_parameters
 
 #: Largest relative difference to ntkml that float32 rows and factorisations explain; beyond it a system is not timed.
 TOLERANCE = 5e-3

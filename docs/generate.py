@@ -74,7 +74,11 @@ def reference_page() -> str:
         module = importlib.import_module(module_name)
         parts.append(f"## {module_name}\n\n{_docstring(module)}\n")
         for name, thing in vars(module).items():
-            here = getattr(thing, "__module__", None) == module_name and not name.startswith("_")
+            here = (
+                getattr(thing, "__module__", None) == module_name
+                and not name.startswith("_")
+                and name not in ntkml.__all__
+            )
             if here and (inspect.isclass(thing) or inspect.isfunction(thing)):
                 parts.append(_entry(name, thing, level=3))
     return "\n".join(parts)

@@ -8,11 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ntkml.likelihoods import Gaussian, Likelihood, as_likelihood
+from ntkml.layers.uses import average_views
+from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.priors import PriorPrecision, as_prior
-from ntkml.rows.capture import Hyperparameter, average_views, trainable_parameters
+from ntkml.parameters import Hyperparameter, parameter_shapes, trainable_parameters
+from ntkml.priors import PriorPrecision, as_prior, as_values
 from ntkml.rows.model_contract import check_modes
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
@@ -50,24 +51,28 @@ class BayesianModel(nn.Module):
         model: nn.Module,
         likelihood: str | Likelihood,
         prior: str,
-        prior_precision: float,
+        prior_precision: float | Tensor,
         augmentation: Augmentation | None,
     ):
         super().__init__()
         if prior not in PRIOR_SIZES:
             raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
         self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
-        parameters = trainable_parameters(model)
-        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        sizes = (1, len(parameters), sum(parameter.numel() for parameter in parameters.values()))
-        initial = torch.full((sizes[PRIOR_SIZES.index(prior)],), float(prior_precision), dtype=torch.float64)
+        self._shapes = parameter_shapes(model)
+        sizes = (1, len(self._shapes), sum(shape.numel() for shape in self._shapes.values()))
+        initial = as_values(prior_precision).detach().double().reshape(-1)
+        if initial.numel() == 1:
+            initial = initial.expand(sizes[PRIOR_SIZES.index(prior)])
         as_prior(PriorPrecision(initial, prior), self._shapes)
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
         self.log_observation_noise: nn.Parameter | None = None
-        if isinstance(self._likelihood, Gaussian):
-            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach().reshape(())
+        if isinstance(self._likelihood, LearnedNoise):
+            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach()
+            if noise.numel() != 1:
+                raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
+            noise = noise.reshape(())
             if not bool(noise > 0):
                 raise ValueError(f"observation noise must be positive; got {float(noise):g}")
             self.log_observation_noise = nn.Parameter(noise.log())
@@ -86,8 +91,7 @@ class BayesianModel(nn.Module):
     @property
     def likelihood(self) -> Likelihood:
         """The likelihood with its current observation noise."""
-        noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.exp())
+        return self._likelihood_at(self.log_observation_noise)
 
     def outputs(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """f(x), averaged over freshly drawn views; differentiable in the weights only. Shape (n, C)."""
@@ -150,7 +154,13 @@ class BayesianModel(nn.Module):
     def _likelihood_fixed(self) -> Likelihood:
         """The likelihood with its noise as a number: its own gradient is taken with the value."""
         noise = self.log_observation_noise
-        return self._likelihood if noise is None else Gaussian(noise.detach().exp())
+        return self._likelihood_at(None if noise is None else noise.detach())
+
+    def _likelihood_at(self, log_noise: Tensor | None) -> Likelihood:
+        if log_noise is None:
+            return self._likelihood
+        assert isinstance(self._likelihood, LearnedNoise)
+        return self._likelihood.with_noise(log_noise.exp())
 
     @property
     def _num_views(self) -> int:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import parameter_shapes, trainable_parameters
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows.block import CapturedRows
-from ntkml.rows.capture import Capture, capture, trainable_parameters
+from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
@@ -83,7 +84,7 @@ def log_marginal_likelihood(
     plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())
-    spec = resolve_estimator(_as_spec(estimator), len(x), outputs.shape[1], likelihood.softmax)
+    spec = resolve_estimator(parse_estimator(str(estimator)), len(x), outputs.shape[1], likelihood.softmax)
     likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator, plan)
     drawn = None if blocks is None else partition.draw(blocks, generator)
@@ -108,7 +109,7 @@ def evaluate_partition(
     """
     plan = check_model(model, x) if plan is None else plan
     parameters = trainable_parameters(model)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = parameter_shapes(model)
     prior = as_prior(prior, shapes).to(x.device)
     tree = tree_for(model)
     rho, log_det = [], []
@@ -142,10 +143,6 @@ def block_log_det(
     rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
-
-
-def _as_spec(estimator: str | EstimatorSpec) -> EstimatorSpec:
-    return parse_estimator(estimator) if isinstance(estimator, str) else estimator
 
 
 def check_data(x: Tensor, y: Tensor) -> None:

@@ -15,6 +15,7 @@ from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, column_groups
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import parameter_shapes
 from ntkml.partitions import (
     Partition,
     class_batches,
@@ -23,7 +24,7 @@ from ntkml.partitions import (
     make_partition,
     random_batches,
 )
-from ntkml.rows.capture import capture, trainable_parameters
+from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows, Chunks
 from ntkml.rows.chunking import automatic_chunk, row_groups
 from ntkml.rows.exact import RowPlan
@@ -92,7 +93,7 @@ def input_kernel(
     large gradients would be grouped by size rather than by likeness. Columns and parameter tensors take turns.
     """
     plan = check_model(model, x) if plan is None else plan
-    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    shapes = parameter_shapes(model)
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
     parts, tree = x.split(chunk or automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
 

@@ -7,8 +7,8 @@ all of Lambda for ``C`` and (summed over the groups) for ``tree``, only the diag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,19 @@ class Likelihood(Protocol):
     @property
     def noise_variance(self) -> Tensor | float:
         """Lambda is that of ``factor`` divided by this; 1 unless the likelihood has observation noise."""
+
+
+@runtime_checkable
+class LearnedNoise(Protocol):
+    """What a likelihood with observation noise offers besides, so that :class:`ntkml.MarginalLikelihood` learns it.
+
+    The noise enters ``log_prob`` and ``noise_variance``, never the columns of ``factor``.
+    """
+
+    observation_noise: Tensor | float
+
+    def with_noise(self, noise: Tensor) -> Likelihood:
+        """The same likelihood at another observation noise, a positive scalar; differentiable in it."""
 
 
 def column_groups(split: str, num_outputs: int, softmax: bool) -> ColumnGroups:
@@ -148,6 +161,9 @@ class Gaussian:
     observation_noise: Tensor | float = 1.0
 
     softmax = False
+
+    def with_noise(self, noise: Tensor) -> Gaussian:
+        return replace(self, observation_noise=noise)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         _check_shape("gaussian", outputs, targets)

@@ -1,7 +1,7 @@
 """The marginal likelihood as an objective: ``backward`` puts gradients into the ``.grad`` of hyperparameters.
 
 Gradients in the prior precision and the observation noise need only the linear algebra of one block. Anything that enters
-the forward pass (augmentation, :class:`~ntkml.rows.capture.Hyperparameter` of the network) takes a second pass over the block,
+the forward pass (augmentation, :class:`~ntkml.Hyperparameter` of the network) takes a second pass over the block,
 in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once per estimate and replayed.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
+from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Block, Partition
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes
 from ntkml.rows.plans import layout
-from ntkml.specs import is_certified, parse_estimator, resolve_estimator
+from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
 
@@ -38,17 +38,18 @@ Result = TypeVar("Result")
 class MarginalLikelihood(BayesianModel):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
-    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a Gaussian
-    likelihood, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
-    optimiser; the network's weights are not among them.
+    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
+    likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
+    optimiser; the network's weights are not among them. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the
+    weights, another objective makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the noise
-            of ``Gaussian(0.1)`` is learned from 0.1 on.
+            of ``Gaussian(0.1)``, or of any other with :class:`ntkml.likelihoods.LearnedNoise`, is learned from 0.1 on.
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
-        prior_precision: the initial precision.
+        prior_precision: the initial precision: one number, or as many as ``prior`` has.
         augmentation: random views that the network function averages over, or None.
         chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.rows.chunking.automatic_chunk`). It is halved
             where memory runs out.
@@ -60,22 +61,33 @@ class MarginalLikelihood(BayesianModel):
     def __init__(
         self,
         model: nn.Module,
-        estimator: str,
+        estimator: str | EstimatorSpec,
         likelihood: str | Likelihood = "categorical",
         prior: str = "layerwise",
-        prior_precision: float = 1.0,
+        prior_precision: float | Tensor = 1.0,
         augmentation: Augmentation | None = None,
         chunk: int | None = None,
     ):
         super().__init__(model, likelihood, prior, prior_precision, augmentation)
-        if chunk is not None and chunk < 1:
+        if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
             raise ValueError(f"chunk must be a positive number of inputs, got {chunk}")
-        self.estimator = parse_estimator(estimator)
+        self.estimator = parse_estimator(str(estimator))
         self.chunk = chunk
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
         self._planned: tuple[list[tuple[object, ...]], RowPlan] | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"tree": None if self.tree is None else self.tree.splits}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        splits = state["tree"]
+        self.tree = (
+            None if splits is None else NestedDichotomy(tuple((tuple(left), tuple(right)) for left, right in splits))
+        )
+        if self.tree is None:
+            self.partition = None  # the next one makes the tree
 
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:

@@ -81,7 +81,7 @@ class Partition:
         Raises:
             ValueError: no block asked for, or more than there are to draw without replacement.
         """
-        if count < 1 or (self.uniform and count > len(self)):
+        if not isinstance(count, int) or count < 1 or (self.uniform and count > len(self)):
             raise ValueError(
                 f"blocks={count}: write a number from 1 to {len(self)}, or None for all {len(self)} blocks"
             )

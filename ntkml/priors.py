@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -19,11 +19,14 @@ class PriorPrecision:
     """The diagonal of P0, in 1 / (units of a weight)^2.
 
     ``values`` holds one precision (``kind`` "scalar"), one per parameter tensor, weight and bias apart ("layerwise"), or
-    one per parameter in the network's order ("diagonal"). It may require a gradient: every result is differentiable in it.
+    one per parameter in the network's order ("diagonal"); numbers become a float64 tensor. It may require a gradient: every result is differentiable in it.
     """
 
     values: Tensor
     kind: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", as_values(self.values))
 
     def __str__(self) -> str:
         low, high = float(self.values.detach().min()), float(self.values.detach().max())
@@ -82,6 +85,16 @@ class PriorPrecision:
         return self.values.double().reshape(-1) @ self.squares(weights)
 
 
+def as_values(given: float | Sequence[float] | Tensor) -> Tensor:
+    """Precisions as a tensor: numbers in float64, a tensor as it is. Raises ValueError for anything else."""
+    if isinstance(given, Tensor):
+        return given
+    try:
+        return torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a prior precision is a number or a tensor of numbers; got {given!r}") from None
+
+
 def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPrecision:
     """The prior that ``prior`` means for a network with parameters ``shapes``.
 
@@ -94,7 +107,7 @@ def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPre
     if isinstance(prior, PriorPrecision):
         values, kind = prior.values, prior.kind
     else:
-        values, kind = torch.as_tensor(prior, dtype=None if isinstance(prior, Tensor) else torch.float64), ""
+        values, kind = as_values(prior), ""
     if not values.is_floating_point():
         values = values.double()
     num_tensors, num_params = len(shapes), sum(shape.numel() for shape in shapes.values())

@@ -23,7 +23,7 @@ from ntkml.priors import PriorPrecision, Shapes
 from ntkml.rows.block import Groups
 from ntkml.rows.capture import Capture, capture
 from ntkml.rows.chunked import ChunkedRows
-from ntkml.rows.chunking import columns_squared, row_groups
+from ntkml.rows.chunking import chunks, columns_squared, row_groups
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.pulled import rows_by_columns, rows_by_layer, rows_twice
 from ntkml.structures import Structure, structure_named
@@ -185,11 +185,6 @@ class FirstPass:
     structure: Structure
     outputs: Tensor
     graph: ChunkGraph | None = None
-
-
-def chunks(num_inputs: int, size: int) -> list[slice]:
-    """Slices of at most ``size`` inputs."""
-    return [slice(start, min(start + size, num_inputs)) for start in range(0, num_inputs, size)]
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ntkml.objective import MarginalLikelihood
-from ntkml.rows.capture import Hyperparameter
+from ntkml.parameters import Hyperparameter
 from tests.factories import assert_same, generator
 
 COUNT, CLASSES, VIEWS = 9, 4, 3

@@ -103,12 +103,21 @@ def squared_exponentials(exponents: Tensor) -> Tensor:
 
 
 class AffineInvariance(nn.Module):
-    """The six affine half-widths eta as a learnable augmentation, averaged over ``num_views`` draws per input."""
+    """The six affine half-widths eta as a learnable augmentation, averaged over ``num_views`` draws per input.
+
+    Raises:
+        ValueError: no positive number of views, or ``eta`` (initially zero) of another shape than (6,).
+    """
 
     def __init__(self, num_views: int, eta: Tensor | None = None):
         super().__init__()
         if not isinstance(num_views, int) or num_views < 1:
             raise ValueError(f"num_views must be a positive integer, got {num_views}")
+        if eta is not None and (eta.shape != (len(GENERATOR_NAMES),) or not eta.is_floating_point()):
+            raise ValueError(
+                f"eta holds {len(GENERATOR_NAMES)} floating-point half-widths ({', '.join(GENERATOR_NAMES)}); got shape "
+                f"{tuple(eta.shape)} and type {eta.dtype}"
+            )
         self.num_views = num_views
         self.eta = nn.Parameter(torch.zeros(len(GENERATOR_NAMES)) if eta is None else eta.detach().clone())
 

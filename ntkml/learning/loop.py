@@ -21,10 +21,10 @@ from ntkml.learning.scores import Scores, one_hot, score
 from ntkml.learning.state import Learner, Position, UnreadLoss, planned
 from ntkml.learning.trouble import check_loss, check_scores, check_update, named_trouble
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import trainable_parameters
 from ntkml.randomness import generator_for
-from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.chunking import chunks
 from ntkml.systems.contract import WeightLoss
-from ntkml.two_pass import chunks
 
 #: Network inputs, views included, that are evaluated at a time.
 EVALUATION_INPUTS = 1024

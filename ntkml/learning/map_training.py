@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.hyperparameters.affine import affine_views, draw_noise
+from ntkml.layers.uses import average_views
 from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import trainable_parameters
 from ntkml.protocols.bound_grid import MapTraining
-from ntkml.rows.capture import average_views, trainable_parameters
 
 _OPTIMIZERS = {"adam": torch.optim.Adam}
 

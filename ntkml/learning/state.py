@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ntkml.dichotomies import NestedDichotomy
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
+from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
-from ntkml.rows.capture import trainable_parameters
 from ntkml.systems import System, make_system
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
@@ -188,7 +187,6 @@ def state_of(learner: Learner) -> dict[str, Any]:
     All losses are read by then (:func:`ntkml.learning.loop.settle`).
     """
     assert not learner.unread
-    tree = learner.objective.tree
     return {
         "weights": learner.objective.model.state_dict(),
         "hyperparameters": learner.objective.state_dict(),
@@ -198,7 +196,6 @@ def state_of(learner: Learner) -> dict[str, Any]:
         "position": {part.name: getattr(learner.position, part.name) for part in fields(Position)},
         # Found out by the first estimate, and halved where memory ran out; another one would change the last bits.
         "chunk": learner.objective.chunk,
-        "tree": [[list(left), list(right)] for left, right in tree.splits] if tree else None,
     }
 
 
@@ -215,11 +212,10 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
 
 
 def restore_values(learner: Learner, state: Mapping[str, Any]) -> None:
-    """Weights, hyperparameters and the tree alone: all that an estimate at this state depends on."""
+    """Weights and hyperparameters alone: all that an estimate at this state depends on."""
     learner.objective.model.load_state_dict(state["weights"])
-    learner.objective.load_state_dict(state["hyperparameters"])
-    if state["tree"] is not None:
-        learner.objective.tree = NestedDichotomy(tuple((tuple(left), tuple(right)) for left, right in state["tree"]))
+    beside = {"_extra_state": {"tree": state.get("tree")}}  # where older checkpoints have it
+    learner.objective.load_state_dict(beside | state["hyperparameters"])
 
 
 def _states(learner: Learner, names: Sequence[str]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from ntkml.learning.scores import Scores
 from ntkml.learning.state import MOMENTUM, Learner
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import parameter_shapes
 from ntkml.specs import parse_estimator
 from ntkml.system_specs import is_bound
 
@@ -126,7 +126,7 @@ def _lower(learner: Learner) -> str:
 def _exploded_precisions(learner: Learner) -> list[str]:
     """Which prior precisions are no positive finite numbers, by parameter tensor."""
     objective = learner.objective
-    shapes = {name: weight.shape for name, weight in trainable_parameters(objective.model).items()}
+    shapes = parameter_shapes(objective.model)
     found = []
     for name, values in objective.prior.of(shapes).items():
         bad = values.reshape(-1)[~(torch.isfinite(values) & (values > 0)).reshape(-1)]

@@ -19,6 +19,7 @@ from ntkml.layers import computes_as_known
 from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse, average_views, unsupported, use_of
+from ntkml.parameters import Hyperparameter, is_weight, trainable_parameters
 from ntkml.rows.exact import ExactForward, RowPlan, plain_attention, plain_recurrence
 
 
@@ -66,34 +67,6 @@ class Capture:
             )
         )
         return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
-
-
-class Hyperparameter(nn.Parameter):
-    """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
-
-    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """torch would make a plain parameter of it, a weight, where a network is saved whole."""
-        return Hyperparameter, (self.data, self.requires_grad)
-
-
-def is_weight(parameter: Any) -> bool:
-    """Whether a parameter is one of the P weights: it requires a gradient and is no :class:`Hyperparameter`."""
-    return parameter.requires_grad and not isinstance(parameter, Hyperparameter)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The P of all formulas: weights that require a gradient, in the network's order.
-
-    Raises:
-        ValueError: there is none.
-    """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if is_weight(parameter)}
-    if not parameters:
-        raise ValueError("the network has no trainable parameter: set requires_grad=True on what the prior is about")
-    return parameters
 
 
 def capture(

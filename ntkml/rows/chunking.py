@@ -34,6 +34,11 @@ _LOG = logging.getLogger("ntkml")
 Result = TypeVar("Result")
 
 
+def chunks(num_inputs: int, size: int) -> list[slice]:
+    """Slices of at most ``size`` inputs."""
+    return [slice(start, min(start + size, num_inputs)) for start in range(0, num_inputs, size)]
+
+
 def automatic_chunk(
     model: nn.Module,
     plan: RowPlan | None,

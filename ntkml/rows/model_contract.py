@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.machine.full_precision import full_precision
-from ntkml.rows.capture import survey, trainable_parameters
+from ntkml.parameters import trainable_parameters
+from ntkml.rows.capture import survey
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.plans import not_captured, plan_rows
 

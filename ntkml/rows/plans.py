@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import unsupported
-from ntkml.rows.capture import Capture, is_weight, trainable_parameters
+from ntkml.parameters import is_weight, trainable_parameters
+from ntkml.rows.capture import Capture
 from ntkml.rows.exact import ExactForward, RowPlan
 
 _LOG = logging.getLogger("ntkml")

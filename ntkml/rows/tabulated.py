@@ -17,8 +17,9 @@ from ntkml.layers.layer_rows import LayerRows, qualified
 from ntkml.layers.positions import Positions
 from ntkml.linalg import channel_gram, gram
 from ntkml.machine.full_precision import full_precision
+from ntkml.parameters import parameter_shapes
 from ntkml.rows.block import Groups, Precisions, merge_factors, sum_of_grams
-from ntkml.rows.capture import Capture, capture, trainable_parameters
+from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.pulled import rows_by_layer
@@ -169,7 +170,7 @@ def tabulate(
         plan: of :func:`check_model`; None asks for it.
     """
     plan = check_model(model, views(0, min(2, num_inputs))) if plan is None else plan
-    shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
+    shapes = parameter_shapes(model)
     filled = _EmptyTable(num_inputs, shapes)
     for start in range(0, num_inputs, chunk):
         stop = min(start + chunk, num_inputs)

@@ -19,13 +19,13 @@ from torch import Tensor
 from ntkml.hyperparameters.affine import affine_views, rotation_eta
 from ntkml.likelihoods import Categorical
 from ntkml.machine import files
+from ntkml.parameters import trainable_parameters
 from ntkml.priors import PriorPrecision
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import provenance
 from ntkml.records.manifests import write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up
@@ -193,7 +193,7 @@ def _manifest(setup: Setup, environment: dict[str, Any]) -> dict[str, Any]:
             str(spec): {"certified": is_certified(spec, setup.train.num_classes), "num_blocks": len(partition)}
             for spec, partition in setup.partitions.items()
         },
-        "tree": [[list(left), list(right)] for left, right in setup.tree.splits] if setup.tree else None,
+        "tree": setup.tree.splits if setup.tree else None,
         "notes": setup.grid.captions,
         "finished_at": now(),
     }

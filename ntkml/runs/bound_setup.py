@@ -17,11 +17,11 @@ from ntkml.hyperparameters.affine import draw_noise, rotation_eta
 from ntkml.learning.map_training import train_map
 from ntkml.likelihoods import Categorical
 from ntkml.models import build_model
+from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Partition
 from ntkml.protocols.bound_grid import BoundGridProtocol
 from ntkml.randomness import generator_for
 from ntkml.records.manifests import settings_id
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
 from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights

@@ -192,7 +192,6 @@ def _exact(learner: Learner, data: ImageDataset, chunk: int | None) -> float:
         ours.model, EXACT, learner.protocol.likelihood, ours.prior_kind, 1.0, ours.augmentation, chunk
     ).to(data.train_inputs.device)
     exact.load_state_dict(ours.state_dict())
-    exact.tree = ours.tree
     stream = generator_for(learner.protocol.seed, "exact-views")
     return float(exact.estimate(data.train_inputs, data.train_targets, None, stream).total) / len(data.train_inputs)
 

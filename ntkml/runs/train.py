@@ -22,11 +22,11 @@ from ntkml.learning.checkpoints import read_checkpoint
 from ntkml.learning.state import Learner, new_learner, restore_values
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.models import build_model
+from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import WORDS, TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.records import provenance
 from ntkml.records.manifests import settings_id
-from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.folders import UNFINISHED, exclusive, finished
 from ntkml.runs.peak_memory import peak_bytes

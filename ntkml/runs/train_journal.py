@@ -98,7 +98,7 @@ class Journal:
     def show(self, **finished: str) -> Path:
         """Write the rows of the finished epochs and the manifest; no checkpoint. Returns the path of the rows."""
         tree = self.learner.objective.tree
-        topology = [[list(left), list(right)] for left, right in tree.splits] if tree else None
+        topology = tree.splits if tree else None
         path = write_rows(self.folder / "rows.csv", self.rows, COLUMNS)
         write_manifest(self.folder / "manifest.json", self.manifest | {"tree": topology} | finished)
         return path

@@ -10,7 +10,7 @@ import torch
 from ntkml.hyperparameters.affine import GENERATOR_NAMES, AffineInvariance
 from ntkml.learning.loop import LearningRecord
 from ntkml.learning.state import Learner
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import trainable_parameters
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound, parts_of
 

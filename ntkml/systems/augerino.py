@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ntkml.bayesian_model import Augmentation
 from ntkml.hyperparameters.affine import AffineInvariance
-from ntkml.objective import Augmentation
-from ntkml.rows.capture import average_views, trainable_parameters
+from ntkml.layers.uses import average_views
+from ntkml.parameters import trainable_parameters
 from ntkml.systems.contract import System, WeightLoss
 
 WIDEST = 10.0

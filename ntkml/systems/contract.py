@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkml.bayesian_model import Augmentation
 from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.objective import Augmentation, MarginalLikelihood
+from ntkml.objective import MarginalLikelihood
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system

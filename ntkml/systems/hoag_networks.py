@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from ntkml.machine.processes import ALONE, Processes
+from ntkml.parameters import parameter_shapes
 from ntkml.protocols.train import TrainProtocol
-from ntkml.rows.capture import trainable_parameters
 from ntkml.systems.contract import System, split_validation
 from ntkml.systems.hoag import SCHEDULES, conjugate_gradients
 from ntkml.systems.products import flattened, gauss_newton_product, outputs_of
@@ -76,7 +76,7 @@ class NetworkHoag(System):
 
     def _precision(self) -> Tensor:
         """The diagonal of P0, (P,), differentiable in the log prior precisions."""
-        shapes = {name: weight.shape for name, weight in trainable_parameters(self.objective.model).items()}
+        shapes = parameter_shapes(self.objective.model)
         return torch.cat([p.expand(shapes[name].numel()) for name, p in self.objective.prior.of(shapes).items()])
 
     def _views(self, x: Tensor, generator: torch.Generator | None) -> Tensor:

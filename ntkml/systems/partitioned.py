@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ntkml.layers.uses import average_views
 from ntkml.machine.processes import ALONE, Processes
+from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
-from ntkml.rows.capture import average_views, trainable_parameters
 from ntkml.systems.contract import System, WeightLoss
 
 

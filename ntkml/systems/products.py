@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 
+from ntkml.layers.uses import average_views
 from ntkml.likelihoods import Likelihood
-from ntkml.rows.capture import average_views, trainable_parameters
+from ntkml.parameters import trainable_parameters
 
 Outputs = Callable[[Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from ntkml.dichotomies import sequential
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import parameter_shapes, trainable_parameters
 from ntkml.systems.contract import System
 from ntkml.systems.products import flattened, outputs_of
 from ntkml.systems.sampled_laplace import LinearModel, draw_noise, effective_dimensions, sample
@@ -37,7 +37,7 @@ class SampledLaplace(System):
         model, likelihood = self.objective.model, self.objective.likelihood
         outputs, weights = outputs_of(model, x), flattened(model)
         f, pull_back = vjp(outputs, weights)[:2]
-        shapes = {name: weight.shape for name, weight in trainable_parameters(model).items()}
+        shapes = parameter_shapes(model)
         precisions = self.objective.prior.of(shapes)
 
         def features(vector: Tensor) -> Tensor:

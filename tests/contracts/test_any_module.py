@@ -12,8 +12,9 @@ from torch import nn
 from ntkml.grouping import last_layer_features
 from ntkml.layers import elementwise
 from ntkml.objective import MarginalLikelihood
+from ntkml.parameters import Hyperparameter
 from ntkml.rows.block import CapturedRows
-from ntkml.rows.capture import Hyperparameter, capture
+from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import TabulatedRows, tabulate
 from ntkml.structures import structure_named

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
+from ntkml.layers.uses import average_views
+from ntkml.parameters import parameter_shapes
 from ntkml.rows.block import CapturedRows
-from ntkml.rows.capture import average_views, capture, trainable_parameters
+from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import (
@@ -40,7 +42,7 @@ def rows_of(model, x, num_views=1):
     """All rows of all outputs, (n, C, P), by the capture."""
     captured = capture(model, x, num_views)
     n, num_outputs = captured.outputs.shape
-    shapes = {name: weight.shape for name, weight in trainable_parameters(model).items()}
+    shapes = parameter_shapes(model)
     every = torch.eye(num_outputs, dtype=torch.float64).expand(n, -1, -1)
     rows = CapturedRows(captured, every, shapes)
     return torch.cat([rows.explicit(name).reshape(n, num_outputs, -1) for name in shapes], dim=-1)

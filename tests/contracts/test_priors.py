@@ -25,6 +25,8 @@ SHAPES = {"a.weight": torch.Size([3, 2]), "a.bias": torch.Size([3]), "b.weight":
         (torch.arange(1.0, 13.0), "diagonal", list(range(1, 13))),
         (torch.arange(1.0, 13.0).reshape(3, 4), "diagonal", list(range(1, 13))),
         (PriorPrecision(torch.tensor([2.0]), "scalar"), "scalar", [2.0]),
+        (PriorPrecision([2.0], "scalar"), "scalar", [2.0]),
+        (PriorPrecision(2.0, "scalar"), "scalar", [2.0]),
     ],
 )
 def test_the_number_of_values_says_the_kind(given, kind, values):

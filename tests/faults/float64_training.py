@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
         gradients = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
         records = [(r.train_loss, r.log_marginal_likelihood or 0.0) for r in learn(learner, double)]
     kept = {"first": first.total, "gradients": gradients, "records": records}
-    kept |= {"weights": model.state_dict(), "hyperparameters": objective.state_dict()}
+    kept |= {"weights": model.state_dict(), "hyperparameters": dict(objective.named_parameters())}
     torch.save(kept, f"process-{os.environ.get('RANK', '0')}.pt")
 
 

@@ -119,7 +119,7 @@ def test_training_on_poisoned_data_gives_finite_numbers(poison, precision):
         assert len(records) == 3
         assert all(math.isfinite(record.train_loss) for record in records)
         assert all(math.isfinite(record.log_marginal_likelihood) for record in records[1:])
-        values = torch.cat([value.detach().flatten() for value in learner.objective.state_dict().values()])
+        values = torch.cat([value.detach().flatten() for value in learner.objective.parameters()])
         assert torch.isfinite(values).all()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.rows.capture import trainable_parameters
+from ntkml.parameters import trainable_parameters
 from tests.factories import generator
 from tests.objectives import Brightness, parts_of, problem
 

@@ -9,8 +9,9 @@ from torch import nn
 from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import MarginalLikelihood
+from ntkml.parameters import trainable_parameters
 from ntkml.rows.block import merge_factors
-from ntkml.rows.capture import capture, trainable_parameters
+from ntkml.rows.capture import capture
 from ntkml.rows.pulled import rows_by_layer
 from tests.objectives import COUNT, VIEWS, Brightness, problem
 

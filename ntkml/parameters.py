@@ -1,0 +1,43 @@
+"""Which parameters of a network are its weights, and which are learned by the marginal likelihood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Hyperparameter(nn.Parameter):
+    """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
+
+    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights.
+    """
+
+    __module__ = "ntkml"  # networks that are saved whole hold the public name, wherever this file lies
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """torch would make a plain parameter of it, a weight, where a network is saved whole."""
+        return Hyperparameter, (self.data, self.requires_grad)
+
+
+def is_weight(parameter: Any) -> bool:
+    """Whether a parameter is one of the P weights: it requires a gradient and is no :class:`Hyperparameter`."""
+    return parameter.requires_grad and not isinstance(parameter, Hyperparameter)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The P of all formulas: weights that require a gradient, in the network's order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if is_weight(parameter)}
+    if not parameters:
+        raise ValueError("the network has no trainable parameter: set requires_grad=True on what the prior is about")
+    return parameters
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of :func:`trainable_parameters` by name; raises as they do."""
+    return {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
