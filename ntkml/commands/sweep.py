@@ -6,14 +6,13 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import DEVICE
+from ntkml.commands.options import DEVICE, chunk_option, data_root_option, download_option, out_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, NameList, NumberList, SeedList, SystemList
+from ntkml.commands.types import COUNT, SAMPLES, LearnedHparam, NameList, NumberList, SeedList, SystemList
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
 
@@ -63,12 +62,10 @@ Examples:
     default="auto",
     help="auto: GPUs if there are any; workers take them in turn.",
 )
-@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@chunk_option
+@data_root_option
+@download_option
+@out_option
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (one cell) or a
     file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).

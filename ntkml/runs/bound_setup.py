@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ntkml.records.manifests import settings_id
 from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
+from ntkml.runs.progress import Track
 from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
 from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
 
@@ -32,9 +32,6 @@ EXACT = "ntk-N-C"
 
 #: Memory of the Jacobian table and its float64 Grams beyond which a run is refused, in bytes.
 TABLE_BUDGET_BYTES = 16 * 2**30
-
-#: track(iterable, total, label) yields the iterable and shows progress; the command line passes a bar with an ETA.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
 from ntkml.runs.peak_memory import begin_peak, peak_bytes
+from ntkml.runs.progress import Track
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
@@ -48,9 +49,6 @@ EXACT = "ntk-N-C"
 
 #: Timing of one estimator stops after this many seconds, though not before three estimates.
 TIMING_BUDGET_SECONDS = 90.0
-
-#: track(items, total, label) yields the items and shows progress.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)

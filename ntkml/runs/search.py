@@ -24,8 +24,9 @@ from ntkml.records.manifests import read_manifest, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.folders import complete_replacement, exclusive, finished
+from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
-from ntkml.runs.train import Track, TrainRun, run_train
+from ntkml.runs.train import TrainRun, run_train
 from ntkml.runs.train_journal import Pace, holds_checkpoint
 from ntkml.specs import NO_ESTIMATOR
 from ntkml.system_specs import PRIOR, family_of, parse_system
@@ -36,7 +37,7 @@ from ntkml.systems.search import best_value, folds
 def run_any(
     run: TrainRun,
     folder: Path,
-    track: Track,
+    track: TrackEpochs,
     resume: bool,
     pace: Pace,
     warn: Callable[[str], None],
