@@ -135,7 +135,7 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
     with orderly_stops() as stops:
-        _run(_overridden(asked, options), asked, options | {"protocol_variant": protocol_variant}, stops)
+        _run(_overridden(asked, options), asked, options, stops)
 
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
@@ -167,7 +167,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
             check_shares(protocol, processes)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-        notes = departures(protocol, asked, options["protocol_variant"])
+        notes = departures(protocol, asked)
         precision = options["precision"]
         notes += ["Weights trained in bfloat16 (autocast)."] if precision == "bf16" else []
         run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), processes, precision)

@@ -70,7 +70,7 @@ def test_rows_of_both_hyperparameters_stand_in_one_file_each_with_its_own_base_s
 def test_a_table_may_start_from_another_training_protocol():
     table = {"base": "train-mnist", "hparam": "prior", "cells": [{"base": "train-digits", "variant": "code"}]}
     [cell] = expanded("x", table)
-    assert (cell.protocol, cell.variant) == (load_train("train-digits", "prior", "code"), "code")
+    assert (cell.protocol, cell.asked.variant) == (load_train("train-digits", "prior", "code"), "code")
 
 
 @pytest.mark.parametrize(
