@@ -21,6 +21,7 @@ from ntkml.protocols.bound_grid import BoundGridProtocol
 from ntkml.randomness import generator_for
 from ntkml.records.manifests import settings_id
 from ntkml.rows.capture import trainable_parameters
+from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
 from ntkml.runs.progress import Track
@@ -86,6 +87,7 @@ class Setup:
     grid: BoundGrid
     train: ImageDataset
     model: nn.Module
+    plan: RowPlan
     noise: Tensor | None
     tree: NestedDichotomy | None
     partitions: dict[EstimatorSpec, Partition]
@@ -122,7 +124,7 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
     _check_memory(protocol.num_data * train.num_classes, num_params)
     _train_or_load(model, grid, train, folder / "weights.pt", track)
     model.eval()
-    check_model(model, train.train_inputs)
+    plan = check_model(model, train.train_inputs)
     noise = None
     if protocol.hparam == "rotation":
         noise = draw_noise(protocol.num_data, protocol.samples, generator_for(protocol.seed, "augmentation"))
@@ -132,8 +134,8 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         # Every estimator starts the same stream, so that blocks of one size hold the same inputs in all of them. Features
         # and kernels are those of the images as they are: one partition serves the whole grid.
         stream = generator_for(protocol.seed, "partition")
-        partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream)
-    return Setup(grid, train, model, noise, tree_for(model), partitions, num_params)
+        partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream, plan)
+    return Setup(grid, train, model, plan, noise, tree_for(model), partitions, num_params)
 
 
 def _training_part_on(device: torch.device, data: ImageDataset) -> ImageDataset:
