@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ntkml.layers.uses import PositionsUse
-from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.rows.capture import capture
 from ntkml.rows.exact import RowPlan
 
@@ -32,6 +32,10 @@ ROWS_BYTES = 8 * 2**30
 
 _LOG = logging.getLogger("ntkml")
 Result = TypeVar("Result")
+
+
+class BlockMemoryError(ValueError):
+    """A block of a partition does not fit into memory, not even one input at a time."""
 
 
 def automatic_chunk(

@@ -134,7 +134,9 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         # Every estimator starts the same stream, so that blocks of one size hold the same inputs in all of them. Features
         # and kernels are those of the images as they are: one partition serves the whole grid.
         stream = generator_for(protocol.seed, "partition")
-        partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream, plan)
+        partitions[spec] = partition_for(
+            spec, model, train.train_inputs, train.train_targets, Categorical(), stream, plan
+        )
     return Setup(grid, train, model, plan, noise, tree_for(model), partitions, num_params)
 
 

@@ -20,6 +20,7 @@ from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import loop
 from ntkml.learning.checkpoints import read_checkpoint
 from ntkml.learning.state import Learner, new_learner, restore_values
+from ntkml.machine.peak_memory import peak_bytes
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.models import build_model
 from ntkml.protocols.train import WORDS, TrainProtocol
@@ -29,7 +30,6 @@ from ntkml.records.manifests import settings_id
 from ntkml.rows.capture import trainable_parameters
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.folders import UNFINISHED, exclusive, finished
-from ntkml.runs.peak_memory import peak_bytes
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.together import agreed, begin, follow

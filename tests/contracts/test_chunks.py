@@ -11,10 +11,9 @@ from torch import nn
 
 from ntkml import two_pass
 from ntkml.bayesian_model import PRIOR_SIZES
-from ntkml.machine.memory import BlockMemoryError
 from ntkml.rows import chunking
 from ntkml.rows.chunked import ChunkedRows
-from ntkml.rows.chunking import automatic_chunk
+from ntkml.rows.chunking import BlockMemoryError, automatic_chunk
 from ntkml.rows.pulled import rows_by_columns
 from ntkml.structures import ntk
 from ntkml.structures.adjoints import RowAdjoint
