@@ -183,8 +183,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
+    from ntkml.runs.any_run import begun, run_any
     from ntkml.runs.folders import UNFINISHED, complete_replacement, finished, replace_when_finished, replacement
-    from ntkml.runs.search import begun, run_any
     from ntkml.runs.train_journal import Pace
 
     force, resume = options["force"], options["resume"]

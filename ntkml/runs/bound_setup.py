@@ -25,7 +25,7 @@ from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
 from ntkml.runs.progress import Track
-from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
+from ntkml.runs.weights import SavedWeights, load_weights, read_weights, save_weights
 from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
 
 #: The exact log marginal likelihood of the linearised Laplace approximation, by its estimator name.
@@ -159,7 +159,7 @@ def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved
     """Given weights, those that an earlier start left, or weights trained now; they are saved in all cases."""
     protocol, settings = grid.protocol, grid.protocol.training
     if grid.given is not None or saved.exists():
-        fit_weights(
+        load_weights(
             model, grid.given.weights if grid.given else _earlier_weights(saved), f"{protocol.model} on {train.name}"
         )
     else:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
+from ntkml.runs.any_run import run_any
 from ntkml.runs.folders import BusyError, complete_replacement, finished
 from ntkml.runs.progress import TrackEpochs
-from ntkml.runs.search import run_any
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_journal import Pace
