@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.cases import Case, problem
 from benchmarks.systems import system_for
-from ntkml.runs.peak_memory import peak_bytes
+from ntkml.machine.peak_memory import peak_bytes
 
 
 def peak_mib(system: str, case: Case) -> float | None:

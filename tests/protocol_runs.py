@@ -54,7 +54,7 @@ def write_protocol_run(
     manifest = {
         "run_id": run_id, "command": "train", "settings": settings, "protocol": {"name": name, "variant": "paper"},
         "estimators": {} if estimator == NO_ESTIMATOR else {estimator: {"certified": False, "num_blocks": 1}},
-        "notes": departures(protocol, asked, "paper"), "finished_at": finished_at,
+        "notes": departures(protocol, asked), "finished_at": finished_at,
     }  # fmt: skip
     write_manifest(folder / "manifest.json", manifest)
     return write_rows(folder / "rows.csv", rows, train_records.COLUMNS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import device_option
+from ntkml.commands.options import data_root_option, device_option, download_option, out_option, setting
+from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList
 from ntkml.protocols.bound_grid import load_bound_grid
@@ -29,36 +29,29 @@ Examples:
 """
 
 
-def _setting(name: str, kind: click.ParamType, text: str) -> Callable[[Any], Any]:
-    """An option that replaces one setting of the protocol."""
-    return click.option(name, type=kind, default=None, help=f"{text}  [default: the protocol's]")
-
-
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="What the grid runs over.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
-@_setting("--model", click.Choice(list(MODELS)), "Network.")
-@_setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
-@_setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
-@_setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
-@_setting("--num-data", COUNT, "Training images N.")
-@_setting("--epochs", COUNT, "Training epochs of the weights.")
-@_setting("--prior-precision", POSITIVE, "Prior precision of the training, and of a whole rotation grid.")
-@_setting("--seed", SEED, "Seed of data, weights, partition and noise.")
+@setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
+@setting("--model", click.Choice(list(MODELS)), "Network.")
+@setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
+@setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
+@setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
+@setting("--num-data", COUNT, "Training images N.")
+@setting("--epochs", COUNT, "Training epochs of the weights.")
+@setting("--prior-precision", POSITIVE, "Prior precision of the training, and of a whole rotation grid.")
+@setting("--seed", SEED, "Seed of data, weights, partition and noise.")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
     help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
 )
 @device_option
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
+@data_root_option
+@download_option
 @click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="A row per block too, or not.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@out_option
 @click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
@@ -123,15 +116,9 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     else:
         size = f"N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
         click.echo(f"{protocol.title}: {protocol.dataset}, {size}")
-        compute = partial(run_bound_grid, grid, track=_track)
+        compute = partial(run_bound_grid, grid, track=track)
         replace_when_finished(folder, compute) if options["force"] else compute(folder)
     _draw(folder, options["figures"])
-
-
-def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5)
 
 
 def _changes(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]:

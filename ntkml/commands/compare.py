@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from ntkml.commands.options import computing_options
+from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, LearnedHparam, SeedList, SystemList
 from ntkml.protocols import compare as compare_protocols
@@ -70,19 +70,9 @@ def _run(protocol: compare_protocols.CompareProtocol, options: dict[str, Any], s
         click.echo(f"{protocol.title}: {protocol.hparam} on {data.name}, {count} runs")
         try:
             with stops.after_the_step():
-                run_compare(run, options["out"], folder, _track, _warn, stops.requested)
+                run_compare(run, options["out"], folder, track, warn, stops.requested)
         except Stopped as stopped:
-            _warn(f"Stopped by {stopped.reason}: the same command continues it")
+            warn(f"Stopped by {stopped.reason}: the same command continues it")
             raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
     for name in ("rows.csv", "manifest.json"):
         click.echo(f"{name + ':':<14} {folder / name}")
-
-
-def _warn(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml.commands.options import computing_options
+from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, LearnedHparam, SeedList
 from ntkml.protocols import pareto as pareto_protocols
@@ -100,7 +100,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}")
 
         def compute(into: Path) -> Path:
-            return run_pareto(run, options["out"], into, _track, _warn, stops.requested)
+            return run_pareto(run, options["out"], into, track, warn, stops.requested)
 
         try:
             with stops.after_the_step():
@@ -111,13 +111,9 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
                 if options["force"]
                 else "the same command continues it"
             )
-            _warn(f"Stopped by {stopped.reason}: {again}")
+            warn(f"Stopped by {stopped.reason}: {again}")
             raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
     _draw(folder, options["figures"])
-
-
-def _warn(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _data(protocol: ParetoProtocol, options: dict[str, Any]) -> dict[str, ImageDataset]:
@@ -125,12 +121,6 @@ def _data(protocol: ParetoProtocol, options: dict[str, Any]) -> dict[str, ImageD
 
     names = dict.fromkeys(cell.protocol.dataset for cell in protocol.cells)
     return {name: load_dataset(name, options["data_root"], options["download"]) for name in names}
-
-
-def _track(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=label, dynamic_ncols=True, mininterval=0.5)
 
 
 def _draw(folder: Path, figures: Path) -> None:

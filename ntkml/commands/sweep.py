@@ -6,16 +6,16 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import DEVICE
+from ntkml.commands.options import DEVICE, chunk_option, data_root_option, download_option, out_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, NameList, NumberList, SeedList, SystemList
+from ntkml.commands.types import COUNT, SAMPLES, LearnedHparam, NameList, NumberList, SeedList, SystemList
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
+from ntkml.runs.sweep_states import DONE, FAILED
 
 if TYPE_CHECKING:
     from ntkml.commands.sweep_table import Screen
@@ -69,12 +69,10 @@ Examples:
     default="auto",
     help="auto: GPUs if there are any; workers take them in turn.",
 )
-@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@chunk_option
+@data_root_option
+@download_option
+@out_option
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (one cell) or a
     file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
@@ -172,7 +170,7 @@ def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options
         asked = sweep_cluster.listed(options["slurm"])
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--slurm") from None
-    left = [cell for cell in cells if state_of(cell.folder) != "done"]
+    left = [cell for cell in cells if state_of(cell.folder) != DONE]
     workers = options["workers"]
     threads = _number(asked.get("cpus_per_task", "")) or _number(os.environ.get("OMP_NUM_THREADS", "")) or 1
     site = Site(_root(options), options["device"], options["chunk"], threads)  # a task knows what GPU it has
@@ -196,13 +194,13 @@ def _end(last: SweepProgress, stops: Stops, what_now: str) -> None:
 
     before = sum(one.was_done for one in last.cells)
     words = (
-        f"{last.counts['done']} of {len(last.cells)} cells are done, {before} were so before; {duration(last.elapsed)}"
+        f"{last.counts[DONE]} of {len(last.cells)} cells are done, {before} were so before; {duration(last.elapsed)}"
     )
     if reason := stops.requested():
         click.echo(f"Stopped by {reason}: {words}; {what_now}", err=True)
         raise click.exceptions.Exit(EXIT_CODES[reason])
     click.echo(words)
-    failed = last.having("failed")
+    failed = last.having(FAILED)
     for one in failed:
         click.echo(f"failed: {one.cell.label}: {one.line} ({one.cell.folder})", err=True)
     if failed:
@@ -247,8 +245,8 @@ def _list(cells: Iterable[PlannedCell]) -> None:
     states = [(cell, state_of(cell.folder)) for cell in cells]
     for cell, state in states:
         epochs = cell.protocol.epochs
-        kept = epochs if state == "done" else epochs_kept(cell.folder)
+        kept = epochs if state == DONE else epochs_kept(cell.folder)
         row = f" [{', '.join(cell.rows)}]" if cell.rows else ""
         click.echo(f"{state:<8} {kept:>4}/{epochs:<4} {cell.label}{row}  {cell.folder}")
-    done = sum(state == "done" for _, state in states)
+    done = sum(state == DONE for _, state in states)
     click.echo(f"{len(states)} cells, {done} done")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ntkml.runs.sweep_states import DONE, ELSEWHERE, ENDED, FAILED, RUNNING, STOPPED, WAITING
+
 if TYPE_CHECKING:
     from ntkml.runs.sweep_progress import CellProgress, SweepProgress
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 PAUSE = 0.5
 #: What a table has room for before it says how many more there are.
 LINES = 12
-_ENDED = ("done", "failed", "stopped")
 
 
 class Screen:
@@ -55,7 +56,7 @@ def shown(steps: Iterable[SweepProgress], screen: Screen) -> Iterator[SweepProgr
     said: set[str] = set()
     try:
         for progress in steps:
-            for one in progress.having(*_ENDED):
+            for one in progress.having(*ENDED):
                 if not one.was_done and one.cell.run_id not in said:
                     said.add(one.cell.run_id)
                     screen.say(_news(one, progress))
@@ -67,7 +68,7 @@ def shown(steps: Iterable[SweepProgress], screen: Screen) -> Iterator[SweepProgr
 
 def table(progress: SweepProgress) -> list[str]:
     """The summary, and a line for every cell that is in work."""
-    open_cells = progress.having("running", "elsewhere")
+    open_cells = progress.having(RUNNING, ELSEWHERE)
     lines = [summary(progress)]
     for one in open_cells[:LINES]:
         epochs = one.cell.protocol.epochs
@@ -82,8 +83,8 @@ def table(progress: SweepProgress) -> list[str]:
 def summary(progress: SweepProgress) -> str:
     """One line: how many cells have which status, and the time that is left."""
     counts = progress.counts
-    parts = [f"{counts['done']} of {len(progress.cells)} cells done"]
-    names = {"running": "running", "elsewhere": "in other processes", "waiting": "waiting", "failed": "failed"}
+    parts = [f"{counts[DONE]} of {len(progress.cells)} cells done"]
+    names = {RUNNING: "running", ELSEWHERE: "in other processes", WAITING: "waiting", FAILED: "failed"}
     parts += [f"{counts[status]} {words}" for status, words in names.items() if counts[status]]
     parts += [f"{duration(progress.elapsed)} passed"]
     left = progress.seconds_left
@@ -106,8 +107,8 @@ def duration(seconds: float) -> str:
 
 def _news(one: CellProgress, progress: SweepProgress) -> str:
     label = one.cell.label
-    if one.status == "failed":
+    if one.status == FAILED:
         return f"failed: {label}: {one.line}"
-    if one.status == "stopped":
+    if one.status == STOPPED:
         return f"stopped: {label} after {one.epochs} of {one.cell.protocol.epochs} epochs"
     return f"done: {label} ({summary(progress)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import device_option
+from ntkml.commands.options import (
+    chunk_option,
+    data_root_option,
+    device_option,
+    download_option,
+    out_option,
+    setting,
+)
+from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import (
     COUNT,
     POSITIVE,
     SAMPLES,
     SEED,
-    ChunkSize,
     LearnedHparam,
     Seconds,
     TrainEstimator,
@@ -51,12 +58,6 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 _OF_ONE_HPARAM = {"samples": "invariance", "aug_steps": "invariance", "lr_aug": "invariance", "fresh_blocks": "prior"}
 
 
-def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
-    """An option that replaces one setting of the protocol; ``field`` where the setting has another name."""
-    names = (name, field) if field else (name,)
-    return click.option(*names, type=kind, default=None, help=f"{text}  [default: the protocol's]")
-
-
 @click.command("train", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option(
     "--hparam",
@@ -69,37 +70,37 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
 )
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@_setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
-@_setting("--model", click.Choice(list(MODELS)), "Network.")
-@_setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
-@_setting(
+@setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
+@setting("--model", click.Choice(list(MODELS)), "Network.")
+@setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
+@setting(
     "--estimator",
     TrainEstimator(),
     "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
 )
-@_setting("--prior", click.Choice(PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
-@_setting("--prior-init", POSITIVE, "Initial prior precision.")
-@_setting("--num-data", COUNT, "Training images N.")
-@_setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
-@_setting("--batch-size", COUNT, "Batch of the weights' steps.")
-@_setting("--epochs", COUNT, "Epochs.")
-@_setting("--burn-in", click.IntRange(0, MOST), "Epoch of the first hyperparameter update.")
-@_setting("--update-every", COUNT, "Epochs between updates.")
-@_setting("--hyper-steps", COUNT, "Prior steps per update.")
-@_setting("--blocks-per-step", COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
+@setting("--prior", click.Choice(PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
+@setting("--prior-init", POSITIVE, "Initial prior precision.")
+@setting("--num-data", COUNT, "Training images N.")
+@setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
+@setting("--batch-size", COUNT, "Batch of the weights' steps.")
+@setting("--epochs", COUNT, "Epochs.")
+@setting("--burn-in", click.IntRange(0, MOST), "Epoch of the first hyperparameter update.")
+@setting("--update-every", COUNT, "Epochs between updates.")
+@setting("--hyper-steps", COUNT, "Prior steps per update.")
+@setting("--blocks-per-step", COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
 @click.option(
     "--fresh-blocks/--kept-blocks",
     default=None,
     help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
 )
-@_setting("--aug-steps", COUNT, "Invariance steps per update.")
-@_setting("--lr", POSITIVE, "Learning rate of the weights.")
-@_setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
-@_setting("--lr-aug", POSITIVE, "Learning rate of the invariance.")
+@setting("--aug-steps", COUNT, "Invariance steps per update.")
+@setting("--lr", POSITIVE, "Learning rate of the weights.")
+@setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
+@setting("--lr-aug", POSITIVE, "Learning rate of the invariance.")
 @click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
-@_setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
-@_setting("--eval-every", COUNT, "Epochs between evaluations on the test data.")
-@_setting("--seed", SEED, "Seed of data, weights, partitions and noise.")
+@setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
+@setting("--eval-every", COUNT, "Epochs between evaluations on the test data.")
+@setting("--seed", SEED, "Seed of data, weights, partitions and noise.")
 @device_option
 @click.option(
     "--precision",
@@ -107,15 +108,13 @@ def _setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Ca
     default="float32",
     help="Of the weights' steps; estimates are float32 rows and float64 algebra in any case.",
 )
-@click.option("--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory.")
-@click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
-)
-@click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
+@chunk_option
+@data_root_option
+@download_option
 @click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
 @click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Seconds between checkpoints, at most.")
 @click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+@out_option
 @click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
@@ -136,7 +135,7 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
     with orderly_stops() as stops:
-        _run(_overridden(asked, options), asked, options | {"protocol_variant": protocol_variant}, stops)
+        _run(_overridden(asked, options), asked, options, stops)
 
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
@@ -168,7 +167,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
             check_shares(protocol, processes)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
-        notes = departures(protocol, asked, options["protocol_variant"])
+        notes = departures(protocol, asked)
         precision = options["precision"]
         notes += ["Weights trained in bfloat16 (autocast)."] if precision == "bf16" else []
         run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), processes, precision)
@@ -184,8 +183,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
+    from ntkml.runs.any_run import begun, run_any
     from ntkml.runs.folders import UNFINISHED, complete_replacement, finished, replace_when_finished, replacement
-    from ntkml.runs.search import begun, run_any
     from ntkml.runs.train_journal import Pace
 
     force, resume = options["force"], options["resume"]
@@ -202,7 +201,7 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
 
     def compute(into: Path) -> Path:
-        return run_any(run, into, _track, resume, pace, _warn, stops.requested)
+        return run_any(run, into, _track, resume, pace, warn, stops.requested)
 
     replace_when_finished(folder, compute, resume) if replacing else compute(folder)
 
@@ -217,7 +216,7 @@ def _stopping(stops: Stops, processes: Processes) -> Iterator[None]:
             yield
     except Stopped as stopped:
         if processes.first:
-            _warn(f"{stopped}: --resume continues it")
+            warn(f"{stopped}: --resume continues it")
         raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
 
 
@@ -230,12 +229,8 @@ def _following(processes: Processes) -> Iterator[None]:
         if processes.first:
             raise
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        _warn(f"Error in process {processes.rank} of {processes.count}: {' '.join(message.split())}")
+        warn(f"Error in process {processes.rank} of {processes.count}: {' '.join(message.split())}")
         raise click.exceptions.Exit(1) from None
-
-
-def _warn(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _track(rows: Iterable[dict[str, Any]], total: int, done: int) -> Iterator[dict[str, Any]]:

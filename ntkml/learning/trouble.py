@@ -15,8 +15,9 @@ import torch
 from ntkml.learning.scores import Scores
 from ntkml.learning.state import MOMENTUM, Learner
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.parameters import parameter_shapes
+from ntkml.rows.chunking import BlockMemoryError
 from ntkml.specs import parse_estimator
 from ntkml.system_specs import is_bound
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 
-class BlockMemoryError(ValueError):
-    """A block of a partition does not fit into memory, not even one input at a time."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python or torch found no memory; on a CPU torch has no type of its own for it."""
     if isinstance(error, MemoryError):

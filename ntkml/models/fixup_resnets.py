@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.fixup import Bias, Scale
-from ntkml.models.fitting import check_counts, wrong_size
+from ntkml.models.input_checks import check_counts, wrong_size
 
 
 class Block(nn.Module):

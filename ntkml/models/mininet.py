@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ntkml.models.fitting import check_counts, wrong_size
 from ntkml.models.initial_weights import conv2d, linear
+from ntkml.models.input_checks import check_counts, wrong_size
 
 _CONVOLUTIONS: dict[tuple[int, int], list[dict[str, int]]] = {
     (28, 28): [{"kernel_size": 5}, {"kernel_size": 3}, {"kernel_size": 5}],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ntkml.models.fitting import check_counts, wrong_size
 from ntkml.models.initial_weights import conv2d, linear
+from ntkml.models.input_checks import check_counts, wrong_size
 
 MLP_WIDTH = 100
 

@@ -31,17 +31,16 @@ SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training run, the ``variant`` of the protocol ``asked`` that it started from, and the table row that it fills."""
+    """One training run, the protocol ``asked`` that it started from, and the table row that it fills."""
 
     protocol: TrainProtocol
     asked: TrainProtocol
-    variant: str
     row: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that every caption must show."""
-        return tuple(departures(self.protocol, self.asked, self.variant))
+        return tuple(departures(self.protocol, self.asked))
 
 
 def expanded(name: str, table: dict[str, Any], hparam: str | None = None) -> tuple[Cell, ...]:
@@ -120,7 +119,7 @@ def _runs(table: dict[str, Any], row: dict[str, Any], learned: Any) -> Iterator[
     for values in itertools.product(*axes):
         chosen = dict(values)
         asked = load_train(base, learned, variant, chosen["estimator"], chosen.get("dataset"))
-        yield Cell(protocol=replace(asked, **chosen), asked=asked, variant=variant, row=row.get("row", ""))
+        yield Cell(protocol=replace(asked, **chosen), asked=asked, row=row.get("row", ""))
 
 
 def _axis(setting: str, values: Any, written: str = "") -> list[tuple[str, Any]]:
@@ -148,7 +147,7 @@ def _check_text(key: str, value: Any) -> None:
 
 def _with_estimator(cell: Cell, name: str) -> Cell:
     """What ``cell`` changes of its protocol, with another estimator, for which a protocol may have other settings."""
-    asked = load_train(cell.asked.name, cell.asked.hparam, cell.variant, name, cell.protocol.dataset)
+    asked = load_train(cell.asked.name, cell.asked.hparam, cell.asked.variant, name, cell.protocol.dataset)
     changes = {key: ours for key, ours, _ in differing(cell.protocol, cell.asked)}
     protocol = replace(asked, **changes, estimator=name, seed=cell.protocol.seed)
-    return Cell(protocol=protocol, asked=asked, variant=cell.variant)
+    return Cell(protocol=protocol, asked=asked)

@@ -29,7 +29,7 @@ class CompareProtocol:
     @property
     def notes(self) -> list[str]:
         """Sentences that a caption must show, with the systems that they are about."""
-        return merged((cell.estimator, departures(cell, self.asked, "paper")) for cell in self.cells)
+        return merged((cell.estimator, departures(cell, self.asked)) for cell in self.cells)
 
 
 def compare_names() -> list[str]:

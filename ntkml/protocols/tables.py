@@ -21,10 +21,11 @@ VARIANTS = ("paper", "code")
 BOUNDS, TRAIN = "bounds", "train"
 
 
-def protocol_names() -> list[str]:
+@functools.cache
+def protocol_names() -> tuple[str, ...]:
     """Every protocol file, numbered ones in the order of their numbers."""
     names = [file.name.removesuffix(".toml") for file in experiments_folder().iterdir() if file.name.endswith(".toml")]
-    return sorted(names, key=lambda name: [part.zfill(4) for part in name.split("-")])
+    return tuple(sorted(names, key=lambda name: [part.zfill(4) for part in name.split("-")]))
 
 
 def kind_of(name: str) -> str:
@@ -48,15 +49,15 @@ def read_tables(name: str, known: list[str]) -> dict[str, Any]:
     """The tables of one protocol file on top of those that it extends."""
     if name not in known:
         raise ValueError(unknown_name("protocol", name, known))
-    table = dict(_parsed(experiments_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8")))
+    table = dict(_tables_in(name))
     parent = table.pop("extends", None)
     return table if parent is None else merge_tables(read_tables(parent, [parent]), table)
 
 
-@functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> dict[str, Any]:
-    """The tables of a file, which nobody may change: hundreds of cells are read from the same few files."""
-    return tomllib.loads(text)
+@functools.cache
+def _tables_in(name: str) -> dict[str, Any]:
+    """What stands in one file, which nobody may change: every run that is looked at asks for the same few files."""
+    return tomllib.loads(experiments_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def merge_tables(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -153,12 +153,12 @@ def load_train(
     return TrainProtocol(**{key: value for key, value in (table | chosen).items() if key in known})
 
 
-def departures(protocol: TrainProtocol, asked: TrainProtocol, variant: str) -> list[str]:
+def departures(protocol: TrainProtocol, asked: TrainProtocol) -> list[str]:
     """Sentences that a caption must show: which variant of a protocol, and where a run differs from it.
 
     A reduced protocol is held against the one that it reduces. The estimator and the seed are said elsewhere.
     """
-    said = {"code": ["Settings of the authors' code where it differs from the paper's text."]}.get(variant, [])
+    said = {"code": ["Settings of the authors' code where it differs from the paper's text."]}.get(asked.variant, [])
     asked = unreduced(asked)
     changes = [
         f"{name.replace('_', ' ')} {_said(ours)} instead of {_said(theirs)}"

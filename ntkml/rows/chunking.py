@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ntkml.layers.uses import PositionsUse
-from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.rows.capture import capture
 from ntkml.rows.exact import RowPlan
 
@@ -34,6 +34,10 @@ _LOG = logging.getLogger("ntkml")
 Result = TypeVar("Result")
 
 
+class BlockMemoryError(ValueError):
+    """A block of a partition does not fit into memory, not even one input at a time."""
+
+
 def chunks(num_inputs: int, size: int) -> list[slice]:
     """Slices of at most ``size`` inputs."""
     return [slice(start, min(start + size, num_inputs)) for start in range(0, num_inputs, size)]
@@ -41,7 +45,7 @@ def chunks(num_inputs: int, size: int) -> list[slice]:
 
 def automatic_chunk(
     model: nn.Module,
-    plan: RowPlan | None,
+    plan: RowPlan,
     example: torch.Tensor,
     num_columns: int,
     factors: bool = False,
@@ -63,7 +67,7 @@ def automatic_chunk(
     largest_patches = 0
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
-    exact = sum(model.get_parameter(name).numel() for name in (plan.exact if plan else ()))
+    exact = sum(model.get_parameter(name).numel() for name in plan.exact)
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):

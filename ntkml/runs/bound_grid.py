@@ -28,9 +28,10 @@ from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows
 from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
-from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, Track, set_up
+from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, set_up
 from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
+from ntkml.runs.progress import Track
 from ntkml.specs import EstimatorSpec, is_certified
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _table(setup: Setup, eta: Tensor | None) -> JacobianTable:
     def views(start: int, stop: int) -> Tensor:
         return x[start:stop] if noise is None or eta is None else affine_views(x[start:stop], eta, noise[start:stop])
 
-    return tabulate(setup.model, views, len(x), num_views, max(1, _CHUNK_IMAGES // num_views), kronecker)
+    return tabulate(setup.model, views, len(x), setup.plan, num_views, max(1, _CHUNK_IMAGES // num_views), kronecker)
 
 
 def _rows(

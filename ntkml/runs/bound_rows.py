@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood
+from ntkml.machine.clock import clock
+from ntkml.machine.peak_memory import peak_bytes
 from ntkml.partitions import Partition
 from ntkml.priors import PriorPrecision
 from ntkml.rows.tabulated import JacobianTable, TabulatedRows
-from ntkml.runs.clock import clock
-from ntkml.runs.peak_memory import peak_bytes
 from ntkml.specs import EstimatorSpec, is_certified
 from ntkml.structures import Structure, structure_named
 from ntkml.system_specs import parts_of

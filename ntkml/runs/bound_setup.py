@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ from ntkml.partitions import Partition
 from ntkml.protocols.bound_grid import BoundGridProtocol
 from ntkml.randomness import generator_for
 from ntkml.records.manifests import settings_id
+from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
-from ntkml.runs.weights import SavedWeights, fit_weights, read_weights, save_weights
+from ntkml.runs.progress import Track
+from ntkml.runs.weights import SavedWeights, load_weights, read_weights, save_weights
 from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
 
 #: The exact log marginal likelihood of the linearised Laplace approximation, by its estimator name.
@@ -32,9 +33,6 @@ EXACT = "ntk-N-C"
 
 #: Memory of the Jacobian table and its float64 Grams beyond which a run is refused, in bytes.
 TABLE_BUDGET_BYTES = 16 * 2**30
-
-#: track(iterable, total, label) yields the iterable and shows progress; the command line passes a bar with an ETA.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,7 @@ class Setup:
     grid: BoundGrid
     train: ImageDataset
     model: nn.Module
+    plan: RowPlan
     noise: Tensor | None
     tree: NestedDichotomy | None
     partitions: dict[EstimatorSpec, Partition]
@@ -125,7 +124,7 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
     _check_memory(protocol.num_data * train.num_classes, num_params)
     _train_or_load(model, grid, train, folder / "weights.pt", track)
     model.eval()
-    check_model(model, train.train_inputs)
+    plan = check_model(model, train.train_inputs)
     noise = None
     if protocol.hparam == "rotation":
         noise = draw_noise(protocol.num_data, protocol.samples, generator_for(protocol.seed, "augmentation"))
@@ -135,8 +134,10 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         # Every estimator starts the same stream, so that blocks of one size hold the same inputs in all of them. Features
         # and kernels are those of the images as they are: one partition serves the whole grid.
         stream = generator_for(protocol.seed, "partition")
-        partitions[spec] = partition_for(spec, model, train.train_inputs, train.train_targets, Categorical(), stream)
-    return Setup(grid, train, model, noise, tree_for(model), partitions, num_params)
+        partitions[spec] = partition_for(
+            spec, model, train.train_inputs, train.train_targets, Categorical(), stream, plan
+        )
+    return Setup(grid, train, model, plan, noise, tree_for(model), partitions, num_params)
 
 
 def _training_part_on(device: torch.device, data: ImageDataset) -> ImageDataset:
@@ -158,7 +159,7 @@ def _train_or_load(model: nn.Module, grid: BoundGrid, train: ImageDataset, saved
     """Given weights, those that an earlier start left, or weights trained now; they are saved in all cases."""
     protocol, settings = grid.protocol, grid.protocol.training
     if grid.given is not None or saved.exists():
-        fit_weights(
+        load_weights(
             model, grid.given.weights if grid.given else _earlier_weights(saved), f"{protocol.model} on {train.name}"
         )
     else:

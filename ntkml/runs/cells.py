@@ -6,17 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
+from ntkml.runs.any_run import run_any
 from ntkml.runs.folders import BusyError, complete_replacement, finished
-from ntkml.runs.search import run_any
+from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import Stopped, StopRequest
-from ntkml.runs.train import Track, TrainRun
+from ntkml.runs.train import TrainRun
 from ntkml.runs.train_journal import Pace
 
 #: Seconds between looks at a cell that another process trains.
 LOOK_ELSEWHERE = 1.0
 
 
-def train_cell(run: TrainRun, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest) -> None:
+def train_cell(run: TrainRun, folder: Path, track: TrackEpochs, warn: Callable[[str], None], stop: StopRequest) -> None:
     """Train what is missing of a cell; while another process trains it, wait until that one finishes or leaves it.
 
     Raises:

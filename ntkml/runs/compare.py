@@ -24,13 +24,11 @@ from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive
+from ntkml.runs.progress import Track
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.system_specs import family_of, is_bound, parse_system
-
-#: track(items, total, label) yields the items and shows progress.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 _FROM_ROWS = (
     "dataset", "model", "seed", "num_data", "num_params", "hparam", "test_log_likelihood", "test_accuracy", "test_ece",

@@ -20,6 +20,8 @@ import torch
 from ntkml.datasets import ImageDataset
 from ntkml.learning.state import Learner
 from ntkml.machine import files
+from ntkml.machine.clock import clock
+from ntkml.machine.peak_memory import begin_peak, peak_bytes
 from ntkml.objective import MarginalLikelihood
 from ntkml.protocols.cells import Cell
 from ntkml.protocols.pareto import ParetoProtocol
@@ -31,10 +33,9 @@ from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
-from ntkml.runs.clock import clock
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
-from ntkml.runs.peak_memory import begin_peak, peak_bytes
+from ntkml.runs.progress import Track
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
@@ -48,9 +49,6 @@ EXACT = "ntk-N-C"
 
 #: Timing of one estimator stops after this many seconds, though not before three estimates.
 TIMING_BUDGET_SECONDS = 90.0
-
-#: track(items, total, label) yields the items and shows progress.
-Track = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclass(frozen=True)

@@ -23,39 +23,17 @@ from ntkml.records.finished_runs import FITS
 from ntkml.records.manifests import read_manifest, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
-from ntkml.runs.folders import complete_replacement, exclusive, finished
-from ntkml.runs.stopping import StopRequest, never
-from ntkml.runs.train import Track, TrainRun, run_train
-from ntkml.runs.train_journal import Pace, holds_checkpoint
+from ntkml.runs.folders import finished
+from ntkml.runs.train import TrainRun
 from ntkml.specs import NO_ESTIMATOR
-from ntkml.system_specs import PRIOR, family_of, parse_system
+from ntkml.system_specs import PRIOR, parse_system
 from ntkml.systems.contract import split_validation
 from ntkml.systems.search import best_value, folds
 
 
-def run_any(
-    run: TrainRun,
-    folder: Path,
-    track: Track,
-    resume: bool,
-    pace: Pace,
-    warn: Callable[[str], None],
-    stop: StopRequest = never,
-) -> Path:
-    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was.
-
-    A finished forced run that a kill kept from its place is put there first.
-    """
-    complete_replacement(folder)
-    if not family_of(run.protocol.estimator).searches:
-        return run_train(run, folder, track, resume, pace, warn, stop)
-    with exclusive(folder):
-        return _Search(run, folder, lambda one, into: run_train(one, into, track, True, pace, warn, stop)).run_all()
-
-
-def begun(folder: Path) -> bool:
-    """Whether a run, or a search, was begun in ``folder`` and can be continued."""
-    return holds_checkpoint(folder) or (folder / FITS).is_dir()
+def run_search(run: TrainRun, folder: Path, train: Callable[[TrainRun, Path], Path]) -> Path:
+    """Run the fits that are missing in ``folder``, each by ``train(fit, its folder)``, and return the path of ``rows.csv``."""
+    return _Search(run, folder, train).run_all()
 
 
 @dataclass

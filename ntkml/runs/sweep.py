@@ -17,7 +17,8 @@ from ntkml.runs import sweep_crew, sweep_plan, sweep_worker
 from ntkml.runs.stopping import StopRequest
 from ntkml.runs.sweep_crew import Reports, Worker
 from ntkml.runs.sweep_plan import PlannedCell
-from ntkml.runs.sweep_progress import DONE, ELSEWHERE, FAILED, STOPPED, WAITING, CellProgress, SweepProgress
+from ntkml.runs.sweep_progress import CellProgress, SweepProgress
+from ntkml.runs.sweep_states import DONE, ELSEWHERE, FAILED, RUNNING, STOPPED, WAITING
 from ntkml.runs.sweep_worker import Report, Site
 
 #: Seconds between looks: at signals, and at cells that other processes train.
@@ -84,9 +85,9 @@ class _Sweep:
     def _look_at(self, one: CellProgress) -> None:
         """Where a cell stands that none of our workers trains."""
         state = sweep_plan.state_of(one.cell.folder)
-        if state == sweep_plan.DONE:
+        if state == DONE:
             one.status, one.epochs = DONE, one.cell.protocol.epochs
-        elif state == sweep_plan.RUNNING:
+        elif state == RUNNING:
             one.status, one.epochs = ELSEWHERE, sweep_plan.epochs_kept(one.cell.folder)
         else:
             one.epochs = sweep_plan.epochs_kept(one.cell.folder)

@@ -19,7 +19,8 @@ from typing import Any
 from ntkml.runs import sweep_plan, sweep_worker
 from ntkml.runs.stopping import StopRequest
 from ntkml.runs.sweep_plan import PlannedCell
-from ntkml.runs.sweep_progress import DONE, FAILED, RUNNING, WAITING, CellProgress, SweepProgress
+from ntkml.runs.sweep_progress import CellProgress, SweepProgress
+from ntkml.runs.sweep_states import DONE, FAILED, RUNNING, WAITING
 from ntkml.runs.sweep_worker import Report, Site
 
 #: Seconds before the end of a task's time at which it is asked to stop (in a short task half of its time).
@@ -136,7 +137,7 @@ def _look_at(progress: SweepProgress, one: CellProgress, job: Any, state: str) -
         one.status = WAITING
     if one.status == RUNNING and kept > one.epochs:
         progress.advance(one, kept)
-    if sweep_plan.state_of(one.cell.folder) == sweep_plan.DONE:
+    if sweep_plan.state_of(one.cell.folder) == DONE:
         one.status, one.epochs = DONE, one.cell.protocol.epochs
     elif not state:
         one.status, one.line = FAILED, _last_words(job)

@@ -15,11 +15,10 @@ from ntkml.protocols.cells import SETTINGS, Cell
 from ntkml.protocols.train import TrainProtocol
 from ntkml.records.manifests import read_manifest
 from ntkml.runs.folders import finished, held
+from ntkml.runs.sweep_states import DAMAGED, DONE, MISSING, RUNNING, STOPPED
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import holds_checkpoint
-
-DONE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "running", "stopped", "missing", "damaged"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ntkml.runs.sweep_plan import PlannedCell
-
-#: A cell waits for a worker, is trained by one of ours or by another process, or has ended.
-WAITING, RUNNING, ELSEWHERE = "waiting", "running", "elsewhere"
-DONE, FAILED, STOPPED = "done", "failed", "stopped"
-OPEN = (WAITING, RUNNING, ELSEWHERE)
+from ntkml.runs.sweep_states import OPEN, RUNNING, WAITING
 
 
 @dataclass

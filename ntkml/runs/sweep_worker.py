@@ -22,8 +22,8 @@ import torch
 
 from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.machine.memory import is_out_of_memory
+from ntkml.runs.any_run import run_any
 from ntkml.runs.folders import BusyError
-from ntkml.runs.search import run_any
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.sweep_plan import PlannedCell, threads_of
 from ntkml.runs.train import TrainRun

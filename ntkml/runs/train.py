@@ -8,7 +8,7 @@ to stop goes on with the next step, one that was killed with the step after its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ntkml.hyperparameters.affine import GENERATOR_NAMES
 from ntkml.learning import loop
 from ntkml.learning.checkpoints import read_checkpoint
 from ntkml.learning.state import Learner, new_learner, restore_values
+from ntkml.machine.peak_memory import peak_bytes
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.models import build_model
 from ntkml.parameters import trainable_parameters
@@ -29,7 +30,7 @@ from ntkml.records import provenance
 from ntkml.records.manifests import settings_id
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.folders import UNFINISHED, exclusive, finished
-from ntkml.runs.peak_memory import peak_bytes
+from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.together import agreed, begin, follow
 from ntkml.runs.train_checks import num_blocks
@@ -37,9 +38,6 @@ from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
-
-#: track(rows, epochs in all, epochs done) yields the rows and shows progress.
-Track = Callable[[Iterable[dict[str, Any]], int, int], Iterable[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class TrainRun:
 def run_train(
     run: TrainRun,
     folder: Path,
-    track: Track,
+    track: TrackEpochs,
     resume: bool,
     pace: Pace,
     warn: Callable[[str], None],

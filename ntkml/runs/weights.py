@@ -1,4 +1,4 @@
-"""Weights of a run: read from a file, or trained and saved, in either case fitted to a network and checked."""
+"""Weights of a run: read from a file and checked, loaded into a network, saved."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
     files.write_atomically(path, buffer.getvalue())
 
 
-def fit_weights(model: nn.Module, weights: SavedWeights, described: str) -> None:
+def load_weights(model: nn.Module, weights: SavedWeights, described: str) -> None:
     """Load weights into ``model``; ``described`` names the network in the error.
 
     Raises:

@@ -198,7 +198,7 @@ class Worker:
 
 def real(cell, folder):
     """The cell with the run id and folder that its settings have."""
-    cells = [Cell(protocol=cell.protocol, asked=cell.protocol, variant="paper")]
+    cells = [Cell(protocol=cell.protocol, asked=cell.protocol)]
     [found] = planned(cells, {"digits": load_dataset("digits")}, folder)
     return replace(found, rows=cell.rows)
 

@@ -14,11 +14,12 @@ from ntkml.learning.loop import learn
 from ntkml.learning.state import new_learner
 from ntkml.learning.trouble import DivergenceError, TrainingMemoryError, check_loss
 from ntkml.linalg import NotPositiveDefiniteError
-from ntkml.machine.memory import BlockMemoryError, is_out_of_memory
+from ntkml.machine.memory import is_out_of_memory
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
+from ntkml.rows.chunking import BlockMemoryError
 from ntkml.two_pass import TwoPass
 
 COUNT = 60

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ntkml.runs import peak_memory
+from ntkml.machine import peak_memory
 
 CPU, MIB = torch.device("cpu"), 2**20
 
@@ -33,7 +33,7 @@ def test_a_system_that_cannot_forget_a_peak_says_so(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has no peak but the one it may inherit")
 def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it():
-    show = "import torch; from ntkml.runs.peak_memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    show = "import torch; from ntkml.machine.peak_memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
     with mmap.mmap(-1, 1024 * MIB) as held:
         held.write(bytes(1024 * MIB))
         started = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)

@@ -205,13 +205,9 @@ def test_a_cell_reaches_another_process_as_it_is(tmp_path):
 
 def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tmp_path):
     asked = replace(load_train("train-digits", "prior"), estimator="ntk-20-1", num_data=60)
-    cells = [
-        Cell(protocol=replace(asked, lr=lr), asked=asked, variant="paper", row=row)
-        for lr in (0.001, 0.01)
-        for row in ("a", "b")
-    ]
+    cells = [Cell(protocol=replace(asked, lr=lr), asked=asked, row=row) for lr in (0.001, 0.01) for row in ("a", "b")]
     other = load_train("train-digits", "invariance")  # differs in much, as all that learn the invariance do
-    cells.append(Cell(protocol=other, asked=other, variant="paper"))
+    cells.append(Cell(protocol=other, asked=other))
     data = {name: load_dataset(name) for name in ("digits", "digits_r180")}
     found = planned(cells, data, tmp_path)
     assert [(cell.label, cell.rows) for cell in found] == [

@@ -134,20 +134,20 @@ def test_a_reduced_protocol_says_what_it_reduces(name):
     protocol = load_train(name, "invariance", "paper", "kfac-N-C")
     whole = name.removesuffix("-reduced")
     assert load_train(whole, "invariance", "paper", "kfac-N-C").samples == 20
-    [words] = departures(protocol, protocol, "paper")
+    [words] = departures(protocol, protocol)
     assert words.startswith(
         f"Against protocol {whole}: dataset folder:cifar10-jpeg.tar.xz instead of cifar10, model resnet8-16 instead of "
     )
     assert "samples 4 instead of 20" in words
     assert "lr aug" not in words  # the rate of full estimators is the same in both
-    assert departures(load_train(whole, "invariance"), load_train(whole, "invariance"), "paper") == []
+    assert departures(load_train(whole, "invariance"), load_train(whole, "invariance")) == []
 
 
 def test_a_protocol_of_two_data_sets_departs_from_neither():
     asked = load_train("table-1", "prior", dataset="cifar100")
-    assert departures(asked, asked, "paper") == []
+    assert departures(asked, asked) == []
     elsewhere = replace(load_train("table-1", "prior", dataset="digits"), dataset="digits")
-    assert departures(elsewhere, load_train("table-1", "prior", dataset="digits"), "paper") == [
+    assert departures(elsewhere, load_train("table-1", "prior", dataset="digits")) == [
         "Against protocol table-1: dataset digits instead of cifar10."
     ]
 
