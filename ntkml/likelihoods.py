@@ -163,6 +163,7 @@ class Gaussian:
     softmax = False
 
     def with_noise(self, noise: Tensor) -> Gaussian:
+        """See :class:`LearnedNoise`; a subclass whose constructor does not take its fields by name has its own."""
         return replace(self, observation_noise=noise)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
