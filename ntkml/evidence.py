@@ -1,10 +1,11 @@
-"""Algorithm 1: from the log-determinants of blocks to the log marginal likelihood. The only assembly.
+"""Algorithm 1: from the log-determinants of blocks to the log marginal likelihood, in one graph.
 
     log q(D|h) = log p(D|w) - 1/2 w^T P0 w - 1/2 log|I + K|                                            (Equations 5, 6)
     estimate_m = - 1/2 w^T P0 w + (1/q_m) [ rho_m - 1/2 log|I + K_m| ],   rho_m = sum over rows of m of log p(y_n) / R
 
 The terms (P/2) log 2 pi and 1/2 log|P0| of the prior and of the Gaussian integral cancel. The mean of estimate_m over
-m ~ q is the bound exactly, blocks of unequal size included.
+m ~ q is the bound exactly, blocks of unequal size included. The same terms a chunk at a time, with their gradients, are those of
+:mod:`ntkml.objective`; a bound grid adds them up for many estimators (:mod:`ntkml.runs.bound_rows`).
 """
 
 from __future__ import annotations
