@@ -87,7 +87,7 @@ def log_marginal_likelihood(
     likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator, plan)
     drawn = None if blocks is None else partition.draw(blocks, generator)
-    return evaluate_partition(model, x, y, spec, partition, prior, likelihood, drawn, plan)
+    return evaluate_partition(model, x, y, spec, partition, prior, likelihood, plan, drawn)
 
 
 @full_precision()
@@ -99,14 +99,13 @@ def evaluate_partition(
     partition: Partition,
     prior: float | Tensor | PriorPrecision,
     likelihood: Likelihood,
+    plan: RowPlan,
     drawn: list[int] | None = None,
-    plan: RowPlan | None = None,
 ) -> LogMarginalLikelihood:
     """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood.
 
-    ``plan`` is that of :func:`check_model`; None asks for it.
+    ``plan`` is that of :func:`check_model`.
     """
-    plan = check_model(model, x) if plan is None else plan
     parameters = trainable_parameters(model)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     prior = as_prior(prior, shapes).to(x.device)

@@ -27,7 +27,6 @@ from ntkml.rows.capture import capture, trainable_parameters
 from ntkml.rows.chunked import ChunkedRows, Chunks
 from ntkml.rows.chunking import automatic_chunk, row_groups
 from ntkml.rows.exact import RowPlan
-from ntkml.rows.model_contract import check_model
 from ntkml.rows.pulled import rows_by_layer
 from ntkml.specs import EstimatorSpec
 
@@ -40,7 +39,7 @@ def partition_for(
     y: Tensor,
     likelihood: Likelihood,
     generator: torch.Generator | None,
-    plan: RowPlan | None = None,
+    plan: RowPlan,
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
@@ -57,7 +56,7 @@ def input_batches(
     y: Tensor,
     likelihood: Likelihood,
     generator: torch.Generator | None,
-    plan: RowPlan | None = None,
+    plan: RowPlan,
 ) -> list[Tensor]:
     """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
     if spec.inputs is None:
@@ -71,11 +70,10 @@ def input_batches(
     return random_batches(len(x), spec.inputs, generator)
 
 
-def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan | None = None, chunk: int | None = None) -> Tensor:
+def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan) -> Tensor:
     """What enters the last captured linear or convolutional layer, flattened, or the outputs without one. Shape (N, d)."""
-    plan = check_model(model, x) if plan is None else plan
     features = []
-    for part in x.split(chunk or automatic_chunk(model, plan, x[:1], 1)):
+    for part in x.split(automatic_chunk(model, plan, x[:1], 1)):
         captured = capture(model, part, plan=plan)
         inputs = [use.inputs for use in captured.layers if isinstance(use, PositionsUse)]
         features.append((inputs[-1].flatten(1) if inputs else captured.outputs).detach())
@@ -83,18 +81,15 @@ def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan | None = None
     return torch.cat(features)
 
 
-def input_kernel(
-    model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowPlan | None = None, chunk: int | None = None
-) -> Tensor:
+def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowPlan) -> Tensor:
     """An N x N summary of the kernel for +greedy: correlations of k(x_n, x_m) = sum over columns r of <R_nr, R_mr>.
 
     Correlations, scaled back to the mean of the diagonal, measured tighter than k itself, whose few confident inputs with
     large gradients would be grouped by size rather than by likeness. Columns and parameter tensors take turns.
     """
-    plan = check_model(model, x) if plan is None else plan
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
-    parts, tree = x.split(chunk or automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
+    parts, tree = x.split(automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
 
     def rows_of(column: int) -> Chunks:
         def chunks() -> Iterator[list[dict[str, LayerRows]]]:

@@ -53,7 +53,7 @@ class TwoPass:
     """
 
     model: nn.Module
-    plan: RowPlan | None
+    plan: RowPlan
     shapes: Shapes
     structure: str
     likelihood: Likelihood
@@ -66,7 +66,7 @@ class TwoPass:
         groups = row_groups(self.shapes, data.block.num_pairs, entry_bytes)
         one_chunk = len(data.inputs) <= self.chunk
         together = len(groups) == 1 or self._kind.keeps != "rows"
-        if adjoint and one_chunk and together and not (self.plan and self.plan.exact):
+        if adjoint and one_chunk and together and not self.plan.exact:
             return self._only(data, groups)
         seen: list[Tensor] = []
 

@@ -18,6 +18,8 @@ from ntkml.grouping import partition_for
 from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from ntkml.partitions import Block, Partition
 from ntkml.priors import PriorPrecision
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.model_contract import check_model
 from ntkml.specs import parse_estimator, resolve_estimator
 from tests.dense import block_lambda, dense_hessians, dense_jacobian, dense_log_det, dense_log_prob
 
@@ -129,10 +131,15 @@ class Case:
             self.model, self.x, self.y, name, prior, self.likelihood, blocks=blocks, generator=generator(seed)
         )
 
+    @property
+    def plan(self) -> RowPlan:
+        """How every parameter gets its rows."""
+        return check_model(self.model, self.x)
+
     def partition(self, name: str, seed: int = 0):
         """The resolved spec and the partition that :meth:`estimate` uses for the same seed."""
         spec = resolve_estimator(parse_estimator(name), len(self.x), self.num_outputs, self.likelihood.softmax)
-        return spec, partition_for(spec, self.model, self.x, self.y, self.likelihood, generator(seed))
+        return spec, partition_for(spec, self.model, self.x, self.y, self.likelihood, generator(seed), self.plan)
 
     def precision(self, prior: PriorPrecision) -> Tensor:
         """The diagonal of P0, (P,)."""

@@ -26,11 +26,6 @@ class SweepProtocol:
     cells: tuple[Cell, ...]
 
 
-def sweep_names() -> list[str]:
-    """Names of kind "sweep"."""
-    return [name for name in protocol_names() if kind_of(name) == "sweep"]
-
-
 def swept_names() -> list[str]:
     """Names that :func:`load_sweep` knows: of sweeps, of Pareto comparisons and of training protocols."""
     return [name for name in protocol_names() if kind_of(name) in SWEEP_KINDS]

@@ -40,7 +40,7 @@ class BlockMemoryError(ValueError):
 
 def automatic_chunk(
     model: nn.Module,
-    plan: RowPlan | None,
+    plan: RowPlan,
     example: torch.Tensor,
     num_columns: int,
     factors: bool = False,
@@ -62,7 +62,7 @@ def automatic_chunk(
     largest_patches = 0
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
-    exact = sum(model.get_parameter(name).numel() for name in (plan.exact if plan else ()))
+    exact = sum(model.get_parameter(name).numel() for name in plan.exact)
     numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):

@@ -20,7 +20,6 @@ from ntkml.machine.full_precision import full_precision
 from ntkml.rows.block import Groups, Precisions, merge_factors, sum_of_grams
 from ntkml.rows.capture import Capture, capture, trainable_parameters
 from ntkml.rows.exact import RowPlan
-from ntkml.rows.model_contract import check_model
 from ntkml.rows.pulled import rows_by_layer
 
 #: Float64 entries of one strip while a block is cut from the Gram of all rows (64 MiB).
@@ -156,19 +155,18 @@ def tabulate(
     model: nn.Module,
     views: Callable[[int, int], Tensor],
     num_inputs: int,
+    plan: RowPlan,
     num_views: int = 1,
     chunk: int = 50,
     kronecker: bool = True,
-    plan: RowPlan | None = None,
 ) -> JacobianTable:
     """Capture every output's Jacobian rows of ``num_inputs`` inputs, chunk by chunk.
 
     Args:
         views: (start, stop) -> network inputs ((stop - start) * num_views, ...) of those data.
+        plan: of :func:`ntkml.rows.model_contract.check_model`.
         kronecker: keep the reduced layer inputs and gradients that KFAC needs.
-        plan: of :func:`check_model`; None asks for it.
     """
-    plan = check_model(model, views(0, min(2, num_inputs))) if plan is None else plan
     shapes = {name: parameter.shape for name, parameter in trainable_parameters(model).items()}
     filled = _EmptyTable(num_inputs, shapes)
     for start in range(0, num_inputs, chunk):

@@ -133,7 +133,7 @@ def _table(setup: Setup, eta: Tensor | None) -> JacobianTable:
     def views(start: int, stop: int) -> Tensor:
         return x[start:stop] if noise is None or eta is None else affine_views(x[start:stop], eta, noise[start:stop])
 
-    return tabulate(setup.model, views, len(x), num_views, max(1, _CHUNK_IMAGES // num_views), kronecker, setup.plan)
+    return tabulate(setup.model, views, len(x), setup.plan, num_views, max(1, _CHUNK_IMAGES // num_views), kronecker)
 
 
 def _rows(

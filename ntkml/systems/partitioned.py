@@ -96,15 +96,14 @@ class PartitionedNetwork(System):
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
         return lambda: self.backward(x, y, streams["blocks"])
 
-    def backward(self, x: Tensor, y: Tensor, generator: torch.Generator | None, most: int | None = None) -> float:
-        """Add the gradient of -objective / N, estimated from ``most`` data (a batch) of all shards together."""
+    def backward(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> float:
+        """Add the gradient of -objective / N, estimated from a batch of data of all shards together."""
         objective, total = self.objective, 0.0
-        most = self.protocol.batch_size if most is None else most
         views = objective.augmentation
         assert views is not None
         for k in range(self.number):
             members = (self.shards == k).nonzero().squeeze(1)
-            size = max(1, min(len(members), most // self.number))
+            size = max(1, min(len(members), self.protocol.batch_size // self.number))
             chosen = members[torch.randperm(len(members), generator=generator)[:size]]
             inputs = views(x[chosen], views.draw(size, generator))
             outputs = average_views(

@@ -244,7 +244,9 @@ def test_chunks_change_nothing(name, estimator):
 def test_tables_hold_the_same_rows(name, num_views):
     case = case_of(name, num_inputs=4)
     x = NETWORKS[name].inputs(4 * num_views)
-    table = tabulate(case.model, lambda start, stop: x[start * num_views : stop * num_views], 4, num_views, chunk=3)
+    table = tabulate(
+        case.model, lambda start, stop: x[start * num_views : stop * num_views], 4, case.plan, num_views, chunk=3
+    )
     jacobian = torch.cat([table.rows[key] for key in case.shapes], dim=-1)
     assert_same(jacobian, dense_jacobian(case.model, x, num_views))
     factor = case.likelihood.factor(table.outputs, "C", None)
@@ -280,7 +282,7 @@ def test_without_a_captured_linear_layer_features_are_outputs():
             return x @ self.weight
 
     model, x = Raw(), torch.randn(5, 4)
-    assert_same(last_layer_features(model, x), model(x), 1e-6)
+    assert_same(last_layer_features(model, x, check_model(model, x)), model(x), 1e-6)
 
 
 @pytest.mark.parametrize("name", WITH_EXACT_ROWS)

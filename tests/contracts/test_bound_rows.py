@@ -22,7 +22,7 @@ NAMES = ["N-C", "3-C", "3-1", "3-2", "3-tree+iid", "2-C+kmeans"]
 
 def rows_of(case, name, precisions=PRECISIONS, block_rows=True):
     spec, partition = case.partition(name)
-    table = tabulate(case.model, lambda start, stop: case.x[start:stop], len(case.x))
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], len(case.x), case.plan)
     square = float(case.weights @ case.weights)
     points = [
         GridPoint(value, PriorPrecision(torch.tensor([value], dtype=torch.float64), "scalar"), -0.5 * value * square)
@@ -50,7 +50,7 @@ def test_rows_are_the_estimates_of_the_public_entry(structure, name):
     for row in rows:
         drawn = None if row["block"] is None else [row["block"]]
         expected = evaluate_partition(
-            case.model, case.x, case.y, spec, partition, row["hparam_value"], case.likelihood, drawn, plan
+            case.model, case.x, case.y, spec, partition, row["hparam_value"], case.likelihood, plan, drawn
         )
         for column, value in per_datum(expected, 7).items():
             assert_same(row[column], value, 1e-9)

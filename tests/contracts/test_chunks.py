@@ -14,6 +14,7 @@ from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.rows import chunking
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.chunking import BlockMemoryError, automatic_chunk
+from ntkml.rows.exact import RowPlan
 from ntkml.rows.pulled import rows_by_columns
 from ntkml.structures import ntk
 from ntkml.structures.adjoints import RowAdjoint
@@ -164,7 +165,7 @@ def chunk_of(model, num_views=1, num_columns=1, budget=2**20):
     before = chunking.CHUNK_BYTES["cpu"]
     chunking.CHUNK_BYTES["cpu"] = budget
     try:
-        return automatic_chunk(model, None, example, num_columns)
+        return automatic_chunk(model, RowPlan(), example, num_columns)
     finally:
         chunking.CHUNK_BYTES["cpu"] = before
 
@@ -199,12 +200,12 @@ def test_the_automatic_chunk_is_found_by_the_first_estimate_and_kept():
 def test_patches_count_only_where_they_are_made():
     """A float32 convolution on a CPU makes them for KFAC alone, of the mean over the views."""
     model = seeded(nn.Sequential(nn.Conv2d(2, 2, 5, padding=2), nn.Flatten(), nn.Linear(2 * 64, 3))).float()
-    sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
+    sizes = [automatic_chunk(model, RowPlan(), torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
     assert sizes == [chunking.MAX_CPU_INPUTS // 2] * 2
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(chunking.CHUNK_BYTES, "cpu", 2**20)
-        sizes = [automatic_chunk(model, None, torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
-        in_float64 = automatic_chunk(model.double(), None, torch.zeros(2, 2, 8, 8, dtype=torch.float64), 1)
+        sizes = [automatic_chunk(model, RowPlan(), torch.zeros(2, 2, 8, 8), 1, factors) for factors in (False, True)]
+        in_float64 = automatic_chunk(model.double(), RowPlan(), torch.zeros(2, 2, 8, 8, dtype=torch.float64), 1)
     assert sizes[0] > sizes[1] > in_float64
 
 

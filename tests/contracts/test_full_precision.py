@@ -9,6 +9,7 @@ from torch import nn
 import ntkml
 from ntkml.machine.full_precision import full_precision
 from ntkml.objective import MarginalLikelihood
+from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import tabulate
 
 MATMUL, CUDNN, BOTH = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends
@@ -131,7 +132,7 @@ def objective(model):
 
 
 def table(model):
-    return tabulate(model, lambda start, stop: X[start:stop], len(X)).rows["0.weight"].sum()
+    return tabulate(model, lambda start, stop: X[start:stop], len(X), check_model(model, X)).rows["0.weight"].sum()
 
 
 @pytest.mark.parametrize("compute", [function, objective, table])

@@ -127,9 +127,9 @@ def test_rounding_to_float32_is_not_taken_for_a_second_direction():
 
 def test_networks_have_rank_one_behind_their_last_hidden_layer_and_more_before():
     case, deep = make_case("mlp"), make_case("convnet")
-    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7)
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7, case.plan)
     assert channel_gram(table.rows["0.weight"].unflatten(2, (5, -1))) is not None
-    rows = tabulate(deep.model, lambda start, stop: deep.x[start:stop], 7).rows["0.weight"]
+    rows = tabulate(deep.model, lambda start, stop: deep.x[start:stop], 7, deep.plan).rows["0.weight"]
     assert channel_gram(rows.unflatten(2, (2, -1))) is None
 
 

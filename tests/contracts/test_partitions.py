@@ -225,12 +225,13 @@ def test_greedy_batches_lose_less_than_random_ones():
     assert all(loss(greedy_batches(kernel, 5, generator(seed))) < min(random) for seed in range(3))
 
 
-@pytest.mark.parametrize("chunk", [None, 3, 1])
-def test_the_kernel_for_greedy_holds_correlations_of_the_rows(chunk):
+@pytest.mark.parametrize("chunk", [7, 3, 1])
+def test_the_kernel_for_greedy_holds_correlations_of_the_rows(chunk, monkeypatch):
     """Inputs that are equal correlate fully; the diagonal is the mean of the kernel's own."""
     case = make_case("convnet")
     case.x[4] = case.x[1]
-    kernel = input_kernel(case.model, case.x, case.likelihood, chunk=chunk)
+    monkeypatch.setattr(grouping_module, "automatic_chunk", lambda *_: chunk)
+    kernel = input_kernel(case.model, case.x, case.likelihood, case.plan)
     rows = torch.einsum("ncp,ncd,ndp->n", case.jacobian, case.hessians, case.jacobian)
     assert_same(kernel.diagonal(), rows.mean().expand(7))
     assert_same(kernel, kernel.T)
@@ -238,22 +239,24 @@ def test_the_kernel_for_greedy_holds_correlations_of_the_rows(chunk):
     assert (kernel.abs() <= kernel.diagonal().max() + 1e-9).all()
 
 
-@pytest.mark.parametrize("chunk", [None, 3, 1])
-def test_features_are_what_enters_the_last_layer(chunk):
+@pytest.mark.parametrize("chunk", [7, 3, 1])
+def test_features_are_what_enters_the_last_layer(chunk, monkeypatch):
     case = make_case("convnet")
-    assert_same(last_layer_features(case.model, case.x, chunk=chunk), case.model[:-1](case.x))
+    monkeypatch.setattr(grouping_module, "automatic_chunk", lambda *_: chunk)
+    assert_same(last_layer_features(case.model, case.x, case.plan), case.model[:-1](case.x))
 
 
-def test_the_kernel_is_the_same_in_chunks():
+def test_the_kernel_is_the_same_in_chunks(monkeypatch):
     case = make_case("convnet")
-    whole = input_kernel(case.model, case.x, case.likelihood, chunk=7)
+    whole = input_kernel(case.model, case.x, case.likelihood, case.plan)
     roots = case.likelihood.factor(case.model(case.x).detach(), "C", tree_for(case.model))
     rows = torch.einsum("ncr,ncp->nrp", roots, case.jacobian)
     expected = torch.einsum("nrp,mrp->nm", rows, rows)
     root = expected.diagonal().sqrt()
     assert_same(whole, expected.diagonal().mean() * expected / torch.outer(root, root))
     for chunk in (1, 2, 5):
-        assert_same(input_kernel(case.model, case.x, case.likelihood, chunk=chunk), whole)
+        monkeypatch.setattr(grouping_module, "automatic_chunk", lambda *_, chunk=chunk: chunk)
+        assert_same(input_kernel(case.model, case.x, case.likelihood, case.plan), whole)
 
 
 @pytest.mark.parametrize("grouping", ["kmeans", "greedy"])
@@ -265,5 +268,5 @@ def test_no_more_inputs_are_captured_at_a_time_than_the_automatic_chunk(grouping
         grouping_module, "capture", lambda model, x, **named: seen.append(len(x)) or original(model, x, **named)
     )
     spec = parse_estimator(f"ntk-2-1+{grouping}")
-    partition_for(spec, case.model, case.x, case.y, case.likelihood, generator())
+    partition_for(spec, case.model, case.x, case.y, case.likelihood, generator(), case.plan)
     assert set(seen) == {3, 1}

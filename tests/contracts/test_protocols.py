@@ -163,7 +163,7 @@ def test_files_of_other_kinds_have_their_own_readers():
     assert training_figures.pareto_names() == ["figure-1", "figure-13", "pareto"]
     every = {*bound_grid_names(), *train_protocols.train_names(), *training_figures.trajectory_names()}
     every |= set(training_figures.subset_names())
-    every |= {*training_figures.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.sweep_names()}
+    every |= {*training_figures.pareto_names(), *pareto_protocols.pareto_names(), *sweep_protocols.swept_names()}
     every |= set(compare_protocols.compare_names())
     assert every == {*tables.protocol_names(), "pareto"}
     known = {*figure_names(), *training_figures.trajectory_names(), *training_figures.pareto_names()}

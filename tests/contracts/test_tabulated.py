@@ -46,7 +46,7 @@ def views_of(case, num_views):
 def both(case, num_views, chunk=3):
     """The table, and a function that captures a batch of inputs afresh."""
     views = views_of(case, num_views)
-    table = tabulate(case.model, views, len(case.x), num_views, chunk)
+    table = tabulate(case.model, views, len(case.x), case.plan, num_views, chunk)
     every = views(0, len(case.x)).unflatten(0, (-1, num_views))
     return table, lambda inputs: capture(case.model, every[inputs].flatten(0, 1), num_views)
 
@@ -88,7 +88,7 @@ def test_the_tables_of_these_tests_take_every_path():
 
 def tabulated_widths(num_inputs, network):
     case = make_case(network, num_inputs=num_inputs)
-    table = tabulate(case.model, lambda start, stop: case.x[start:stop], num_inputs)
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], num_inputs, case.plan)
     return [table.wide(name) for name in case.shapes]
 
 
@@ -123,7 +123,7 @@ def test_every_block_of_every_estimator_is_that_of_a_capture(name, kind, num_vie
 def test_a_gram_is_cut_in_strips_of_a_few_inputs(monkeypatch):
     """Strips that leave a rest, one input at a time, and all at once."""
     case = make_case("convnet")
-    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7)
+    table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7, case.plan)
     factor = case.likelihood.factor(table.outputs, "C", tree_for(case.model))
     cut = []
     for entries in (1, 3 * factor.numel() * factor.shape[2], 2**20):  # one, three and seven inputs
@@ -137,7 +137,10 @@ def test_a_gram_is_cut_in_strips_of_a_few_inputs(monkeypatch):
 
 def test_chunks_do_not_show():
     case = make_case("convnet")
-    tables = [tabulate(case.model, lambda start, stop: case.x[start:stop], 7, chunk=chunk) for chunk in (1, 4, 7, 50)]
+    tables = [
+        tabulate(case.model, lambda start, stop: case.x[start:stop], 7, case.plan, chunk=chunk)
+        for chunk in (1, 4, 7, 50)
+    ]
     for table in tables[1:]:
         assert_same(table.outputs, tables[0].outputs, 1e-13)
         for name in case.shapes:
@@ -149,7 +152,7 @@ def test_chunks_do_not_show():
 
 def test_kronecker_inputs_are_kept_only_where_they_are_asked_for():
     case = make_case("mlp")
-    assert tabulate(case.model, lambda start, stop: case.x[start:stop], 7, kronecker=False).kept == {}
+    assert tabulate(case.model, lambda start, stop: case.x[start:stop], 7, case.plan, kronecker=False).kept == {}
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

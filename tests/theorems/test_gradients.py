@@ -45,7 +45,7 @@ def test_log_prior_precision(structure, kind, name):
 
     def total(log_precision):
         prior = PriorPrecision(log_precision.exp(), kind)
-        return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, plan=plan).total
+        return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, plan).total
 
     gradient = gradient_of(total, log_precision)
     assert gradient.shape == log_precision.shape
@@ -90,7 +90,9 @@ def test_the_mean_of_the_stochastic_gradient_is_the_gradient_of_the_bound():
     def gradient(drawn):
         def total(log_precision):
             prior = PriorPrecision(log_precision.exp(), "layerwise")
-            return evaluate_partition(case.model, case.x, case.y, spec, weighted, prior, case.likelihood, drawn).total
+            return evaluate_partition(
+                case.model, case.x, case.y, spec, weighted, prior, case.likelihood, case.plan, drawn
+            ).total
 
         return gradient_of(total, make_prior("layerwise", case).values.log())
 

@@ -32,7 +32,7 @@ def test_one_datum_of_linear_layers_is_exact(likelihood, outputs):
     blockdiag, _ = case.partition(f"blockdiag-1-{outputs}")
     assert all(block.inputs.numel() == 1 for block in partition.blocks)
     values = [
-        evaluate_partition(case.model, case.x, case.y, name, partition, prior, case.likelihood).log_det
+        evaluate_partition(case.model, case.x, case.y, name, partition, prior, case.likelihood, case.plan).log_det
         for name in (spec, blockdiag)
     ]
     assert_same(values[0], values[1])

@@ -42,7 +42,9 @@ def test_kernel_and_ggn_agree_on_every_single_block(likelihood, block):
     ggn, _ = case.partition(f"ggn-{block}")
     for m, q in enumerate(partition.probabilities):
         kernel, primal = (
-            evaluate_partition(case.model, case.x, case.y, name, partition, prior, case.likelihood, drawn=[m]).log_det
+            evaluate_partition(
+                case.model, case.x, case.y, name, partition, prior, case.likelihood, case.plan, [m]
+            ).log_det
             for name in (spec, ggn)
         )
         dense = case.bound_log_det(

@@ -16,11 +16,11 @@ TERMS = ("log_likelihood", "log_prior", "log_det", "total")
 
 
 def one_block(case, spec, partition, prior, m):
-    return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, drawn=[m])
+    return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, case.plan, [m])
 
 
 def assert_mean_is_bound(case, spec, partition, prior):
-    bound = evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood)
+    bound = evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, case.plan)
     assert_same(bound.log_likelihood, case.log_likelihood)
     singles = [one_block(case, spec, partition, prior, m) for m in range(len(partition))]
     for term in TERMS:
@@ -84,7 +84,7 @@ def test_several_blocks_average_their_estimates(likelihood, count):
     estimate = case.estimate("ntk-3-1", 0.4, seed=5, blocks=count)
     stream = generator(5)
     spec, _ = case.partition("ntk-3-1")
-    partition = partition_for(spec, case.model, case.x, case.y, case.likelihood, stream)
+    partition = partition_for(spec, case.model, case.x, case.y, case.likelihood, stream, case.plan)
     drawn = partition.draw(count, stream)
     singles = [one_block(case, spec, partition, 0.4, m) for m in drawn]
     for term in TERMS:
@@ -103,6 +103,6 @@ def test_a_block_drawn_twice_counts_twice():
     case = make_case("mlp")
     spec, partition = case.partition("ntk-3-1")
     weighted = partition.weighted(torch.arange(1.0, len(partition) + 1))
-    twice = evaluate_partition(case.model, case.x, case.y, spec, weighted, 1.0, case.likelihood, drawn=[2, 5, 2])
+    twice = evaluate_partition(case.model, case.x, case.y, spec, weighted, 1.0, case.likelihood, case.plan, [2, 5, 2])
     singles = {m: one_block(case, spec, weighted, 1.0, m).total for m in (2, 5)}
     assert_same(twice.total, (2 * singles[2] + singles[5]) / 3)
