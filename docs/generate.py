@@ -115,10 +115,15 @@ def _arguments(thing: type | object) -> str:
 
 
 def _docstring(thing: object) -> str:
-    """A docstring as Markdown: double backquotes become single ones, roles their last name, sections bold."""
+    """A docstring as Markdown: double backquotes become single ones, roles their name, sections bold."""
     text = inspect.cleandoc(inspect.getdoc(thing) or "")
-    text = re.sub(r":\w+:`~?([^`]+)`", lambda role: f"`{role.group(1).rpartition('.')[2]}`", text).replace("``", "`")
+    text = re.sub(r":\w+:`(~?)([^`]+)`", lambda role: f"`{_named(*role.groups())}`", text).replace("``", "`")
     return re.sub(r"^(Raises|Args|Returns|Shape|Reference|References):$", r"**\1:**\n", text, flags=re.MULTILINE)
+
+
+def _named(short: str, path: str) -> str:
+    """What a role is shown as: its path, or as Sphinx has it the last name alone where a ``~`` stands before it."""
+    return path.rpartition(".")[2] if short else path
 
 
 def _paragraphs(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Protocol files: one TOML per figure and table, read by :mod:`ntkml.protocols.bound_grid`."""
+"""Protocol files and the published tables: one TOML per figure and table, read by :mod:`ntkml.protocols.tables`."""

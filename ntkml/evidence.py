@@ -139,7 +139,7 @@ def block_log_det(
     prior: PriorPrecision,
     likelihood: Likelihood,
 ) -> Tensor:
-    """log|I + K_m| of one block of a captured batch. factor: (n, C, R) of the batch's inputs."""
+    """log|I + K_m| of one block of a captured batch. factor: (n, C, num_columns) of the batch's inputs."""
     rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))

@@ -37,7 +37,7 @@ class Likelihood(Protocol):
         """Lambda = -d^2 log p / df^2. Shape (n, C, C)."""
 
     def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
-        """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, R)."""
+        """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, num_columns)."""
 
     @property
     def noise_variance(self) -> Tensor | float:

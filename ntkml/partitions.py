@@ -23,10 +23,9 @@ class Block:
     columns: Tensor
 
     def select(self, factor: Tensor) -> Tensor:
-        """The block's columns. factor: (n, C, R) of the block's own inputs -> (n, C, k)."""
-        columns = self.columns.to(
-            factor.device
-        )  # moved before by whoever takes a block in parts: a GPU would be waited for
+        """The block's columns. factor: (n, C, num_columns) of the block's own inputs -> (n, C, k)."""
+        # Moved before by whoever takes a block in parts: a GPU would be waited for.
+        columns = self.columns.to(factor.device)
         if columns.ndim == 1:
             return factor[:, :, columns]
         return factor.gather(2, columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
@@ -103,9 +102,8 @@ def make_partition(
     blocks = []
     for batch in batches:
         if iid:
-            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(
-                1
-            )  # (n, R), one permutation a row
+            # (n, num_columns), one permutation a row.
+            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(1)
             blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
         else:
             blocks += [Block(batch, torch.tensor(list(group))) for group in groups]

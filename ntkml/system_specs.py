@@ -27,7 +27,8 @@ class Family:
 
     ``learns``: values of ``--hparam`` that it takes. ``data``: what it learns from, "train", "train + validation" or
     "shards". ``updates``: whether it has hyperparameter updates of its own, between the epochs of the weights.
-    ``learns_prior``: whether its updates move the prior precision, by one ``fixed_point`` step instead of gradients.
+    ``learns_prior``: whether its updates move the prior precision. ``fixed_point``: they do so by one step of a fixed-point
+    iteration, whatever ``hyper_steps`` a protocol asks for.
     ``counts``: what the number in its name counts. ``searches``: whether it is a search over fits of other systems.
     """
 

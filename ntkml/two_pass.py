@@ -5,7 +5,7 @@
 
 A block of one chunk goes through the network once: its graph is kept for pass 2. Only one chunk's graph is alive at a
 time; beyond it a block costs the rows that a structure keeps: none for kfac and diag, those of one group of parameter tensors for
-the others, for which both passes are repeated where the groups are several.
+the others. Tensors whose rows do not fit together are taken in groups, and both passes are repeated for each group.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BlockData:
 class TwoPass:
     """How blocks are captured: the network and its plan, the likelihood at fixed noise, and ``factor``, columns of L.
 
-    ``factor(outputs)`` gives all columns (n, C, R) of a likelihood's factor; ``chunk`` inputs are captured at a time.
+    ``factor(outputs)`` gives all columns (n, C, num_columns) of a likelihood's factor; ``chunk`` inputs are captured at a time.
     """
 
     model: nn.Module

@@ -73,7 +73,7 @@ def block_lambda(hessians: Tensor, outputs: Tensor, block: Block, split: str, mo
 
 
 def naive_tree_factor(outputs: Tensor, splits: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """sqrt(pl pr / (pl + pr)) (p_left / pl - p_right / pr) as printed in PROTOCOLS, without logarithms. (n, C, C - 1)."""
+    """sqrt(pl pr / (pl + pr)) (p_left / pl - p_right / pr) as docs/mathematics.md has it, without logarithms. (n, C, C - 1)."""
     p = outputs.softmax(-1)
     columns = []
     for left, right in splits:

@@ -74,8 +74,8 @@ Examples:
 @download_option
 @out_option
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
-    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (one cell) or a
-    file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
+    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (the
+    cells that its file lists, or one) or a file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
 
     Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A

@@ -52,7 +52,7 @@ class KroneckerInputs:
         return self.made_inputs()
 
     def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
-        """Kronecker factors by parameter, in float64, scaled as in the paper's code (PROTOCOLS: expand, reduce).
+        """Kronecker factors by parameter, in float64, scaled as in the authors' code.
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block sum_{n,k,t} g g^T, (q, o, o).

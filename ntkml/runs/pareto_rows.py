@@ -16,7 +16,7 @@ from ntkml.records.pareto import frontier
 if TYPE_CHECKING:
     import pandas
 
-#: Own estimates at the end of a run that are averaged (PROTOCOLS: the last five).
+#: Own estimates at the end of a run that are averaged: one of a few blocks alone says little.
 LAST_ESTIMATES = 5
 
 #: What is measured of an estimator.

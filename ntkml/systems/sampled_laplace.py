@@ -26,7 +26,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LinearModel:
-    """Phi by its products. ``features`` v -> Phi v, (P,) -> (N, C); ``transposed`` u -> Phi^T u; ``factor`` L, (N, C, R).
+    """Phi by its products. ``features`` v -> Phi v, (P,) -> (N, C); ``transposed`` u -> Phi^T u; ``factor`` L, (N, C, num_columns).
 
     B_i = L_i L_i^T is the noise precision; ``precision`` (P,) the diagonal of A.
     """

@@ -61,7 +61,7 @@ def test_the_value_is_the_dense_one_on_every_partition_and_for_every_prior(struc
             continue
         prior = make_prior(PRIOR_KINDS[index % 3], case, index)
         spec, partition = case.partition(f"{structure}-{name}")
-        estimate = evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood)
+        estimate = evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, case.plan)
         dense = case.bound_log_det(structure, spec.outputs, partition, case.precision(prior))
         assert_same(estimate.log_det, dense)
         assert estimate.num_blocks == len(partition)

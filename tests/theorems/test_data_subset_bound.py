@@ -41,7 +41,7 @@ def batches_of(labels):
 def total_of(case, name, batches, groups, prior):
     spec, _ = case.partition(name)
     partition = make_partition(batches, groups, False, None)
-    return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood).total
+    return evaluate_partition(case.model, case.x, case.y, spec, partition, prior, case.likelihood, case.plan).total
 
 
 @few_examples

@@ -1,4 +1,4 @@
-"""KFAC: equal to the exact blocks where theory says so, else the formula of PROTOCOLS, and never called a bound."""
+"""KFAC: equal to the exact blocks where theory says so, else the formula of the authors' code, and never called a bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_one_datum_of_linear_layers_is_exact(likelihood, outputs):
     blockdiag, _ = case.partition(f"blockdiag-1-{outputs}")
     assert all(block.inputs.numel() == 1 for block in partition.blocks)
     values = [
-        evaluate_partition(case.model, case.x, case.y, name, partition, prior, case.likelihood).log_det
+        evaluate_partition(case.model, case.x, case.y, name, partition, prior, case.likelihood, case.plan).log_det
         for name in (spec, blockdiag)
     ]
     assert_same(values[0], values[1])
@@ -61,7 +61,7 @@ def test_elsewhere_it_is_an_approximation():
 
 
 def looped_log_det(case, factor, precision, num_views=1):
-    """PROTOCOLS, one term at a time: (1/T) sum g g^T (x) (1/n) sum a a^T, a and g averaged over views first.
+    """As in the authors' code, one term at a time: (1/T) sum g g^T (x) (1/n) sum a a^T, a and g averaged over views first.
 
     For convolutions of stride 2 and padding 1 with 3 x 3 kernels (layer 0) and of 2 x 2 kernels (layer 2), and the linear
     layer behind them.
@@ -154,7 +154,7 @@ def test_views_are_averaged_before_the_outer_products():
 
 
 def test_the_choice_of_the_factor_does_not_matter_for_all_outputs():
-    """Only L L^T enters: a tree and the square root of PROTOCOLS give one number."""
+    """Only L L^T enters: a tree and the square root diag(sqrt p) - p sqrt(p)^T give one number."""
     case = make_case("convnet")
     p = case.outputs.softmax(-1)
     root = torch.diag_embed(p.sqrt()) - p.unsqueeze(-1) * p.sqrt().unsqueeze(-2)
