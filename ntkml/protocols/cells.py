@@ -19,14 +19,13 @@ from typing import Any
 
 from ntkml.protocols.ranges import check_setting
 from ntkml.protocols.tables import merge_tables
-from ntkml.protocols.train import TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
+from ntkml.protocols.train import NAMED_ELSEWHERE, TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
 from ntkml.registry import unknown_name
 
 #: What a ``[[cells]]`` table says beside settings of its runs.
 _OF_THE_TABLE = ("row", "hparam", "base", "variant", "estimators", "seeds")
-_NOT_SETTINGS = ("name", "title", "variant", "hparam", "estimator", "seed")
 #: What a run can change of its training protocol.
-SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in _NOT_SETTINGS)
+SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE)
 
 
 @dataclass(frozen=True, kw_only=True)

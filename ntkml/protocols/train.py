@@ -26,7 +26,8 @@ DEFAULT = "train-digits"
 #: What a protocol calls itself: no setting of a run.
 WORDS = ("name", "title", "variant")
 
-_NAMED_ELSEWHERE = (*WORDS, "hparam", "estimator", "seed")
+#: What a run is called by: what it learns by what, and its repetition; the rest are its settings.
+NAMED_ELSEWHERE = (*WORDS, "hparam", "estimator", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def _said(value: Any) -> str:
 
 def differing(protocol: TrainProtocol, asked: TrainProtocol) -> list[tuple[str, Any, Any]]:
     """The settings that differ, as (field, of ``protocol``, of ``asked``), estimator and seed left out."""
-    names = [field.name for field in fields(TrainProtocol) if field.name not in _NAMED_ELSEWHERE]
+    names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
     pairs = [(name, getattr(protocol, name), getattr(asked, name)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 

@@ -93,7 +93,12 @@ def test_what_a_file_may_say_is_read(tmp_path):
     top = "kind = 'sweep'\ntitle = 'Mine'\nvariant = 'code'\n[settings]\nepochs = 20\n[prior.settings]\nnum_data = 50\n"
     protocol = load(tmp_path, "[[cells]]", top + "[invariance]\nbase = 'train-mnist'\n")
     [cell] = protocol.cells
-    assert (protocol.title, cell.asked.variant, cell.protocol.epochs, cell.protocol.num_data) == ("Mine", "code", 20, 50)
+    assert (protocol.title, cell.asked.variant, cell.protocol.epochs, cell.protocol.num_data) == (
+        "Mine",
+        "code",
+        20,
+        50,
+    )
 
 
 def test_cells_that_are_no_tables(tmp_path):
