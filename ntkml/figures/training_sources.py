@@ -92,11 +92,12 @@ def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
         rows = train_records.read_rows(path)
         beside = path.with_name("manifest.json")
         manifest = read_manifest(beside) if beside.is_file() else {}
+        of_cells = manifest_notes(manifest.get("runs", {}).values())
         for run_id, group in rows.groupby("run_id", sort=False):
             own = manifest if manifest.get("run_id") == run_id else manifest.get("runs", {}).get(run_id, {})
             notes = manifest_notes([own])
             if own is not manifest:  # what is said of a Pareto run's cells is not said of runs beside it
-                notes += [f"Of the Pareto run: {note}" for note in manifest.get("notes", []) if note not in notes]
+                notes += [f"Of the Pareto run: {note}" for note in manifest.get("notes", []) if note not in of_cells]
             if own:
                 _check_finished(group, path, own)
             else:
