@@ -54,7 +54,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        if not name.startswith("_") and importlib.util.find_spec(f"ntkml.{name}"):
+        if name.isidentifier() and not name.startswith("_") and importlib.util.find_spec(f"ntkml.{name}"):
             return importlib.import_module(f"ntkml.{name}")
         raise AttributeError(f"module 'ntkml' has no attribute {name!r}; it offers {', '.join(sorted(_HOMES))}")
     value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)

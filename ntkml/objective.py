@@ -23,7 +23,7 @@ from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
-from ntkml.partitions import Block, Partition
+from ntkml.partitions import Block, Partition, is_count
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes
@@ -69,7 +69,7 @@ class MarginalLikelihood(BayesianModel):
         chunk: int | None = None,
     ):
         super().__init__(model, likelihood, prior, prior_precision, augmentation)
-        if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        if chunk is not None and not is_count(chunk):
             raise ValueError(f"chunk must be a positive number of inputs, got {chunk}")
         self.estimator = parse_estimator(str(estimator))
         self.chunk = chunk
@@ -89,6 +89,10 @@ class MarginalLikelihood(BayesianModel):
         if self.tree is None:
             self.partition = None  # the next one makes the tree
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", {"tree": None})  # older states lack it
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
@@ -99,6 +103,10 @@ class MarginalLikelihood(BayesianModel):
             self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
             self._num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
+        if self.tree is not None and self.tree.num_classes != self._num_outputs:
+            raise ValueError(
+                f"the tree of this objective is over {self.tree.num_classes} classes, the network has {self._num_outputs} outputs"
+            )
         self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._row_plan(x))
         return self.partition

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Partition:
         Raises:
             ValueError: no block asked for, or more than there are to draw without replacement.
         """
-        if not isinstance(count, int) or count < 1 or (self.uniform and count > len(self)):
+        if not is_count(count) or (self.uniform and count > len(self)):
             raise ValueError(
                 f"blocks={count}: write a number from 1 to {len(self)}, or None for all {len(self)} blocks"
             )
@@ -92,6 +93,11 @@ class Partition:
         for _, run in groupby(chosen, key=lambda m: id(self.blocks[m].inputs)):
             members = list(run)
             yield self.blocks[members[0]].inputs, members
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number from 1 on, which True is not."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 def make_partition(

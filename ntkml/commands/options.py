@@ -23,6 +23,12 @@ data_root_option = click.option(
 download_option = click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
 out_option = click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
 
+fresh_blocks_option = click.option(
+    "--fresh-blocks/--kept-blocks",
+    default=None,
+    help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
+)
+
 
 def computing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where training runs are computed, on which data and into which folder, in the order of the help text."""

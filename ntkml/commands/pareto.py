@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import computing_options
+from ntkml.commands.options import computing_options, fresh_blocks_option
 from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, SAMPLES, EstimatorList, LearnedHparam, SeedList
@@ -43,6 +43,7 @@ Examples:
 @click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")
 @click.option("--num-data", type=COUNT, help="Training images N.  [default: the protocol's]")
 @click.option("--samples", type=SAMPLES, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@fresh_blocks_option
 @click.option("--repeats", type=COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
 @click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")
 @click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
@@ -56,9 +57,11 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
     are run. Writes one row per estimator with its timing, and the joined rows of all cells, from which `ntkml plot
     figure-8` to `figure-11` draw trajectories. Time on a machine that does nothing else.
     """
-    if options["samples"] is not None and hparam == "prior":
-        raise click.BadParameter("belongs to --hparam invariance", param_hint="--samples")
-    settings = {key: options[key] for key in ("epochs", "num_data", "samples") if options[key] is not None}
+    for name, owner in (("samples", "invariance"), ("fresh_blocks", "prior")):
+        if options[name] is not None and hparam != owner:
+            raise click.BadParameter(f"belongs to --hparam {owner}", param_hint=f"--{name.replace('_', '-')}")
+    changed = ("epochs", "num_data", "samples", "fresh_blocks")
+    settings = {key: options[key] for key in changed if options[key] is not None}
     try:
         cells = pareto_protocols.load_pareto(protocol, hparam)
     except ValueError as error:

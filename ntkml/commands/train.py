@@ -16,6 +16,7 @@ from ntkml.commands.options import (
     data_root_option,
     device_option,
     download_option,
+    fresh_blocks_option,
     out_option,
     setting,
 )
@@ -34,7 +35,7 @@ from ntkml.commands.types import (
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS, PRIORS
 from ntkml.protocols.tables import VARIANTS
-from ntkml.protocols.train import WORDS, TrainProtocol, departures
+from ntkml.protocols.train import WORDS, TrainProtocol, departures, draws_blocks
 from ntkml.registry import LIKELIHOODS, MODELS
 
 if TYPE_CHECKING:
@@ -88,11 +89,7 @@ _OF_ONE_HPARAM = {"samples": "invariance", "aug_steps": "invariance", "lr_aug": 
 @setting("--update-every", COUNT, "Epochs between updates.")
 @setting("--hyper-steps", COUNT, "Prior steps per update.")
 @setting("--blocks-per-step", COUNT, "Blocks averaged in a hyperparameter step; processes of torchrun share them.")
-@click.option(
-    "--fresh-blocks/--kept-blocks",
-    default=None,
-    help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
-)
+@fresh_blocks_option
 @setting("--aug-steps", COUNT, "Invariance steps per update.")
 @setting("--lr", POSITIVE, "Learning rate of the weights.")
 @setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
@@ -143,6 +140,10 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
     for name, hparam in _OF_ONE_HPARAM.items():
         if asked.hparam != hparam and options[name] is not None:
             raise click.BadParameter(f"belongs to --hparam {hparam}", param_hint=f"--{name.replace('_', '-')}")
+    if options["fresh_blocks"] is not None and not draws_blocks(estimator := options["estimator"] or asked.estimator):
+        raise click.BadParameter(
+            f"{estimator} has no blocks to draw from; leave the option out", param_hint="--fresh-blocks"
+        )
     names = [field.name for field in fields(TrainProtocol) if field.name not in _HELD_OUT]
     return replace(asked, **{name: options[name] for name in names if options[name] is not None})
 

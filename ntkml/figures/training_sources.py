@@ -24,6 +24,7 @@ from typing import Any
 import pandas
 
 from ntkml.figures.captions import manifest_notes
+from ntkml.protocols.train import draws_blocks
 from ntkml.protocols.training_figures import TrajectoryFigure
 from ntkml.records import train as train_records
 from ntkml.records.finished_runs import finished_runs
@@ -56,7 +57,7 @@ class TrainingRun:
         return self.manifest.get("finished_at") or ""
 
     def has_settings_of(self, other: TrainingRun) -> bool:
-        """Whether the two differ in estimator and seed at most."""
+        """Whether the two differ in estimator and seed at most, and in how blocks are drawn where one has a single block."""
         rows, others = self.rows.iloc[0], other.rows.iloc[0]
         if any(rows[column] != others[column] for column in _ROW_SETTINGS):
             return False
@@ -64,6 +65,8 @@ class TrainingRun:
             return False
         ours, theirs = (run.manifest.get("settings") for run in (self, other))
         free = {"estimator": None, "seed": None}
+        if not (draws_blocks(self.estimator) and draws_blocks(other.estimator)):
+            free["fresh_blocks"] = None
         return not ours or not theirs or {**ours, **free} == {**theirs, **free}
 
 
@@ -130,9 +133,10 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
     if not known:
         raise ValueError(f"these rows hold no run of {figure.name}; {_what_to_run(figure)}")
     at_home = [run for run in known if run.dataset == figure.dataset] or known
+    newest = next((run for run in at_home if draws_blocks(run.estimator)), at_home[0])
     chosen: dict[tuple[str, int], TrainingRun] = {}
     for run in at_home:
-        if run.has_settings_of(at_home[0]):
+        if run.has_settings_of(newest):
             chosen.setdefault((run.estimator, int(run.rows["seed"].iloc[0])), run)
     notes = list(dict.fromkeys(note for run in chosen.values() for note in run.notes))
     if others := len(at_home) - len(chosen):

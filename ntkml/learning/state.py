@@ -214,7 +214,7 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
 def restore_values(learner: Learner, state: Mapping[str, Any]) -> None:
     """Weights and hyperparameters alone: all that an estimate at this state depends on."""
     learner.objective.model.load_state_dict(state["weights"])
-    beside = {"_extra_state": {"tree": state.get("tree")}}  # where older checkpoints have it
+    beside = {"_extra_state": {"tree": state["tree"]}} if "tree" in state else {}  # where older checkpoints have it
     learner.objective.load_state_dict(beside | state["hyperparameters"])
 
 

@@ -52,9 +52,10 @@ def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
         raise ValueError(f"{path} is a file, expected a folder to write to; choose another with {option}")
     missing = _missing(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        try:
+            _make_and_try(path)
+        except FileNotFoundError:  # the check of another process removed it in between
+            _make_and_try(path)
     except OSError as error:
         _remove(missing)
         raise ValueError(
@@ -72,6 +73,12 @@ def check_writable_folder(path: str | Path, option: str = "--out") -> None:
     missing = _missing(Path(path))
     ensure_writable_folder(path, option)
     _remove(missing)
+
+
+def _make_and_try(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+        pass
 
 
 def _missing(path: Path) -> list[Path]:

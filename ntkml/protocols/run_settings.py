@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ntkml.protocols.tables import read_tables
-from ntkml.protocols.train import WORDS, TrainProtocol, load_train, train_names
+from ntkml.protocols.train import WORDS, TrainProtocol, draws_blocks, load_train, train_names
 
 #: Beside the settings of a protocol: what a run is of.
 OF_THE_RUN = ("dataset", "hparam", "estimator", "seed")
@@ -46,6 +46,8 @@ def settings_of(manifest: Mapping[str, Any]) -> RunSettings | None:
     changes = []
     for field in fields(TrainProtocol):
         if field.name in WORDS or field.name in OF_THE_RUN:
+            continue
+        if field.name == "fresh_blocks" and not draws_blocks(settings["estimator"]):
             continue
         ours = settings.get(field.name, None if field.default is MISSING else field.default)
         if ours != getattr(asked, field.name):

@@ -101,6 +101,11 @@ class TrainProtocol:
     def learns_invariance(self) -> bool:
         return self.hparam == "invariance" and self.estimator != "none"
 
+    @property
+    def draws_afresh(self) -> bool:
+        """Whether prior steps draw their own blocks: ``fresh_blocks``, where it means anything to the run."""
+        return self.fresh_blocks and not self.learns_invariance and draws_blocks(self.estimator)
+
 
 def train_names() -> list[str]:
     """Names that :func:`load_train` knows."""
@@ -146,10 +151,9 @@ def load_train(
     table = merge_tables(table, table[hparam])
     estimator = estimator or table["estimator"]
     table = merge_tables(table, table.get(_scope(estimator), {}))
-    chosen: dict[str, Any] = {"name": name, "hparam": hparam, "variant": variant, "estimator": estimator}
+    chosen = {"name": name, "hparam": hparam, "variant": variant, "estimator": estimator}
     if dataset in table.get("datasets", []):
         chosen["dataset"] = dataset
-    chosen["fresh_blocks"] = table.get("fresh_blocks", False) and _draws_blocks(estimator)
     known = {field.name for field in fields(TrainProtocol)}
     return TrainProtocol(**{key: value for key, value in (table | chosen).items() if key in known})
 
@@ -173,8 +177,10 @@ def _said(value: Any) -> str:
 
 
 def differing(protocol: TrainProtocol, asked: TrainProtocol) -> list[tuple[str, Any, Any]]:
-    """The settings that differ, as (field, of ``protocol``, of ``asked``), estimator and seed left out."""
+    """The settings that differ, as (field, of ``protocol``, of ``asked``), estimator, seed and what means nothing to it left out."""
     names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
+    if not draws_blocks(protocol.estimator):
+        names.remove("fresh_blocks")
     pairs = [(name, getattr(protocol, name), getattr(asked, name)) for name in names]
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 
@@ -197,7 +203,7 @@ def _hparams(table: dict[str, Any]) -> list[str]:
     return [hparam for hparam in TRAIN_HPARAMS if hparam in table]
 
 
-def _draws_blocks(estimator: str) -> bool:
+def draws_blocks(estimator: str) -> bool:
     """Whether there are several blocks to draw from: not for MAP, other systems, nor all inputs and outputs at once."""
     if not is_bound(estimator):
         return False

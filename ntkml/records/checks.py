@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,13 +130,13 @@ def _is_system(name: str) -> bool:
 def _is_positive_list(cell: str) -> bool:
     try:
         values = json.loads(cell or "[1]")
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(values, list) and bool(values) and all(_is_positive(value) for value in values)
 
 
 def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def _shown(value: Any) -> str:

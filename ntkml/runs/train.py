@@ -66,6 +66,8 @@ class TrainRun:
             if field.name not in WORDS
             and (field.default is MISSING or getattr(self.protocol, field.name) != field.default)
         }
+        if not self.protocol.draws_afresh:
+            settings.pop("fresh_blocks", None)
         precision = {} if self.precision == "float32" else {"precision": self.precision}
         return settings | precision | {"data_checksum": self.data.checksum, "dtype": "float32"}
 

@@ -37,7 +37,7 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
             f"--blocks-per-step {protocol.blocks_per_step}: {spec} has {blocks} block{'s' * (blocks > 1)} of "
             f"{protocol.num_data} inputs"
         )
-    return replace(protocol, estimator=str(spec), fresh_blocks=protocol.fresh_blocks and blocks > 1)
+    return replace(protocol, estimator=str(spec))
 
 
 def check_system(protocol: TrainProtocol, softmax: bool) -> None:
@@ -51,8 +51,6 @@ def check_system(protocol: TrainProtocol, softmax: bool) -> None:
         raise ValueError(f"{name} is offered for --likelihood categorical, not for {protocol.likelihood}")
     if protocol.blocks_per_step != 1:
         raise ValueError(f"--blocks-per-step {protocol.blocks_per_step}: {name} has no blocks; leave the option out")
-    if protocol.fresh_blocks:
-        raise ValueError(f"--fresh-blocks: {name} has no blocks; leave the option out")
     if family.updates:
         _check_updates(protocol)
     _check_parts(protocol)

@@ -139,7 +139,7 @@ class MarginalLikelihoodSystem(System):
         objective.resample(x, y, streams["partition"])
         self._check_alike()
         blocks, learns_views = self.protocol.blocks_per_step, self.protocol.learns_invariance
-        if learns_views or self.protocol.fresh_blocks:
+        if learns_views or self.protocol.draws_afresh:
             passes = 2 if learns_views else 1
             return lambda: self._spent(passes, len(x), objective.backward(x, y, blocks, stream, processes).total)
         backward = objective.cached_backward(x, y, blocks, stream, processes)

@@ -131,7 +131,7 @@ def test_rows_of_other_systems_claim_no_marginal_likelihood(in_empty_folder, onl
         (("--estimator", "grid-3", "--num-data", 1), "take --num-data 2 or more, got 1"),
         (("--estimator", "hoag", "--blocks-per-step", 2), "hoag has no blocks; leave the option out"),
         (("--estimator", "none", "--blocks-per-step", 2), "none has no blocks; leave the option out"),
-        (("--estimator", "hoag", "--fresh-blocks"), "hoag has no blocks; leave the option out"),
+        (("--estimator", "hoag", "--fresh-blocks"), "hoag has no blocks to draw from; leave the option out"),
         (("--seed", -1), "-1 is not in the range"),
     ],
 )

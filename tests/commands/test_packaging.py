@@ -51,6 +51,7 @@ def test_what_is_imported_is_declared(options):
 
 
 def test_importing_the_package_offers_its_names_without_torch():
+    assert not hasattr(ntkml, "no.module")
     loaded = modules_after("import ntkml; assert {'log_marginal_likelihood', 'PriorPrecision'} <= set(dir(ntkml))")
     assert "torch" not in loaded
 

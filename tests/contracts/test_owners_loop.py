@@ -7,11 +7,13 @@ import math
 import pickle
 from dataclasses import dataclass
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 import ntkml
+from ntkml.dichotomies import sequential
 from ntkml.likelihoods import Gaussian
 from ntkml.rows.model_contract import check_model
 from ntkml.specs import parse_estimator
@@ -211,12 +213,26 @@ def test_the_state_before_the_first_estimate_has_no_tree_and_the_next_partition_
     model = network()
     objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")
     start = objective.state_dict()
+    older = {name: value for name, value in start.items() if name != "_extra_state"}
     objective.estimate(X, Y)
     made = objective.tree
-    objective.load_state_dict(start)
-    assert objective.tree is None
-    objective.estimate(X, Y)
-    assert objective.tree == made is not None
+    for state in (start, older):
+        objective.load_state_dict(state)
+        assert objective.tree is None
+        objective.estimate(X, Y)
+        assert objective.tree == made is not None
+
+
+def test_a_tree_over_other_classes_is_refused():
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-tree", prior="scalar")
+    objective.tree = sequential(CLASSES + 1)
+    with pytest.raises(ValueError, match=f"is over {CLASSES + 1} classes, the network has {CLASSES} outputs"):
+        objective.estimate(X, Y)
+
+
+def test_whole_numbers_of_other_libraries_are_numbers():
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-C", chunk=numpy.int64(3))
+    assert math.isfinite(objective.backward(X, Y, numpy.int64(2)).total)
 
 
 def test_a_likelihood_object_starts_from_its_own_noise():
@@ -267,13 +283,13 @@ def test_other_first_prior_precisions_are_refused(given, message):
         ntkml.MarginalLikelihood(network(), "ntk-4-C", prior_precision=given)
 
 
-@pytest.mark.parametrize("chunk", [0, 2.5, "4"])
+@pytest.mark.parametrize("chunk", [0, 2.5, "4", True])
 def test_a_chunk_that_is_no_number_of_inputs_is_refused(chunk):
     with pytest.raises(ValueError, match=f"chunk must be a positive number of inputs, got {chunk}"):
         ntkml.MarginalLikelihood(network(), "ntk-4-C", chunk=chunk)
 
 
-@pytest.mark.parametrize("blocks", [2.0, "2", 0])
+@pytest.mark.parametrize("blocks", [2.0, "2", 0, True])
 def test_a_number_of_blocks_that_is_none_is_refused(blocks):
     with pytest.raises(ValueError, match=f"blocks={blocks}: write a number from 1 to 3, or None for all 3 blocks"):
         ntkml.MarginalLikelihood(network(), "ntk-4-C").backward(X, Y, blocks)

@@ -56,7 +56,7 @@ def test_the_papers_table_1(variant, lr_min, dataset):
     assert settings_of(prior, *schedule) == (300, 10, 5, 50, 0.1, 1.0, 25.0, False)
     assert (prior.samples, prior.aug_steps, prior.fresh_blocks) == (1, 0, True)
     for name in ("kfac-N-1", "kfac-N-C", "none", "hoag"):  # fitted once for all steps, or without blocks
-        assert not load_train("table-1", "prior", variant, name, dataset).fresh_blocks
+        assert not load_train("table-1", "prior", variant, name, dataset).draws_afresh
     stochastic = load_train("table-1", "invariance", variant, "kfac-150-1", dataset)
     assert settings_of(stochastic, *weights) == common
     steps = (
@@ -166,6 +166,18 @@ def test_a_data_set_alone_picks_its_protocol(dataset, name):
 def test_a_protocol_of_one_hyperparameter_needs_no_option():
     assert default_hparam("figure-7") == "invariance"
     assert default_hparam("table-1") == default_hparam("train-digits") == "prior"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "matters"), [("ntk-20-1", True), ("ntk-N-C", False), ("none", False), ("hoag", False)]
+)
+def test_fresh_blocks_name_a_run_where_there_are_blocks_to_draw(estimator, matters):
+    kept = replace(load_train("train-digits", "prior"), estimator=estimator)
+    fresh = replace(kept, fresh_blocks=True)
+    ours, theirs = (TrainRun(one, load_dataset("digits"), torch.device("cpu")).run_id for one in (fresh, kept))
+    assert (ours != theirs) == matters
+    said = ["Against protocol train-digits: fresh blocks on instead of off."] if matters else []
+    assert departures(fresh, kept) == said
 
 
 def test_a_setting_that_is_off_leaves_the_id_of_a_run_as_it_was():

@@ -55,6 +55,21 @@ def test_settings_that_no_row_shows_are_not_mixed_either(tmp_path):
     assert notes[-1] == "No settings are mixed: 1 run of other settings left out."
 
 
+def test_how_blocks_are_drawn_is_not_mixed_and_means_nothing_to_a_single_block(tmp_path):
+    """Runs of one protocol with fresh blocks: those of all inputs and outputs at once do not have the setting."""
+    for name, changes, finished_at in (
+        ("kfac-N-C", {}, "2026-01-05T00:00:00Z"),
+        ("ntk-100-C", {"fresh_blocks": True}, "2026-01-04T00:00:00Z"),
+        ("ntk-50-C", {}, "2026-01-03T00:00:00Z"),
+    ):
+        path = write_training_run(tmp_path, name, "prior", finished_at=finished_at).with_name("manifest.json")
+        manifest = training_manifest(name, "prior", 0, finished_at)
+        write_manifest(path, manifest | {"settings": manifest["settings"] | changes})
+    runs, notes = chosen(tmp_path)
+    assert {run[0] for run in runs} == {"kfac-N-C", "ntk-100-C"}
+    assert notes[-1] == "No settings are mixed: 1 run of other settings left out."
+
+
 def test_the_figures_own_data_come_first_and_others_serve_where_there_are_none(tmp_path):
     write_training_run(tmp_path, "ntk-100-C", "prior", dataset="digits", finished_at="2026-02-01T00:00:00Z")
     assert chosen(tmp_path)[0] == {("ntk-100-C", 0, 60, "digits")}

@@ -195,6 +195,8 @@ def test_training_rows_may_be_empty_where_nothing_was_measured(tmp_path):
         ({"prior_precision_min": 0.0}, "column prior_precision_min, line 3: expected a number above 0, got 0"),
         ({"prior_precisions": "1 2"}, "column prior_precisions, line 3: expected numbers above 0 as .*, got '1 2'"),
         ({"prior_precisions": "[1, -2]"}, r"column prior_precisions, line 3: expected numbers .*, got '\[1, -2\]'"),
+        ({"prior_precisions": "[" * 100_000}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        ({"prior_precisions": f"[{10**400}]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[NaN]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[true]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
