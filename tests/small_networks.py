@@ -1,0 +1,16 @@
+"""Twelve inputs of three classes and a network of two layers for them, with what a test puts between."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tests.factories import generator, seeded
+
+N, CLASSES = 12, 3
+X = torch.randn(N, 4, generator=generator(3), dtype=torch.float64)
+Y = torch.arange(N) % CLASSES
+
+
+def network(*between):
+    return seeded(nn.Sequential(nn.Linear(4, 5), *between, nn.Tanh(), nn.Linear(5, CLASSES))).eval()
