@@ -2,7 +2,8 @@
 
     ntkml.log_marginal_likelihood(model, x, y, "ntk-100-C", prior=1.0, likelihood="categorical")
 
-The public names, and the modules of the package, are imported on first use, so that ``import ntkml``, and with it ``ntkml --help``, stays free of torch.
+The public names, and the modules of the package, are imported on first use, so that ``import ntkml``, and with it
+``ntkml --help``, stays free of torch.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ntkml.protocols.tables import read_tables
-from ntkml.protocols.train import WORDS, TrainProtocol, draws_blocks, load_train, train_names
+from ntkml.protocols.train import TrainProtocol, load_train, settings_for, train_names
 
-#: Beside the settings of a protocol: what a run is of.
-OF_THE_RUN = ("dataset", "hparam", "estimator", "seed")
+_DEFAULTS = {field.name: None if field.default is MISSING else field.default for field in fields(TrainProtocol)}
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,10 @@ def settings_of(manifest: Mapping[str, Any]) -> RunSettings | None:
     except ValueError:  # a protocol that no longer learns this
         return None
     changes = []
-    for field in fields(TrainProtocol):
-        if field.name in WORDS or field.name in OF_THE_RUN:
-            continue
-        if field.name == "fresh_blocks" and not draws_blocks(settings["estimator"]):
-            continue
-        ours = settings.get(field.name, None if field.default is MISSING else field.default)
-        if ours != getattr(asked, field.name):
-            changes.append((field.name, ours))
+    for name in settings_for(settings["estimator"]):
+        ours = settings.get(name, _DEFAULTS[name])
+        if name != "dataset" and ours != getattr(asked, name):
+            changes.append((name, ours))
     if "precision" in settings:  # of the weights' steps, where it is not float32; no protocol has one
         changes.append(("precision", settings["precision"]))
     return RunSettings(asked.name, asked.variant, tuple(changes))

@@ -177,11 +177,8 @@ def _said(value: Any) -> str:
 
 
 def differing(protocol: TrainProtocol, asked: TrainProtocol) -> list[tuple[str, Any, Any]]:
-    """The settings that differ, as (field, of ``protocol``, of ``asked``), estimator, seed and what means nothing to it left out."""
-    names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
-    if not draws_blocks(protocol.estimator):
-        names.remove("fresh_blocks")
-    pairs = [(name, getattr(protocol, name), getattr(asked, name)) for name in names]
+    """The settings that differ, as (field, of ``protocol``, of ``asked``), estimator and seed left out."""
+    pairs = [(name, getattr(protocol, name), getattr(asked, name)) for name in settings_for(protocol.estimator)]
     return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 
 
@@ -201,6 +198,12 @@ def unreduced(protocol: TrainProtocol) -> TrainProtocol:
 def _hparams(table: dict[str, Any]) -> list[str]:
     """What a file has settings for."""
     return [hparam for hparam in TRAIN_HPARAMS if hparam in table]
+
+
+def settings_for(estimator: str) -> list[str]:
+    """The settings that mean something to runs of ``estimator``, by which they are compared."""
+    names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
+    return [name for name in names if name != "fresh_blocks" or draws_blocks(estimator)]
 
 
 def draws_blocks(estimator: str) -> bool:
