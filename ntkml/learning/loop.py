@@ -107,6 +107,8 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
 @full_precision()
 def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> None:
     """One step of the weights on a batch. On a CPU its loss is checked before the weights move, else when it is read."""
+    if x.device.type == "cuda" and learner.system.repeats_itself:
+        return _recorded_step(learner, x, y, batch, rate)
     protocol, processes = learner.protocol, learner.processes
     share = len(batch) / learner.system.num_losses(batch)
     for loss, names in _losses(learner, x, y, batch):
@@ -123,15 +125,33 @@ def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: fl
             _step(optimizer, protocol.lr_aug * rate / protocol.lr if name == "augmentation" else rate)
 
 
+def _recorded_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> None:
+    """:func:`_weight_step` on a GPU of a system whose loss repeats itself."""
+    objective = learner.objective
+
+    def loss(images: Tensor, targets: Tensor) -> Tensor:
+        with _autocast(learner, images.device):
+            return objective.weight_loss(images, targets, len(x))
+
+    images, targets = learner.system.drawn(x, y, batch, learner.streams["views"])
+    value = learner.recorded.gradients(loss, trainable_parameters(objective.model).values(), images, targets)
+    learner.unread.append(UnreadLoss(value.clone(), len(batch), learner.position.step, rate))
+    _step(learner.optimizers["weights"], rate)
+
+
 def _losses(learner: Learner, x: Tensor, y: Tensor, batch: Tensor) -> Iterator[WeightLoss]:
     """The system's losses on a batch, each computed when the one before it has been descended, in the run's precision."""
     losses = learner.system.weight_losses(x, y, batch, learner.streams["views"])
     while True:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
+        with _autocast(learner, x.device):
             loss = next(losses, None)
         if loss is None:
             return
         yield loss
+
+
+def _autocast(learner: Learner, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=learner.precision == "bf16")
 
 
 def _reads_at_once(device: torch.device) -> bool:

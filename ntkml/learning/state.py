@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.learning.recorded_steps import RecordedSteps
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import trainable_parameters
@@ -97,6 +98,7 @@ class Learner:
     ``processes``: those that train together, each with a learner in the same state.
     ``precision``: of the weights' forward and backward pass, one of :data:`PRECISIONS`; estimates have their own.
     ``unread``: losses that the position does not count yet (:func:`ntkml.learning.loop.settle`).
+    ``recorded``: steps of the weights that a GPU replays.
     """
 
     protocol: TrainProtocol
@@ -107,6 +109,7 @@ class Learner:
     processes: Processes = ALONE
     precision: str = "float32"
     unread: list[UnreadLoss] = field(default_factory=list)
+    recorded: RecordedSteps = field(default_factory=RecordedSteps)
 
     @property
     def objective(self) -> MarginalLikelihood:

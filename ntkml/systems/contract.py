@@ -80,9 +80,20 @@ class System:
 
     def weight_losses(self, x: Tensor, y: Tensor, batch: Tensor, generator: torch.Generator) -> Iterator[WeightLoss]:
         """The losses of one step on ``batch``, indices into the weights' data; each is descended before the next."""
+        images, targets = self.drawn(x, y, batch, generator)
+        yield self.objective.weight_loss(images, targets, len(x), generator, self.processes), ("weights",)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether the loss of a :meth:`drawn` batch is the objective's, the same operations whatever is drawn: no views, no
+        other processes, and no losses of the system's own."""
+        plain = type(self).weight_losses is System.weight_losses
+        return plain and self.objective.augmentation is None and self.processes.count == 1
+
+    def drawn(self, x: Tensor, y: Tensor, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The images of one step on ``batch`` as the weights see them, and their targets."""
         self.spend(len(batch))
-        images = self.seen(x[batch], generator)
-        yield self.objective.weight_loss(images, y[batch], len(x), generator, self.processes), ("weights",)
+        return self.seen(x[batch], generator), y[batch]
 
     def num_losses(self, batch: Tensor) -> int:
         """How many losses :meth:`weight_losses` descends on ``batch``."""

@@ -26,6 +26,7 @@ from ntkml.runs.bound_setup import resolve_protocol as resolve_protocol_of_grid
 from ntkml.runs.train import TrainRun, run_train
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
+from ntkml.systems import System
 from tests import networks
 from tests.factories import assert_same, targets
 from tests.objectives import everything
@@ -41,6 +42,7 @@ ANY_NETWORK = [
 #: (device, model): the simulated one starts every operation in Python, so that its networks are small.
 NETWORKS = [*(pytest.param("cuda", model, marks=ON_A_GPU) for model in ("resnet18-16", "mlp")), (NAME, "mininet")]
 
+DATA_PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 SETTINGS = {"num_data": 48, "epochs": 2, "batch_size": 16, "burn_in": 1, "update_every": 1, "hyper_steps": 2, "seed": 0}
 #: Columns that say where a run was made.
 PLACE = ("device",)
@@ -168,6 +170,35 @@ def test_the_host_does_not_wait_in_the_steps_of_the_weights(device):
     with counted_waits(device) as waits:
         loop.settle(learner)
     assert waits
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(("model", "likelihood"), [("resnet18-16", "categorical"), ("mlp", "gaussian")])
+def test_recorded_steps_are_the_steps(model, likelihood, precision, monkeypatch):
+    """Over epochs with a smaller last batch, mirrored images and hyperparameters that move in between."""
+    data, device, found = images(), torch.device("cuda"), []
+    data = replace(data, **{part: getattr(data, part).to(device) for part in DATA_PARTS})
+    protocol = replace(load_train("train-digits", "prior"), model=model, **SETTINGS | {"batch_size": 20, "epochs": 3})
+    protocol = replace(protocol, likelihood=likelihood, estimator="ntk-12-1", flip=True)
+    for recorded in (True, False):
+        monkeypatch.setattr(System, "repeats_itself", recorded)
+        network = build_model(model, data.input_shape, 3, generator_for(0, "init"))
+        learner = new_learner(protocol, network, device, precision=precision)
+        records = list(loop.learn(learner, data))
+        assert bool(learner.recorded) is recorded
+        found.append((records, learner.objective.state_dict(), network.state_dict()))
+    (ours, *states), (theirs, *others) = found
+    tolerance = 1e-4 if precision == "float32" else 2e-2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance)
+        if one.log_marginal_likelihood is not None:
+            assert one.log_marginal_likelihood == pytest.approx(other.log_marginal_likelihood, rel=tolerance)
+    for here, there in zip(states, others, strict=True):
+        for name, value in here.items():
+            if isinstance(value, torch.Tensor):
+                assert_same(value, there[name], tolerance)
 
 
 @pytest.mark.parametrize("estimator", ["ntk-12-1", "ntk-12-tree", "kfac-12-1", "diag-12-C"])
