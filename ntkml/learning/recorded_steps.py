@@ -28,6 +28,9 @@ class RecordedSteps:
         self._by_size: dict[int, _Recording] = {}
         self._pool: Any = None
 
+    def __len__(self) -> int:
+        return len(self._by_size)
+
     def gradients(self, loss: BatchLoss, parameters: Iterable[nn.Parameter], images: Tensor, targets: Tensor) -> Tensor:
         """Set ``.grad`` of the parameters to the gradients of the loss on a batch and return it, scalar, without a graph.
 
