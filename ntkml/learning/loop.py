@@ -107,7 +107,7 @@ def _weight_epoch(learner: Learner, x: Tensor, y: Tensor) -> Iterator[None]:
 @full_precision()
 def _weight_step(learner: Learner, x: Tensor, y: Tensor, batch: Tensor, rate: float) -> None:
     """One step of the weights on a batch. On a CPU its loss is checked before the weights move, else when it is read."""
-    if x.device.type == "cuda" and learner.system.repeats_itself:
+    if _records(x.device) and learner.system.repeats_itself:
         return _recorded_step(learner, x, y, batch, rate)
     protocol, processes = learner.protocol, learner.processes
     share = len(batch) / learner.system.num_losses(batch)
@@ -152,6 +152,11 @@ def _losses(learner: Learner, x: Tensor, y: Tensor, batch: Tensor) -> Iterator[W
 
 def _autocast(learner: Learner, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=learner.precision == "bf16")
+
+
+def _records(device: torch.device) -> bool:
+    """Whether steps of the weights can be recorded there."""
+    return device.type == "cuda"
 
 
 def _reads_at_once(device: torch.device) -> bool:

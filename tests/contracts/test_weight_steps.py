@@ -13,10 +13,12 @@ from ntkml.learning import loop
 from ntkml.learning.loop import learn, settle, steps
 from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.learning.trouble import DivergenceError
+from ntkml.machine.processes import Processes
 from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.runs.train import TrainRun
+from tests.recorded_graphs import replace_cuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,6 +136,50 @@ def test_bfloat16_learns_nearly_what_float32_does_under_another_run_id():
     run = TrainRun(learner.protocol, data, torch.device("cpu"))
     assert replace(run, precision="bf16").run_id != run.run_id
     assert "precision" not in run.settings  # earlier runs keep their ids
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"flip": True},
+        {"optimizer": "sgd", "likelihood": "gaussian", "estimator": "ntk-20-1"},
+        {"estimator": "none"},
+    ],
+    ids=str,
+)
+def test_recorded_steps_are_the_steps(settings, precision, read_later, monkeypatch):
+    expected = untimed(learn(*problem(precision=precision, **settings)))
+    read_later()
+    graphs = []
+    replace_cuda(monkeypatch, graphs)
+    monkeypatch.setattr(loop, "_records", lambda device: True)
+    learner, data = problem(precision=precision, **settings)
+    assert untimed(learn(learner, data)) == expected
+    assert [graph.replays for graph in graphs] == [16, 2]  # 8 batches of 7 and one of 4, two epochs
+    assert len(learner.recorded) == 2
+
+
+@pytest.mark.parametrize(
+    ("hparam", "estimator", "repeats"),
+    [
+        ("prior", "ntk-20-1", True),
+        ("prior", "none", True),
+        ("prior", "hoag", True),
+        ("prior", "sampled-2", True),
+        ("invariance", "ntk-20-1", False),
+        ("invariance", "none", True),
+        ("invariance", "fixed-augmentation-180", False),
+        ("invariance", "augerino", False),
+        ("invariance", "partitioned-2", False),
+    ],
+)
+def test_steps_are_recorded_where_nothing_is_drawn_inside(hparam, estimator, repeats):
+    system = problem(hparam, estimator=estimator)[0].system
+    assert system.repeats_itself is repeats
+    system.processes = Processes(0, 2)
+    assert not system.repeats_itself
 
 
 def test_an_unknown_precision_names_the_known_ones():
