@@ -119,9 +119,8 @@ def evaluate_partition(
         factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
         log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
         for m in members:
-            weight = 1.0 if drawn is None else 1.0 / (float(partition.probabilities[m]) * len(drawn))
-            block = partition.blocks[m]
-            rho.append(weight * log_prob * block.columns.shape[-1] / partition.num_columns)
+            block, weight = partition.blocks[m], partition.weight(m, None if drawn is None else len(drawn))
+            rho.append(weight * partition.share(block) * log_prob)
             log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
     certified = is_certified(spec, captured.outputs.shape[1], likelihood.softmax)
     log_prior = -0.5 * prior.quadratic_form(parameters)

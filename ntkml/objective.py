@@ -191,21 +191,18 @@ class MarginalLikelihood(BayesianModel):
             self.resample(x, y, generator)
         partition = self.partition
         assert partition is not None
-        if blocks is None:
-            chosen = [(block, 1.0) for block in partition.blocks]
-        else:
-            drawn = partition.draw(blocks, generator)
-            chosen = [(partition.blocks[m], 1.0 / (float(partition.probabilities[m]) * blocks)) for m in drawn]
-        for index, (block, weight) in enumerate(chosen):
+        drawn = range(len(partition)) if blocks is None else partition.draw(blocks, generator)
+        for index, m in enumerate(drawn):
+            block = partition.blocks[m]
             noise = self._draw(len(block.inputs), generator)  # of every block, or the processes' streams would part
             if not processes.takes(index) and self.chunk is not None:
                 continue
-            share, block = block.columns.shape[-1] / partition.num_columns, block.to(x.device)
+            share, block = partition.share(block), block.to(x.device)
             data = self._data(block, x[block.inputs], y[block.inputs], share, noise)
             if self.chunk is None:  # measured on the first block of all, for all processes
                 self.chunk = self._measured_chunk(data)
             if processes.takes(index):
-                yield data, weight
+                yield data, partition.weight(m, blocks)
 
     def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
 

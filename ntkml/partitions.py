@@ -75,6 +75,14 @@ class Partition:
             )
         return replace(self, probabilities=weights / weights.sum())
 
+    def share(self, block: Block) -> float:
+        """The part k / R of its inputs' log likelihood that counts for a block of k of R columns."""
+        return block.columns.shape[-1] / self.num_columns
+
+    def weight(self, index: int, count: int | None) -> float:
+        """What the terms of block ``index`` are multiplied by: 1 / (q_m count) as one of ``count`` drawn ones, 1 as one of all (None)."""
+        return 1.0 if count is None else 1.0 / (float(self.probabilities[index]) * count)
+
     def draw(self, count: int, generator: torch.Generator | None) -> list[int]:
         """Indices of ``count`` blocks: without replacement where the distribution is uniform, else independent draws.
 

@@ -64,7 +64,7 @@ def estimator_rows(
             TabulatedRows(table, block.inputs, block.select(factor[block.inputs]))
         )
         log_det.append(_log_dets(structure, points))
-        rho.append(log_prob[block.inputs].sum() * block.columns.shape[-1] / partition.num_columns)
+        rho.append(partition.share(block) * log_prob[block.inputs].sum())
         seconds.append((clock(log_prob.device) - began) / len(points))
     all_rho, all_log_det, all_seconds = torch.stack(rho).cpu(), torch.stack(log_det).cpu(), torch.tensor(seconds)
     for index, point in enumerate(points):
