@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ntkml.datasets import ImageDataset
+from ntkml.machine.files import appearing_whole
 
 _VERSION = 1  # of what decoding makes of a file; a change of it makes old caches stale
 _LOG = logging.getLogger("ntkml")
@@ -101,11 +101,9 @@ def _write(path: Path, fingerprint: str, images: DecodedImages) -> None:
         "checksum": images.checksum,
         "notes": images.notes,
     }
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with appearing_whole(path) as file:
             np.savez(
                 file,
                 about=np.array(json.dumps(about)),
@@ -114,11 +112,8 @@ def _write(path: Path, fingerprint: str, images: DecodedImages) -> None:
                 test_images=images.test_images,
                 test_targets=images.test_targets,
             )
-        os.replace(temporary, path)
     except OSError as error:
         _LOG.warning("decoded images cannot be kept in %s (%s); set NTKML_CACHE to a folder", path.parent, error)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _pixels(images: np.ndarray) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) -> Path:
@@ -18,11 +20,22 @@ def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) ->
         OSError: the disk is full, or refuses otherwise; names the path and the size.
     """
     path = Path(path)
+    try:
+        with appearing_whole(path, keep) as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (writing {len(data)} bytes)", str(path)) from None
+    return path
+
+
+@contextmanager
+def appearing_whole(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """:func:`write_atomically` for what is written piece by piece, into the file that this yields."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files for the owner's eyes only; a result is as readable as any other new file.
@@ -32,13 +45,10 @@ def write_atomically(path: str | Path, data: bytes, keep: Path | None = None) ->
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror} (writing {len(data)} bytes)", str(path)) from None
         raise
-    return path
 
 
 def ensure_writable_folder(path: str | Path, option: str = "--out") -> Path:
