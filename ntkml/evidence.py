@@ -111,7 +111,8 @@ def evaluate_partition(
     parameters = trainable_parameters(model)
     shapes = parameter_shapes(model)
     prior = as_prior(prior, shapes).to(x.device)
-    tree = tree_for(model)
+    with torch.no_grad():
+        tree = tree_for(model, model(x[:1].clone()).shape[1])
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
         captured = capture(model, x[inputs], plan=plan)

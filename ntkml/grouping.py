@@ -90,7 +90,10 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
     """
     shapes = parameter_shapes(model)
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
-    parts, tree = x.split(automatic_chunk(model, plan, x[:1], 1)), tree_for(model)
+    parts = x.split(automatic_chunk(model, plan, x[:1], 1))
+    with torch.no_grad():
+        example = model(x[:1].clone())
+    tree = tree_for(model, example.shape[1])
 
     def rows_of(column: int) -> Chunks:
         def chunks() -> Iterator[list[dict[str, LayerRows]]]:
@@ -104,8 +107,7 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
 
         return chunks
 
-    with torch.no_grad():
-        num_columns = likelihood.factor(model(x[:1].clone()), "C", tree).shape[2]
+    num_columns = likelihood.factor(example, "C", tree).shape[2]
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     for column in range(num_columns):
         kernel += ChunkedRows(rows_of(column), shapes, "rows", groups, len(x)).total_gram()
@@ -113,9 +115,12 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
     return kernel.diagonal().mean() * kernel / torch.outer(root, root)
 
 
-def tree_for(model: nn.Module) -> NestedDichotomy | None:
-    """The tree over the classes that average linkage finds on the last linear layer's weight; None without such a layer."""
+def tree_for(model: nn.Module, num_outputs: int) -> NestedDichotomy | None:
+    """The tree over the classes that average linkage finds on the last linear layer's weight.
+
+    None where there is no such layer, or it has another number of outputs than the network, whose head it cannot be.
+    """
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    if not last or last[0].out_features < 2:
+    if not last or last[0].out_features != num_outputs or num_outputs < 2:
         return None
     return average_linkage(last[0].weight)

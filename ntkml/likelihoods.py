@@ -96,9 +96,7 @@ class Categorical:
         log_p = outputs.log_softmax(-1)
         num_classes = outputs.shape[1]
         if split in ("C", "tree"):
-            if tree is None or tree.num_classes != num_classes:  # the last linear layer need not be the head
-                tree = sequential(num_classes)
-            return tree.factor(log_p)
+            return (tree or sequential(num_classes)).factor(log_p)
         if split == "1":
             return torch.diag_embed((0.5 * (log_p + _log_rest(log_p))).exp())
         columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes, softmax=True)]

@@ -100,9 +100,10 @@ class MarginalLikelihood(BayesianModel):
         check_data(x, y)
         if self.partition is None:
             self._row_plan(x)
-            self.tree = self.tree or tree_for(self.model)
         with torch.no_grad():
             self._num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
+        if self.partition is None:
+            self.tree = self.tree or tree_for(self.model, self._num_outputs)
         if self.tree is not None and self.tree.num_classes != self._num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {self._num_outputs} outputs"

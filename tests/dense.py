@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from ntkml.dichotomies import sequential
 from ntkml.grouping import tree_for
 from ntkml.likelihoods import Bernoulli, Categorical, Likelihood
 from ntkml.partitions import Block
@@ -65,7 +66,8 @@ def block_lambda(hessians: Tensor, outputs: Tensor, block: Block, split: str, mo
         return hessians
     columns = block.columns.expand(n, -1)  # (n, k)
     if split == "tree":
-        factor = naive_tree_factor(outputs, tree_for(model).splits)
+        tree = tree_for(model, num_outputs) or sequential(num_outputs)
+        factor = naive_tree_factor(outputs, tree.splits)
         chosen = factor.gather(2, columns.unsqueeze(1).expand(-1, num_outputs, -1))
         return chosen @ chosen.transpose(1, 2)
     kept = nn.functional.one_hot(columns, num_outputs).sum(1).double()

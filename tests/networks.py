@@ -136,6 +136,28 @@ class Outside(nn.Module):
         return self.head(torch.tanh(h) @ self.layer.weight + (self.layer.bias if self.bypass else 0))
 
 
+class Gated(nn.Module):
+    """Its head is not the linear layer that was made last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.gate = nn.Linear(4, CLASSES), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x * torch.sigmoid(self.gate(x)))
+
+
+class Sliced(nn.Module):
+    """Its last layer has more outputs than the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, CLASSES + 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))[:, :CLASSES]
+
+
 class Called(nn.Module):
     """Calls a layer on tokens (n, T, 4) in the arrangement given, or by keyword."""
 
@@ -255,6 +277,8 @@ NETWORKS = {
     "tied weights": Kind(Tied, (4,), exact=("first", "second")),
     "weight beside its layer": Kind(lambda: Outside(False), (4,), exact=("layer",)),
     "weight without its layer": Kind(lambda: Outside(True), (4,), exact=("layer",)),
+    "head before another layer": Kind(Gated, (4,)),
+    "sliced outputs": Kind(Sliced, (4,)),
     "flattened tokens": Kind(lambda: Called("flattened"), (3, 4), exact=("layer",)),
     "sequence first": Kind(lambda: Called("sequence first"), (3, 4), exact=("layer",)),
     "as long a sequence as the check": Kind(lambda: Called("sequence first"), (2, 4), exact=("layer",)),

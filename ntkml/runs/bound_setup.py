@@ -137,7 +137,7 @@ def set_up(grid: BoundGrid, folder: Path, track: Track) -> Setup:
         partitions[spec] = partition_for(
             spec, model, train.train_inputs, train.train_targets, Categorical(), stream, plan
         )
-    return Setup(grid, train, model, plan, noise, tree_for(model), partitions, num_params)
+    return Setup(grid, train, model, plan, noise, tree_for(model, train.num_classes), partitions, num_params)
 
 
 def _training_part_on(device: torch.device, data: ImageDataset) -> ImageDataset:

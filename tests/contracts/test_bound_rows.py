@@ -29,7 +29,15 @@ def rows_of(case, name, precisions=PRECISIONS, block_rows=True):
         for value in precisions
     ]
     rows = estimator_rows(
-        spec, partition, table, case.y, case.likelihood, tree_for(case.model), points, {"run_id": "x"}, block_rows
+        spec,
+        partition,
+        table,
+        case.y,
+        case.likelihood,
+        tree_for(case.model, case.num_outputs),
+        points,
+        {"run_id": "x"},
+        block_rows,
     )
     return list(rows)
 

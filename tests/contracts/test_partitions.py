@@ -249,7 +249,7 @@ def test_features_are_what_enters_the_last_layer(chunk, monkeypatch):
 def test_the_kernel_is_the_same_in_chunks(monkeypatch):
     case = make_case("convnet")
     whole = input_kernel(case.model, case.x, case.likelihood, case.plan)
-    roots = case.likelihood.factor(case.model(case.x).detach(), "C", tree_for(case.model))
+    roots = case.likelihood.factor(case.model(case.x).detach(), "C", tree_for(case.model, case.num_outputs))
     rows = torch.einsum("ncr,ncp->nrp", roots, case.jacobian)
     expected = torch.einsum("nrp,mrp->nm", rows, rows)
     root = expected.diagonal().sqrt()

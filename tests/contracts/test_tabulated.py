@@ -100,11 +100,13 @@ def test_every_block_of_every_estimator_is_that_of_a_capture(name, kind, num_vie
     case = make_case(network, num_inputs=num_inputs)
     spec, partition = case.partition(f"ntk-{name}")
     table, captured_batch = both(case, num_views)
-    factor = case.likelihood.factor(table.outputs, spec.outputs, tree_for(case.model))
+    factor = case.likelihood.factor(table.outputs, spec.outputs, tree_for(case.model, case.num_outputs))
     scaled = make_prior("layerwise", case).of(case.shapes)
     for block in partition.blocks[:: max(1, len(partition) // 4)]:  # the first, the last and some between
         captured = captured_batch(block.inputs)
-        own = block.select(case.likelihood.factor(captured.outputs.detach(), spec.outputs, tree_for(case.model)))
+        own = block.select(
+            case.likelihood.factor(captured.outputs.detach(), spec.outputs, tree_for(case.model, case.num_outputs))
+        )
         cut = TabulatedRows(table, block.inputs, block.select(factor[block.inputs]))
         fresh = CapturedRows(captured, own, case.shapes)
         assert cut.num_rows == fresh.num_rows == block.num_pairs
@@ -124,7 +126,7 @@ def test_a_gram_is_cut_in_strips_of_a_few_inputs(monkeypatch):
     """Strips that leave a rest, one input at a time, and all at once."""
     case = make_case("convnet")
     table = tabulate(case.model, lambda start, stop: case.x[start:stop], 7, case.plan)
-    factor = case.likelihood.factor(table.outputs, "C", tree_for(case.model))
+    factor = case.likelihood.factor(table.outputs, "C", tree_for(case.model, case.num_outputs))
     cut = []
     for entries in (1, 3 * factor.numel() * factor.shape[2], 2**20):  # one, three and seven inputs
         monkeypatch.setattr(tabulated, "_CUT_ENTRIES", entries)
@@ -174,7 +176,9 @@ def test_a_block_may_hold_any_pairs_in_any_order(columns):
     case = make_case("convnet")
     table, _ = both(case, 1)
     block = Block(torch.tensor([5, 0, 5, 3]), torch.tensor(columns))
-    factor = block.select(case.likelihood.factor(table.outputs, "tree", tree_for(case.model))[block.inputs])
+    factor = block.select(
+        case.likelihood.factor(table.outputs, "tree", tree_for(case.model, case.num_outputs))[block.inputs]
+    )
     rows = torch.einsum("ncp,nck->nkp", case.jacobian[block.inputs], factor).flatten(0, 1)
     assert_same(TabulatedRows(table, block.inputs, factor).total_gram(), rows @ rows.T)
 
