@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import data_root_option, device_option, download_option, out_option, setting
+from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList
@@ -52,7 +52,7 @@ Examples:
 @download_option
 @click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="A row per block too, or not.")
 @out_option
-@click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture.")
+@figures_option
 @click.option("--force", is_flag=True, help="Compute again what is finished.")
 def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
     """Every estimator over a grid of prior precisions or rotations, beside the exact log marginal likelihood.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ntkml.commands.types import ChunkSize
+from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, SeedList
 
 #: What a command may compute on; :func:`ntkml.commands.devices.device_named` takes it.
 DEVICE = click.Choice(("auto", "cpu", "cuda"))
@@ -22,12 +22,39 @@ data_root_option = click.option(
 )
 download_option = click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
 out_option = click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
+figures_option = click.option(
+    "--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture."
+)
 
+compared_hparam_option = click.option(
+    "--hparam",
+    type=LearnedHparam(),
+    required=True,
+    help="What is learned; rotation is another word for invariance.",
+)
 fresh_blocks_option = click.option(
     "--fresh-blocks/--kept-blocks",
     default=None,
     help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
 )
+
+#: Settings that mean something to one learned hyperparameter alone, and to which.
+_OF_ONE_HPARAM = {"samples": "invariance", "aug_steps": "invariance", "lr_aug": "invariance", "fresh_blocks": "prior"}
+
+
+def setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
+    """An option that replaces one setting of the protocol; ``field`` where the setting has another name."""
+    names = (name, field) if field else (name,)
+    return click.option(*names, type=kind, default=None, help=f"{text}  [default: the protocol's]")
+
+
+#: What a comparison may change in all of its training runs, by the names of the settings.
+_OF_ALL_RUNS = {
+    "epochs": setting("--epochs", COUNT, "Epochs of every fit."),
+    "num_data": setting("--num-data", COUNT, "Training images N."),
+    "samples": setting("--samples", SAMPLES, "Augmentation samples S (invariance)."),
+    "fresh_blocks": fresh_blocks_option,
+}
 
 
 def computing_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +64,29 @@ def computing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def setting(name: str, kind: click.ParamType, text: str, field: str = "") -> Callable[[Any], Any]:
-    """An option that replaces one setting of the protocol; ``field`` where the setting has another name."""
-    names = (name, field) if field else (name,)
-    return click.option(*names, type=kind, default=None, help=f"{text}  [default: the protocol's]")
+def compared_runs_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The seeds of a comparison and the settings of all its training runs, which :func:`compared_settings` reads."""
+    for option in reversed(_OF_ALL_RUNS.values()):
+        command = option(command)
+    return setting("--seeds", SeedList(), "Comma-separated seeds.")(command)
+
+
+def compared_settings(hparam: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line changes in all training runs of a comparison; settings that are not given are left out.
+
+    Raises:
+        click.BadParameter: see :func:`check_hparam`.
+    """
+    check_hparam(hparam, options)
+    return {name: options[name] for name in _OF_ALL_RUNS if options[name] is not None}
+
+
+def check_hparam(hparam: str, options: Mapping[str, Any]) -> None:
+    """Refuse what would change nothing when ``hparam`` is learned.
+
+    Raises:
+        click.BadParameter: a setting of the other hyperparameter is given; says which one it belongs to.
+    """
+    for name, owner in _OF_ONE_HPARAM.items():
+        if options.get(name) is not None and hparam != owner:
+            raise click.BadParameter(f"belongs to --hparam {owner}", param_hint=f"--{name.replace('_', '-')}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ntkml.commands.options import (
+    check_hparam,
     chunk_option,
     data_root_option,
     device_option,
@@ -54,9 +55,6 @@ Examples:
   torchrun --nproc-per-node 4 -m ntkml train --hparam prior --blocks-per-step 4
 """
 _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings that no option replaces
-
-
-_OF_ONE_HPARAM = {"samples": "invariance", "aug_steps": "invariance", "lr_aug": "invariance", "fresh_blocks": "prior"}
 
 
 @click.command("train", epilog=_EXAMPLES, context_settings={"show_default": True})
@@ -137,9 +135,7 @@ def train(hparam: str | None, protocol: str | None, protocol_variant: str, **opt
 
 def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
     """The protocol with what the command line says instead."""
-    for name, hparam in _OF_ONE_HPARAM.items():
-        if asked.hparam != hparam and options[name] is not None:
-            raise click.BadParameter(f"belongs to --hparam {hparam}", param_hint=f"--{name.replace('_', '-')}")
+    check_hparam(asked.hparam, options)
     if options["fresh_blocks"] is not None and not draws_blocks(estimator := options["estimator"] or asked.estimator):
         raise click.BadParameter(
             f"{estimator} has no blocks to draw from; leave the option out", param_hint="--fresh-blocks"

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
 from ntkml.commands.types import TrainEstimator
+from ntkml.datasets import load_dataset
 from ntkml.protocols.compare import compare_names, load_compare
 from ntkml.records import compare as compare_records
 from ntkml.records import train as train_records
 from ntkml.records.finished_runs import finished_runs
+from ntkml.records.manifests import read_manifest
 from ntkml.registry import SYSTEMS
+from ntkml.runs import compare as compare_run
 from ntkml.system_specs import FAMILIES, canonical_name, family_of, parse_system
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ("--num-data", 30, "--epochs", 10)
+ARGUMENTS = ("--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
+REFERENCE = Path(__file__).resolve().parents[2] / "results/reference/comparison"
+
+
+@pytest.fixture
+def run(in_empty_folder, blank_pictures):
+    """``ntkml compare ...``"""
+    return partial(in_empty_folder, "compare")
+
+
+@pytest.fixture
+def finished_run(finished, blank_pictures):
+    """The comparison of ARGUMENTS."""
+    finished("compare", *ARGUMENTS)
+
+
+def cells(folder):
+    """When the weights of every finished training run were written, by folder."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
+
+
+def comparison_of(folder, only):
+    """The folder of the only comparison."""
+    return only(folder / "results" / "compare", "rows.csv").parent
 
 
 def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folder, only, tmp_path):
@@ -29,39 +60,141 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
     assert rows.loc["none", "data_passes"] == pytest.approx(10)
     assert rows.loc["grid-2", "data_passes"] == pytest.approx(10 * (0.8 + 0.8 + 1))
     assert rows.loc["grid-2", "prior_precision_median"] in (0.01, 1000)
-    # All runs are there already: the same comparison computes nothing, another one of the same systems only its rows.
-    assert "Finished already" in in_empty_folder(*arguments)[1]
+    folder = comparison_of(tmp_path, only)
+    assert {path.name for path in folder.iterdir()} == {"rows.csv", "manifest.json"}
+    pictures = [Path("figures") / f"comparison-{folder.name}.{suffix}" for suffix in ("png", "pdf")]
+    for path in (*(folder.relative_to(tmp_path) / name for name in ("rows.csv", "manifest.json")), *pictures):
+        assert str(path) in out
+    assert (tmp_path / pictures[0]).stat().st_size > 10_000
+    assert (tmp_path / pictures[1]).stat().st_size > 1000
     code, _, _ = in_empty_folder("plot", "comparison", "--results", "results", "--format", "png")
     assert code == 0
-    assert (tmp_path / "figures" / "comparison.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "comparison.png").read_bytes() == (tmp_path / pictures[0]).read_bytes()
+
+
+def test_a_finished_comparison_is_drawn_again_and_computed_again_when_forced(run, finished_run, tmp_path, only):
+    folder, times = comparison_of(tmp_path, only), cells(tmp_path)
+    before = (folder / "rows.csv").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "figures")
+    code, out, _ = run(*ARGUMENTS)
+    assert (code, "Finished already" in out, (folder / "rows.csv").stat().st_mtime_ns) == (0, True, before)
+    for suffix in ("png", "pdf"):
+        picture = Path("figures") / f"comparison-{folder.name}.{suffix}"
+        assert (str(picture) in out, (tmp_path / picture).exists()) == (True, True)
+    code, out, _ = run(*ARGUMENTS, "--force", "--figures", "elsewhere")
+    assert (code, "Finished already" in out, cells(tmp_path)) == (0, False, times)  # compared again, not trained again
+    assert (folder / "rows.csv").stat().st_mtime_ns > before
+    assert list(folder.parent.iterdir()) == [folder]
+    assert (tmp_path / "elsewhere" / f"comparison-{folder.name}.png").exists()
+
+
+def test_a_forced_comparison_that_is_stopped_loses_nothing(run, finished_run, tmp_path, monkeypatch, only):
+    folder, train = comparison_of(tmp_path, only), compare_run.train_cell
+    rows = (folder / "rows.csv").read_bytes()
+    [cell] = (tmp_path / "results" / "train").iterdir()
+    shutil.rmtree(cell)
+
+    def signalled(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        train(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_run, "train_cell", signalled)
+        code, _, error = run(*ARGUMENTS, "--force")
+    words = "Stopped by SIGTERM: the same command continues its training and compares again"
+    assert (code, error.splitlines()[-1]) == (75, words)
+    assert ((folder / "rows.csv").read_bytes(), "Finished already" in run(*ARGUMENTS)[1]) == (rows, True)
+    assert run(*ARGUMENTS, "--force")[0] == 0
+    assert list(folder.parent.iterdir()) == [folder]
+    assert list(cells(tmp_path)) == [cell.name]
+
+
+def test_a_stop_is_continued_by_the_same_command(run, tmp_path, monkeypatch, only):
+    train, trained = compare_run.train_cell, []
+
+    def signalled(*arguments):
+        train(*arguments)
+        trained.append(1)
+        signal.raise_signal(signal.SIGTERM)
+
+    arguments = ("--hparam", "prior", "--systems", "map,sampled-2", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_run, "train_cell", signalled)
+        code, _, error = run(*arguments)
+    assert (code, error.splitlines()[-1]) == (75, "Stopped by SIGTERM: the same command continues it")
+    assert (len(trained), len(times := cells(tmp_path))) == (1, 1)
+    assert not (tmp_path / "figures").exists()
+    assert run(*arguments)[0] == 0
+    assert times.items() <= cells(tmp_path).items()
+    assert len(compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))) == 2
+
+
+def test_settings_of_one_hyperparameter_reach_its_runs_and_the_caption(run, tmp_path, only):
+    small = ("--systems", "map,ntk-10-1", *SMALL)
+    assert run("--hparam", "prior", *small, "--fresh-blocks")[0] == 0
+    notes = read_manifest(comparison_of(tmp_path, only) / "manifest.json")["notes"]
+    assert notes[-1] == "Against protocol train-digits (ntk-10-1): fresh blocks on instead of off."
+    before = cells(tmp_path)
+    assert run("--hparam", "prior", *small, "--kept-blocks")[0] == 0  # the protocol's: MAP is reused, ntk-10-1 is not
+    assert len(cells(tmp_path)) == len(before) + 1
+    assert before.items() <= cells(tmp_path).items()
+    assert run("--hparam", "rotation", *small, "--samples", 2)[0] == 0
+    [folder] = (tmp_path / "results" / "compare").glob("invariance-*")
+    assert read_manifest(folder / "manifest.json")["settings"]["samples"] == 2
+
+
+@pytest.mark.parametrize("hparam", ["prior", "invariance"])
+def test_comparisons_keep_the_ids_of_the_reference_results(hparam):
+    data = load_dataset(load_compare("comparison-digits", hparam).asked.dataset)
+    reference = read_manifest(REFERENCE / f"{hparam}-{data.name}" / "manifest.json")
+    systems = {entry["run_id"]: name for name, entry in reference["estimators"].items()}
+    protocol = load_compare(
+        "comparison-digits", hparam, tuple(systems[cell] for cell in reference["settings"]["cells"])
+    )
+    assert compare_run.CompareRun(protocol, data, torch.device("cpu")).run_id == reference["run_id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--protocol", "pareto-digits"], 2, "unknown protocol 'pareto-digits'"),
+        (["--seeds", "0,0"], 2, "'0,0' is not a list of different seeds, such as 0,1,2"),
+        (["--epochs", "4", "--systems", "hoag"], 2, "in 4 epochs no hyperparameter is updated"),
+        (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
+        (["--samples", "4"], 2, "--samples: belongs to --hparam invariance"),
+        (["--hparam", "rotation", "--fresh-blocks"], 2, "--fresh-blocks: belongs to --hparam prior"),
+        (["--hparam", "rotation", "--kept-blocks"], 2, "--fresh-blocks: belongs to --hparam prior"),
+        (["--figures", "/dev/null"], 1, "is a file, expected a folder to write to; choose another with --figures"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code, words):
+    left, _, error = run("--hparam", "prior", *arguments, "--device", "cpu")
+    assert (left, words in error, error.count("\n")) == (code, True, 1), error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("room", ["compare", "train"])
 @pytest.mark.parametrize(("name", "words"), [("manifest.json", "not a JSON file"), ("rows.csv", "missing or empty")])
-def test_a_damaged_run_says_what_to_remove(in_empty_folder, finished, only, tmp_path, room, name, words):
-    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    finished(*arguments)
+def test_a_damaged_run_says_what_to_remove(run, finished_run, only, tmp_path, room, name, words):
     if room == "train":
         shutil.rmtree(tmp_path / "results" / "compare")
     damaged = only(tmp_path / "results" / room, name)
     damaged.write_text("")
-    code, _, error = in_empty_folder(*arguments)
+    code, _, error = run(*ARGUMENTS)
     last = error.splitlines()[-1]
     assert (code, words in last) == (1, True), error
     assert f"remove {damaged.parent.relative_to(tmp_path)} and compute it again" in last
     shutil.rmtree(damaged.parent)
-    assert in_empty_folder(*arguments)[0] == 0
+    assert run(*ARGUMENTS)[0] == 0
 
 
-def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_empty_folder, finished, only, tmp_path):
-    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    finished(*arguments)
+def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(run, finished_run, only, tmp_path):
     [expected] = compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))["test_accuracy"]
     rows = only(tmp_path / "results" / "train", "rows.csv")
     head, *lines = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join([head, *reversed(lines)]))
     shutil.rmtree(tmp_path / "results" / "compare")
-    assert in_empty_folder(*arguments)[0] == 0
+    assert run(*ARGUMENTS)[0] == 0
     [found] = compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))["test_accuracy"]
     assert found == expected
     shutil.rmtree(tmp_path / "results" / "compare")
@@ -71,17 +204,15 @@ def test_a_cell_is_compared_at_its_last_epoch_whatever_the_order_of_its_rows(in_
         (head, f"{folder / 'rows.csv'}: has a header but no rows; "),
     ):
         rows.write_text(text)
-        code, _, error = in_empty_folder(*arguments)
+        code, _, error = run(*ARGUMENTS)
         assert (code, error.splitlines()[-1]) == (1, f"Error: {words}remove {folder} and compute it again")
 
 
-def test_a_cell_without_its_costs_is_refused(in_empty_folder, finished, only, tmp_path):
-    arguments = ("compare", "--hparam", "prior", "--systems", "map", "--seeds", 0, *SMALL)
-    finished(*arguments)
+def test_a_cell_without_its_costs_is_refused(run, finished_run, only, tmp_path):
     shutil.rmtree(tmp_path / "results" / "compare")
     path = only(tmp_path / "results" / "train", "manifest.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"budget": {"fits": 1}}))
-    code, _, error = in_empty_folder(*arguments)
+    code, _, error = run(*ARGUMENTS)
     folder = path.parent.relative_to(tmp_path)
     words = f"{folder} was run before costs were counted: remove it and compute it again"
     assert (code, error.splitlines()[-1]) == (1, f"Error: {words}")

@@ -116,7 +116,7 @@ def test_every_command_runs(lines, newcomer, capsys):
 
 def smaller(line):
     """The command with less to do; options behind others win."""
-    takes_views = line.split()[1] in ("bound-grid", "train", "pareto") and not OUT_OF_REACH.search(line)
+    takes_views = line.split()[1] in ("bound-grid", "train", "pareto", "compare") and not OUT_OF_REACH.search(line)
     views = "--samples 2" if takes_views and re.search(r"--hparam (rotation|invariance)", line) else ""
     few = "--estimators ntk-N-C,ntk-100-C" if "bound-grid" in line and "--protocol" in line else ""
     return f"{line} {few} {SMALLER.get(line.split()[1], '')} {views}"

@@ -27,6 +27,7 @@ GRID = (
     "prior",
 )
 PARETO = ("pareto", "--estimators", "ntk-20-1", "--repeats", 1, "--no-exact", *SMALL)
+COMPARE = ("compare", "--systems", "map", "--seeds", 0, *SMALL)
 
 
 def killed_between_renames(folder):
@@ -37,7 +38,7 @@ def killed_between_renames(folder):
     folder.rename(folder.with_name(f"{folder.name}.old"))
 
 
-@pytest.mark.parametrize("arguments", [TRAIN, GRID, PARETO], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [TRAIN, GRID, PARETO, COMPARE], ids=lambda arguments: arguments[0])
 def test_the_next_start_puts_the_finished_run_in_its_place(in_empty_folder, only, tmp_path, arguments):
     assert in_empty_folder(*arguments)[0] == 0
     folder = only(tmp_path / "results" / arguments[0], "rows.csv").parent
@@ -49,13 +50,12 @@ def test_the_next_start_puts_the_finished_run_in_its_place(in_empty_folder, only
 
 
 def test_a_cell_of_a_comparison_is_put_in_its_place_too(in_empty_folder, only, tmp_path, monkeypatch):
-    compare = ("compare", "--systems", "map", "--seeds", 0, *SMALL)
-    assert in_empty_folder(*compare)[0] == 0
+    assert in_empty_folder(*COMPARE)[0] == 0
     folder = only(tmp_path / "results" / "train", "rows.csv").parent
     killed_between_renames(folder)
     shutil.rmtree(tmp_path / "results" / "compare")
     monkeypatch.setattr(train_run, "_set_up", lambda run: pytest.fail("it was trained again"))
-    assert in_empty_folder(*compare)[0] == 0
+    assert in_empty_folder(*COMPARE)[0] == 0
     assert (folder / "forced").exists()
 
 
@@ -82,7 +82,7 @@ def killed_after_the_renames(folder):
     return folder.with_name(f"{folder.name}.old")
 
 
-@pytest.mark.parametrize("arguments", [TRAIN, GRID, PARETO], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", [TRAIN, GRID, PARETO, COMPARE], ids=lambda arguments: arguments[0])
 def test_what_was_replaced_is_removed_by_the_next_start(in_empty_folder, only, tmp_path, arguments):
     assert in_empty_folder(*arguments)[0] == 0
     folder = only(tmp_path / "results" / arguments[0], "rows.csv").parent
