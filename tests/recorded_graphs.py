@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 class Recorder(TorchDispatchMode):
     """``torch.cuda.graph``: whatever the block computes belongs to the graph. As there, the host may not read a number."""
 
-    def __init__(self, graph, pool):
+    def __init__(self, graph, pool, stream):
+        assert stream.device is not None, "a graph is recorded on the stream of its tensors' device"
         super().__init__()
         self.graph = graph
 
@@ -40,15 +41,18 @@ class Graph:
 
 def replace_cuda(monkeypatch, graphs):
     """What ``ntkml.learning.recorded_steps`` takes of ``torch.cuda``. The graphs that are made come into ``graphs``."""
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+
+    def stream(device=None):
+        return SimpleNamespace(device=device, wait_stream=lambda other: None)
 
     def graph():
         graphs.append(Graph())
         return graphs[-1]
 
     replaced = {
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
+        "Stream": stream,
+        "current_stream": stream,
+        "device": lambda device: nullcontext(),
         "stream": lambda stream: nullcontext(),
         "graph_pool_handle": lambda: (0, 1),
         "CUDAGraph": graph,

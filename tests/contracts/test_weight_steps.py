@@ -12,13 +12,13 @@ from ntkml.datasets import load_dataset, subset
 from ntkml.learning import loop
 from ntkml.learning.loop import learn, settle, steps
 from ntkml.learning.state import new_learner, restore, state_of
-from ntkml.learning.trouble import DivergenceError
+from ntkml.learning.trouble import DivergenceError, TrainingMemoryError
 from ntkml.machine.processes import Processes
 from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.runs.train import TrainRun
-from tests.recorded_graphs import replace_cuda
+from tests.recorded_graphs import Recorder, replace_cuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,6 +159,30 @@ def test_recorded_steps_are_the_steps(settings, precision, read_later, monkeypat
     assert untimed(learn(learner, data)) == expected
     assert [graph.replays for graph in graphs] == [16, 2]  # 8 batches of 7 and one of 4, two epochs
     assert len(learner.recorded) == 2
+
+
+def test_a_step_that_cannot_be_recorded_says_why(monkeypatch):
+    """Leaving a recording that an error has broken raises a second one."""
+    replace_cuda(monkeypatch, [])
+    monkeypatch.setattr(loop, "_records", lambda device: True)
+    for first, raised, words in (
+        (
+            RuntimeError("operation not permitted"),
+            RuntimeError,
+            "cannot be recorded on this GPU: operation not permitted",
+        ),
+        (RuntimeError("CUDA out of memory"), TrainingMemoryError, "out of memory in epoch 1, step 1"),
+    ):
+
+        def broken(self, *given, error=first):
+            try:
+                raise error
+            except RuntimeError:
+                raise RuntimeError("failed due to a previous error during capture") from None
+
+        monkeypatch.setattr(Recorder, "__torch_dispatch__", broken)
+        with pytest.raises(raised, match=words):
+            list(learn(*problem()))
 
 
 @pytest.mark.parametrize(
