@@ -146,7 +146,12 @@ def block_log_det(
 
 
 def check_data(x: Tensor, y: Tensor) -> None:
-    """Raise ValueError where inputs and targets differ in number, or inputs are not finite."""
+    """Raise ValueError where inputs and targets are no tensors or differ in number, or inputs are not finite."""
+    for name, data in (("x", x), ("y", y)):
+        if not isinstance(data, Tensor):
+            raise ValueError(
+                f"{name} is a tensor, first dimension the data; got {type(data).__name__}: use torch.as_tensor"
+            )
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(
             f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"

@@ -12,7 +12,7 @@ import click
 from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
-from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList
+from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList, NamedPath
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.protocols.tables import VARIANTS
 from ntkml.records.bound_grid import HPARAMS
@@ -44,7 +44,7 @@ Examples:
 @setting("--seed", SEED, "Seed of data, weights, partition and noise.")
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
 )
 @device_option

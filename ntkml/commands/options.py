@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, SeedList
+from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, NamedPath, SeedList
 
 #: What a command may compute on; :func:`ntkml.commands.devices.device_named` takes it.
 DEVICE = click.Choice(("auto", "cpu", "cuda"))
@@ -18,13 +18,11 @@ chunk_option = click.option(
     "--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory."
 )
 data_root_option = click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
+    "--data-root", type=NamedPath(), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
 )
 download_option = click.option("--download", is_flag=True, help="Fetch missing data files into the data root.")
-out_option = click.option("--out", type=click.Path(path_type=Path), default=Path("results"), help="Folder for results.")
-figures_option = click.option(
-    "--figures", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the picture."
-)
+out_option = click.option("--out", type=NamedPath(), default=Path("results"), help="Folder for results.")
+figures_option = click.option("--figures", type=NamedPath(), default=Path("figures"), help="Folder for the picture.")
 
 compared_hparam_option = click.option(
     "--hparam",

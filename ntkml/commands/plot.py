@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ntkml.commands.types import NamedPath
 from ntkml.registry import FIGURES, unknown_name
 
 if TYPE_CHECKING:
@@ -55,16 +56,16 @@ class FigureName(click.ParamType):
     "--csv",
     "csv",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Rows to draw; may be repeated.  [default: the newest runs]",
 )
 @click.option(
     "--results",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     default=Path("results"),
     help="Where runs are looked for without --csv.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), help="Folder for the pictures.")
+@click.option("--out", type=NamedPath(), default=Path("figures"), help="Folder for the pictures.")
 @click.option(
     "--format",
     "formats",

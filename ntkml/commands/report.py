@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ntkml.commands.types import NamedPath
+
 _EPILOG = """\b
 Examples:
   ntkml report
@@ -14,10 +16,8 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), help="Where finished runs are looked for."
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The page to write.")
+@click.option("--results", type=NamedPath(), default=Path("results"), help="Where finished runs are looked for.")
+@click.option("--out", type=NamedPath(), default=Path("report.html"), help="The page to write.")
 def report(results: Path, out: Path) -> None:
     """Write one self-contained HTML page: every figure that the runs allow, tables to sort, and the manifest of each run.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ntkml.commands.types import NamedPath
+
 _EPILOG = """\b
 Examples:
   ntkml table 1
@@ -24,10 +26,8 @@ SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
 @click.argument("number", type=click.Choice(("1", "2")))
-@click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("results"), help="Where finished runs are looked for."
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("tables"), help="Folder for the files.")
+@click.option("--results", type=NamedPath(), default=Path("results"), help="Where finished runs are looked for.")
+@click.option("--out", type=NamedPath(), default=Path("tables"), help="Folder for the files.")
 @click.option("--format", "name", type=click.Choice((*SUFFIXES, "all")), default="all", help="What is written.")
 def table(number: str, results: Path, out: Path, name: str) -> None:
     """Write table NUMBER (1 or 2): our finished runs beside the numbers that the paper published.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +41,18 @@ class Seconds(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not a number of seconds", param, ctx)
         return number
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: that of an unset variable would be the working folder."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty path: name a file or folder, '.' for this one", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 _SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())

@@ -84,7 +84,10 @@ def named_trouble(learner: Learner, phase: str) -> Iterator[None]:
         raise
     except (NotPositiveDefiniteError, torch.linalg.LinAlgError) as error:
         reason = f"{described}, blocks of up to {_block_size(learner)} index pairs: {error}"
-        raise NotPositiveDefiniteError(f"{reason}; {_lower(learner)}, or start from a larger --prior-init") from None
+        weights = f"--lr (now {protocol.lr:g}) where the weights exploded"
+        raise NotPositiveDefiniteError(
+            f"{reason}; {_lower(learner)}, start from a larger --prior-init, or lower {weights}"
+        ) from None
     except BlockMemoryError as error:
         raise TrainingMemoryError(f"out of memory in {_place(learner)}: {_smaller(learner)}") from error
     except ValueError as error:

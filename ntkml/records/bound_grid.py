@@ -65,7 +65,7 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     Raises:
         ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
     """
-    return tables.read_joined(
+    rows = tables.read_joined(
         paths,
         "bound-grid",
         COLUMNS,
@@ -73,6 +73,24 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
         lambda cell: f"the row of {cell.estimator} at {cell.hparam} = {cell.hparam_value:g}, seed {cell.seed},",
         CHECKS,
     )
+    _refuse_cut(rows)
+    return rows
+
+
+def _refuse_cut(rows: pandas.DataFrame) -> None:
+    """A file that was cut between two lines: aggregates of all estimators are at the same points, as many blocks at each."""
+    for (run_id, *_), run in rows.groupby(["run_id", "dataset", "model", "seed", "num_data", "hparam"], sort=False):
+        whole = run["block"].isna()
+        values = run.loc[whole].groupby("estimator", sort=False)["hparam_value"].agg(frozenset)
+        everywhere = frozenset(run["hparam_value"])
+        blocks = run[~whole].groupby(["estimator", "hparam_value"], sort=False).size().groupby("estimator", sort=False)
+        few = [name for name in dict.fromkeys(run["estimator"]) if values.get(name) != everywhere]
+        few += [str(name) for name, counts in blocks if counts.nunique() > 1 or len(counts) < len(everywhere)]
+        if few:
+            raise ValueError(
+                f"the rows of run {run_id} are not whole: some of {few[0]} are missing; restore the file, or compute it again "
+                "with --force"
+            )
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -269,6 +269,7 @@ def test_equal_settings_have_one_folder_and_others_their_own(run, tmp_path):
             2,
             "in 5 epochs no hyperparameter is updated (--burn-in 10, --update-every 5): take more --epochs",
         ),
+        (["--out", ""], 2, "Invalid value for '--out': an empty path: name a file or folder"),
         (["--burn-in", "-1"], 2, "-1 is not in the range 0<=x<=1000000000"),
     ],
 )

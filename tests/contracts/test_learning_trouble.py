@@ -160,7 +160,9 @@ def test_a_singular_kernel_names_block_structure_size_prior_and_what_to_change(s
         f"epoch 2, step 3, {structure}-20-C with a layerwise prior, blocks of up to 180 index pairs: "
     )
     assert f"structure {structure}" in message
-    assert message.endswith("; lower --lr-hyper (now 0.1), or start from a larger --prior-init")
+    assert message.endswith(
+        "; lower --lr-hyper (now 0.1), start from a larger --prior-init, or lower --lr (now 0.001) where the weights exploded"
+    )
 
 
 def test_a_failed_factorisation_of_torch_is_one_of_a_singular_kernel(monkeypatch):

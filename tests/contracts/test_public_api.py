@@ -145,6 +145,15 @@ def test_unknown_and_impossible_requests_are_refused(case, options, message):
         estimate(case, **options)
 
 
+def test_data_that_are_no_tensors_are_refused(case):
+    for x, y, word in (
+        (case.x.tolist(), case.y, "x is a tensor"),
+        (case.x, case.y.numpy(), "got ndarray: use torch.as_tensor"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            log_marginal_likelihood(case.model, x, y, "ntk-N-C")
+
+
 ONES = torch.ones(7, 3, dtype=torch.float64)
 
 

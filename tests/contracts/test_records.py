@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -212,3 +213,14 @@ def test_a_folder_made_in_vain_is_removed_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot write to the folder .*b .No space left on device.; choose another"):
         files.ensure_writable_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left_out", ["an aggregate", "a block"])
+def test_rows_that_were_cut_between_two_lines_are_refused(tmp_path, rows, left_out):
+    blocks = [row for row in rows if row["block"] is not None]
+    whole = [row for row in rows if row["block"] is None]
+    gone = whole[-1] if left_out == "an aggregate" else blocks[-1]
+    path = bound_records.write_rows(tmp_path / "rows.csv", [row for row in rows if row is not gone])
+    with pytest.raises(ValueError, match=f"are not whole: some of {re.escape(gone['estimator'])} are missing; restore"):
+        bound_records.read_rows(path)
+    bound_records.read_rows(bound_records.write_rows(path, whole))  # aggregates alone are a file of their own
