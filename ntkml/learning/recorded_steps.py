@@ -25,7 +25,10 @@ BatchLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class RecordedSteps:
-    """One recording for every size of a batch, made when the size is first seen; they share their memory."""
+    """One recording for every size of a batch, made when the size is first seen.
+
+    They share their memory, what one step takes, which stays theirs between the steps.
+    """
 
     def __init__(self) -> None:
         self._by_size: dict[int, _Recording] = {}
