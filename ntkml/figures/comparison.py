@@ -21,6 +21,8 @@ from ntkml.records.notes import first_few
 from ntkml.specs import is_certified, parse_estimator
 
 PANEL_HEIGHT = 2.0  # inches
+#: The least range of an axis of the quality, in nats: a smaller one magnifies chance, and its numbers need more room than there is.
+LEAST_RANGE = 0.1
 COSTS = {"data_passes": "data passes", "seconds": "seconds of training"}
 QUALITY = "test_log_likelihood"
 # Nine marks beside ten colours, so that ninety systems look different.
@@ -99,6 +101,9 @@ def _fill(part: Axes, group: pandas.DataFrame, cost: str, looks: Mapping[str, di
         if len(own) > 1:
             part.plot([x, x], [values.min(), values.max()], color=looks[str(name)]["color"], linewidth=0.5)
         part.plot([x], [values.mean()], linestyle="none", gid=str(name), **looks[str(name)])
+    low, high = part.get_ylim()
+    if (missing := LEAST_RANGE - (high - low)) > 0:
+        part.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _provenance(group: pandas.DataFrame) -> str:

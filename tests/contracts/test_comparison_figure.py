@@ -60,3 +60,13 @@ def test_filled_marks_are_proven_bounds(tmp_path, monkeypatch):
     passes, _ = comparison.draw(compare_records.read_rows(rows_file(tmp_path))).axes
     open_marks = {line.get_gid() for line in passes.lines if line.get_gid() and line.get_markerfacecolor() == "white"}
     assert open_marks == {"none", "grid-5", "ntk-50-1"}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.002])
+def test_differences_of_thousandths_are_not_magnified(tmp_path, monkeypatch, spread):
+    for index, (name, (family, _)) in enumerate(SYSTEMS.items()):
+        monkeypatch.setitem(SYSTEMS, name, (family, -1.6 + spread * index))
+    for part in comparison.draw(compare_records.read_rows(rows_file(tmp_path, seeds=(0,)))).axes:
+        low, high = part.get_ylim()
+        assert high - low >= comparison.LEAST_RANGE - 1e-12
+        assert low < -1.6 <= -1.6 + 2 * spread < high
