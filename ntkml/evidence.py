@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
@@ -111,12 +112,12 @@ def evaluate_partition(
     parameters = trainable_parameters(model)
     shapes = parameter_shapes(model)
     prior = as_prior(prior, shapes).to(x.device)
-    with torch.no_grad():
-        tree = tree_for(model, model(x[:1].clone()).shape[1])
+    tree: NestedDichotomy | None = None
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
         captured = capture(model, x[inputs], plan=plan)
         likelihood.check_targets(captured.outputs, y[inputs])
+        tree = tree or tree_for(model, captured.outputs.shape[1])
         factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
         log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
         for m in members:

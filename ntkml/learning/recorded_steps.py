@@ -1,6 +1,6 @@
 """Steps of the weights that a GPU records once and replays: loss and gradients of a batch as one CUDA graph.
 
-The step of a small network is a thousand kernels of a few microseconds each, which Python starts more slowly than the device
+The step of a small network is hundreds of kernels of some microseconds each, which Python starts more slowly than the device
 runs them. A recorded step is started as a whole, on the same kernels and the same memory, so that its numbers are those of
 the step that was recorded. What it reads must stay in its place: batches are copied to where the first one lay; weights and
 hyperparameters are moved in place by their optimisers as it is.

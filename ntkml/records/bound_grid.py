@@ -63,7 +63,7 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
     ``exceeds_exact`` nullable booleans, the rest integers and floats.
 
     Raises:
-        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, or repeats a cell.
+        ValueError: no file, or one that is missing, empty, not such a CSV, of another command, cut between two lines, or repeats a cell.
     """
     rows = tables.read_joined(
         paths,
