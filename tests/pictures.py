@@ -62,7 +62,15 @@ def caption_of(figure: Any) -> str:
 
 
 def legend_labels(figure: Any) -> list[str]:
-    return [text.get_text().replace("\u00a0", " ") for text in figure.legends[0].get_texts()]
+    """Of every legend, from above."""
+    return [text.get_text().replace("\u00a0", " ") for legend in figure.legends for text in legend.get_texts()]
+
+
+def marked_points(line: Any) -> list[float]:
+    """Where on the x-axis the markers of a curve stand; nothing where it has none."""
+    if line.get_marker() in ("None", None):
+        return []
+    return [float(line.get_xdata()[place]) for place in line.get_markevery()]
 
 
 def within(box: Any, frame: Any) -> bool:

@@ -23,6 +23,7 @@ class Sheet:
     """An empty figure of ``width`` inches with ``num_rows`` x ``num_columns`` panels, each ``panel_height`` high.
 
     With ``labelled_columns`` every panel has room for a label of its y-axis, otherwise those of the first column only.
+    ``scale_legend`` has entries that explain the scale of the marks, on lines of their own beneath ``legend``.
     ``row_legends`` are the entries of a legend for every row; they lie under the row's heading, above its panels.
     """
 
@@ -38,13 +39,16 @@ class Sheet:
         shared_x: bool = False,
         shared_y: bool = False,
         labelled_columns: bool = False,
+        scale_legend: Sequence[Line2D] = (),
         row_legends: Sequence[Sequence[Line2D]] = (),
     ) -> None:
         self.width, self.num_rows, self.shared_x, self.shared_y = width, shape[0], shared_x, shared_y
         gap = LABELLED_GAP if labelled_columns else NARROW_GAP if shared_y else GAP
         num_rows, num_columns = shape
         legend_columns, legend_lines = _legend_shape(legend, width)
-        above = legend_lines * LEGEND_LINE + (LEGEND_LINE if legend_title and legend else 0.0) + 0.04
+        scale_columns, scale_lines = _legend_shape(scale_legend, width)
+        title_lines = 1 if legend_title and legend else 0
+        above = (title_lines + legend_lines + scale_lines) * LEGEND_LINE + 0.04
         title = (TITLE if titles else 0.04) + _highest(row_legends, width)
         below = BELOW_PANEL + CAPTION_LINE * len(caption) + (0.05 if caption else 0.0)
         between = (BARE_BELOW if shared_x else BELOW_PANEL) + title
@@ -64,6 +68,9 @@ class Sheet:
         )
         if legend:
             self._add_legend(legend, legend_title, legend_columns, 1 - 0.02 / height)
+        if scale_legend:
+            top = 0.02 + (title_lines + legend_lines) * LEGEND_LINE
+            self._add_legend(scale_legend, "", scale_columns, 1 - top / height)
         if caption:
             self.figure.text(
                 0.06 / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",

@@ -84,7 +84,9 @@ def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: in
     inside = numpy.flatnonzero(_inside(curve, x))
     step = max(1, round(len(inside) / MARKERS_PER_CURVE))
     # Shifted starts keep the markers of neighbouring curves from covering each other.
-    marked = inside[int(step * (place + 0.5) / count) :: step].tolist()
+    places = inside[int(step * (place + 0.5) / count) :: step].tolist()
+    # The frame cuts markers at its edges; those of a curve that has no others stay, open or filled.
+    marked = [i for i in places if x[0] < curve.x[i] < x[1]] or places
     style = line_style(look, curve.certified)
     if len(inside) == 1:
         style["marker"] = look.marker or "o"  # a line of one point is none

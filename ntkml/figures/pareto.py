@@ -19,7 +19,7 @@ from ntkml.figures import captions, pareto_captions, style
 from ntkml.figures.layout import Sheet
 from ntkml.figures.panels import Limits
 from ntkml.figures.pareto_limits import limits_of, mark_ticks, outside
-from ntkml.figures.pareto_marks import color_of, each, handles_of, mark_size, mark_style
+from ntkml.figures.pareto_marks import color_of, each, family_handles, mark_size, mark_style, scale_handles
 from ntkml.figures.point_labels import boxes_around, label_points
 from ntkml.protocols.training_figures import ParetoAxes, ParetoFigure, load_pareto_figure
 from ntkml.records.notes import first_few
@@ -56,7 +56,7 @@ def draw(
     with style.context():
         sheet = Sheet(
             width=style.FULL_WIDTH, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=len(panels) > 1,
-            legend=handles_of(chosen), legend_title="",
+            legend=family_handles(chosen), legend_title="", scale_legend=scale_handles(chosen),
             caption=captions.wrap(sentences, style.FULL_WIDTH - 0.12, style.CAPTION_SIZE),
         )  # fmt: skip
         for place, column in enumerate(panels):

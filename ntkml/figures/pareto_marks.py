@@ -59,18 +59,21 @@ def family_of(row: Any) -> str:
     return f"{structure}, {OUTPUTS.get(row.outputs, f'{row.outputs} outputs')}"
 
 
-def handles_of(rows: pandas.DataFrame) -> list[Line2D]:
-    """Legend entries: the families that are there, full batches first, then sizes of blocks."""
+def family_handles(rows: pandas.DataFrame) -> list[Line2D]:
+    """Legend entries: the families that are there, full batches first."""
     order = {name: place for place, name in enumerate(SHAPES)}
     ordered = sorted(each(rows), key=lambda row: (not is_full_batch(row), order.get(row.structure, 9), row.outputs))
     families: dict[str, dict[str, Any]] = {}
     for row in ordered:
         families.setdefault(family_of(row), {**mark_style(row), "markersize": mark_size(300)})
-    handles = [Line2D([], [], label=name, **style) for name, style in families.items()]
-    handles.append(Line2D([], [], label="frontier", color="0.45", linewidth=0.8))
+    return [Line2D([], [], label=name, **style) for name, style in families.items()]
+
+
+def scale_handles(rows: pandas.DataFrame) -> list[Line2D]:
+    """Legend entries: the line of the frontier, and the mark of every power of ten among the sizes of blocks."""
     low, high = int(rows["num_pairs"].min()), int(rows["num_pairs"].max())
     decades = [10**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     grey = {"marker": "o", "linestyle": "none", "markerfacecolor": "0.75", "markeredgecolor": "0.75"}
-    return handles + [
+    return [Line2D([], [], label="frontier", color="0.45", linewidth=0.8)] + [
         Line2D([], [], label=f"{grouped(size)} pairs", markersize=mark_size(size), **grey) for size in decades
     ]

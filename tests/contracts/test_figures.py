@@ -7,7 +7,17 @@ from ntkml.figures import bounds, render, style
 from ntkml.protocols.bound_figures import figure_names, load_figure
 from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
-from tests.pictures import aggregates, all_rows, bands_of, caption_of, few, legend_labels, lines_of, within
+from tests.pictures import (
+    aggregates,
+    all_rows,
+    bands_of,
+    caption_of,
+    few,
+    legend_labels,
+    lines_of,
+    marked_points,
+    within,
+)
 from tests.synthetic import NUM_OUTPUTS, rows_of
 
 
@@ -193,6 +203,22 @@ def test_one_point_of_a_grid_is_seen(rows):
     assert exact
     for line in exact:
         assert (len(line.get_xdata()), line.get_marker(), list(line.get_markevery())) == (1, "o", [0])
+
+
+def test_the_frame_cuts_no_marker(drawn):
+    for figure in drawn.values():
+        for ax, _, line in lines_of(figure):
+            left, right = ax.get_xlim()
+            assert all(left < x < right for x in marked_points(line))
+
+
+def test_a_curve_of_two_points_still_shows_whether_it_is_proven(rows):
+    """Both lie on the frame, and an open marker is what says it."""
+    rotation = rows[rows["hparam"] == "rotation"]
+    ends = rotation["hparam_value"].isin([rotation["hparam_value"].min(), rotation["hparam_value"].max()])
+    curves = [curve for curve in lines_of(bounds.draw("figure-6", rotation[ends], [])) if curve[1] != "ntk-N-C"]
+    assert curves
+    assert all(len(marked_points(line)) == 2 for _, _, line in curves)
 
 
 def test_other_data_than_the_papers_choose_their_own_range(rows):

@@ -116,7 +116,11 @@ class TestContract:
             labels = [label for ax in figure.axes for label in (*ax.get_xticklabels(), ax.xaxis.label, ax.title)]
             for text in [*figure.texts, *labels]:
                 assert not text.get_text() or within(text.get_window_extent(), figure.bbox), text.get_text()
-            assert within(figure.legends[0].get_window_extent(), figure.bbox)
+            families, scale = [legend.get_window_extent() for legend in figure.legends]
+            assert within(families, figure.bbox)
+            assert within(scale, figure.bbox)
+            assert not families.padded(-0.5).overlaps(scale)
+            assert scale.y0 > max(ax.get_window_extent().y1 for ax in figure.axes)
 
     def test_the_caption_says_what_was_run_and_timed(self, name, drawn):
         samples = {"invariance": 30, "prior": 1}[HPARAMS[name]]
@@ -165,10 +169,12 @@ def test_grouped_blocks_are_named(all_rows):
 
 
 def test_the_legend_names_the_families_that_are_there(drawn):
-    assert set(legend_labels(drawn["figure-1"])) == {
+    scale = ["frontier", "10 pairs", "100 pairs", "1000 pairs", "10 000 pairs"]
+    labels = legend_labels(drawn["figure-1"])
+    assert labels[-len(scale) :] == scale
+    assert set(labels[: -len(scale)]) == {
         "full (NTK), full batch", "blockdiag, full batch", "KFAC, full batch", "diag, full batch", "NTK, all outputs",
         "NTK, one output", "NTK, one tree node", "blockdiag, all outputs", "KFAC, all outputs", "KFAC, one output",
-        "frontier", "10 pairs", "100 pairs", "1000 pairs", "10 000 pairs",
     }  # fmt: skip
 
 
