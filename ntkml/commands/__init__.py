@@ -1,7 +1,7 @@
 """The command line. Subcommands are imported when one of them runs: ``ntkml --help`` must not wait for torch.
 
 Exit codes: 0, 1 for input that the library refuses and for numerical trouble (``Error: ...``, one line), 2 for wrong
-usage, 75 when stopped by SIGTERM or SIGUSR1, 130 when interrupted; after 75 and 130 ``train --resume`` goes on.
+usage, 75 when stopped by SIGTERM or SIGUSR1, 130 when interrupted; after 75 and 130 the same command without ``--force`` goes on.
 """
 
 from __future__ import annotations

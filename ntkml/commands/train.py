@@ -49,7 +49,7 @@ Examples:
   ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1
   ntkml train --hparam prior --estimator none --prior-init 25
   ntkml train --dataset folder:photos@32 --model resnet18-16 --estimator ntk-100-tree
-  ntkml train --hparam rotation --protocol train-mnist --data-root ~/data --resume
+  ntkml train --hparam rotation --protocol train-mnist --data-root ~/data
   ntkml train --dataset cifar100 --estimator ntk-500-1 --device cuda
   ntkml train --protocol table-1 --hparam invariance --estimator kfac-150-1 --seed 1 --device cuda
   torchrun --nproc-per-node 4 -m ntkml train --hparam prior --blocks-per-step 4
@@ -108,20 +108,17 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 @download_option
 @click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
 @click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Seconds between checkpoints, at most.")
-@click.option("--resume", is_flag=True, help="Continue an unfinished run from its last checkpoint, if there is one.")
 @out_option
-@click.option("--force", is_flag=True, help="Compute again what is finished or unfinished.")
+@click.option("--force", is_flag=True, help="Compute again what is finished, from the start what is unfinished.")
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
 
     Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1 and
-    Ctrl-C stop a run after the step in progress. It goes on with --resume, and its rows are those of a run that was not
-    stopped; one that was killed goes on from its last checkpoint.
+    Ctrl-C stop a run after the step in progress. The same command continues it, and its rows are those of a run that was
+    not stopped; one that was killed goes on from its last checkpoint.
 
     torchrun starts one run in many processes, which share every batch and the blocks of every hyperparameter step.
     """
-    if options["force"] and options["resume"]:
-        raise click.UsageError("--force starts again and --resume continues: give one of them")
     try:
         name = protocol or train_protocols.default_name(options["dataset"])
         learned = hparam or train_protocols.default_hparam(name)
@@ -168,7 +165,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
         precision = options["precision"]
         notes += ["Weights trained in bfloat16 (autocast)."] if precision == "bf16" else []
         run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), processes, precision)
-        with _stopping(stops, processes):
+        again = "the same command without --force" if options["force"] else "the same command"
+        with _stopping(stops, processes, f"{again} continues it"):
             if not processes.first:
                 follow_train(run, stops.requested)
                 return
@@ -179,33 +177,31 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
-    """Run what is not finished in ``folder``; a forced run is computed beside it, and resumed there."""
+    """Run what is not finished in ``folder``; a forced run is computed beside it, and continued there without ``--force``."""
     from ntkml.runs.any_run import begun, run_any
-    from ntkml.runs.folders import UNFINISHED, complete_replacement, finished, replace_when_finished, replacement
+    from ntkml.runs.folders import complete_replacement, finished, replace_when_finished, replacement
     from ntkml.runs.train_journal import Pace
 
-    force, resume = options["force"], options["resume"]
+    force = options["force"]
     complete_replacement(folder)
-    replacing = force or (resume and begun(replacement(folder)))
+    replacing = force or begun(replacement(folder))
     if not replacing and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
-    if not replacing and begun(replacement(folder)):
-        raise ValueError(f"{replacement(folder)} {UNFINISHED}")
     protocol = run.protocol
     size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {run.device.type}"
     click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
     pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
 
     def compute(into: Path) -> Path:
-        return run_any(run, into, _track, resume, pace, warn, stops.requested)
+        return run_any(run, into, _track, pace, warn, stops.requested)
 
-    replace_when_finished(folder, compute, resume) if replacing else compute(folder)
+    replace_when_finished(folder, compute, afresh=force) if replacing else compute(folder)
 
 
 @contextmanager
-def _stopping(stops: Stops, processes: Processes) -> Iterator[None]:
-    """Signals wait for the step in progress; the first process says that the run was left, and how to go on."""
+def _stopping(stops: Stops, processes: Processes, then: str) -> Iterator[None]:
+    """Signals wait for the step in progress; the first process says that the run was left, and ``then``, how to go on."""
     from ntkml.runs.stopping import Stopped
 
     try:
@@ -213,7 +209,7 @@ def _stopping(stops: Stops, processes: Processes) -> Iterator[None]:
             yield
     except Stopped as stopped:
         if processes.first:
-            warn(f"{stopped}: --resume continues it")
+            warn(f"{stopped}: {then}")
         raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
 
 

@@ -58,7 +58,7 @@ def _bounds(name: str, csv: Sequence[Path], results: Path) -> Drawing:
     paths = list(csv) or [run.rows for run in sources.runs_for(name, results)]
     rows = bound_records.read_rows(*paths)
     manifests, notes = sources.manifests_beside(paths)
-    notes = captions.manifest_notes(manifests) + notes
+    notes = captions.manifest_notes(manifests) + notes + sources.unwritten(rows, manifests)
     function = resolve(FIGURES, name, "figure")
     if name not in figure_names():
         return Drawing(function(rows, notes), _run_stem(name, rows), tuple(paths))

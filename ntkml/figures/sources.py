@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ntkml.protocols.bound_figures import figure_names, load_figure
 from ntkml.protocols.training_figures import load_pareto_figure
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.records.finished_runs import Run, finished_runs
 from ntkml.records.manifests import read_manifest
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def runs_for(name: str, results: Path) -> list[Run]:
@@ -79,6 +82,17 @@ def manifests_beside(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[
         else:
             notes.append(f"No manifest beside {path.name}: its settings are known from the rows alone.")
     return manifests, notes
+
+
+def unwritten(rows: pandas.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for the caption on every run whose manifest has estimators of which ``rows`` have none."""
+    there = rows.groupby("run_id")["estimator"].agg(frozenset).to_dict()
+    sentences = []
+    for manifest in manifests:
+        run_id = manifest.get("run_id")
+        if absent := [name for name in manifest.get("estimators", {}) if name not in there.get(run_id, ())]:
+            sentences.append(f"Not in the rows of run {run_id}, which computed them: {', '.join(absent)}.")
+    return sentences
 
 
 def _seeds(newest: Run, runs: list[Run]) -> list[Run]:

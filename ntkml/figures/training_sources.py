@@ -115,8 +115,8 @@ def _check_finished(rows: pandas.DataFrame, path: Path, manifest: Mapping[str, A
     if not manifest.get("finished_at"):
         of = "" if epochs is None else f" of {epochs}"
         raise ValueError(
-            f"{path}: the run of {rows['estimator'].iloc[0]} is not finished (epoch {rows['epoch'].max()}{of}): go on with "
-            "ntkml train --resume"
+            f"{path}: the run of {rows['estimator'].iloc[0]} is not finished (epoch {rows['epoch'].max()}{of}): the "
+            "same ntkml train command continues it"
         )
     if epochs is not None:
         train_records.check_end(rows, path, epochs)

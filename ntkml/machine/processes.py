@@ -150,7 +150,7 @@ class Processes:
                 raise
             raise ProcessLostError(
                 f"process {self.rank} of {self.count} has lost another one, whose own message says why: start all of them "
-                "again with --resume"
+                "again to go on from the last checkpoint"
             ) from error
 
 

@@ -19,20 +19,19 @@ def run_any(
     run: TrainRun,
     folder: Path,
     track: TrackEpochs,
-    resume: bool,
     pace: Pace,
     warn: Callable[[str], None],
     stop: StopRequest = never,
 ) -> Path:
-    """:func:`run_train`, or the search that the run's estimator names; a search always goes on where it was.
+    """:func:`run_train`, or the search that the run's estimator names; both go on where they were.
 
     A finished forced run that a kill kept from its place is put there first.
     """
     complete_replacement(folder)
     if not family_of(run.protocol.estimator).searches:
-        return run_train(run, folder, track, resume, pace, warn, stop)
+        return run_train(run, folder, track, pace, warn, stop)
     with exclusive(folder):
-        return run_search(run, folder, lambda one, into: run_train(one, into, track, True, pace, warn, stop))
+        return run_search(run, folder, lambda one, into: run_train(one, into, track, pace, warn, stop))
 
 
 def begun(folder: Path) -> bool:

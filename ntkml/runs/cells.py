@@ -30,7 +30,7 @@ def train_cell(run: TrainRun, folder: Path, track: TrackEpochs, warn: Callable[[
             complete_replacement(folder)
             if finished(folder):
                 return
-            run_any(run, folder, track, True, Pace(), warn, stop)
+            run_any(run, folder, track, Pace(), warn, stop)
         except BusyError:
             if not waiting:
                 warn(f"Waiting for another process, which trains {folder}")

@@ -19,10 +19,6 @@ except ImportError:  # not POSIX: two processes on one run are then the user's t
     fcntl = None  # type: ignore[assignment]
 
 
-#: What a command says of the folder of a run that was begun.
-UNFINISHED = "holds an unfinished run: --resume continues it, --force starts again"
-
-
 class BusyError(ValueError):
     """Another process holds the folder."""
 
@@ -126,16 +122,16 @@ def _replaced(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{OLD}")
 
 
-def replace_when_finished(folder: Path, compute: Callable[[Path], object], resume: bool = False) -> None:
+def replace_when_finished(folder: Path, compute: Callable[[Path], object], afresh: bool = True) -> None:
     """``compute`` in a folder beside ``folder``, then put it in its place: a kill loses no finished run.
 
-    ``resume``: keep what an earlier call left in the folder beside it, instead of computing from the start.
+    ``afresh``: remove what an earlier call left in the folder beside it, instead of going on with it.
 
     Raises:
         ValueError: another process works on the run.
     """
     with exclusive(folder):
-        if not resume:
+        if afresh:
             shutil.rmtree(replacement(folder), ignore_errors=True)
         compute(replacement(folder))
         _put_in_place(folder)

@@ -66,7 +66,7 @@ def train_cell(cell: PlannedCell, site: Site, report: Callable[[Report], None], 
     try:
         torch.set_num_threads(threads_of(cell.folder, site.threads))
         run = _run_of(cell, site)
-        run_any(run, cell.folder, track, True, Pace(), lambda line: report(Report(WARNING, line=line)), stop)
+        run_any(run, cell.folder, track, Pace(), lambda line: report(Report(WARNING, line=line)), stop)
         end = Report(FINISHED, cell.protocol.epochs)
     except BusyError as error:
         end = Report(BUSY, line=str(error))

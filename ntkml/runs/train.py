@@ -29,12 +29,12 @@ from ntkml.randomness import generator_for
 from ntkml.records import provenance
 from ntkml.records.manifests import settings_id
 from ntkml.rows.model_contract import check_model
-from ntkml.runs.folders import UNFINISHED, exclusive, finished
+from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.together import agreed, begin, follow
 from ntkml.runs.train_checks import num_blocks
-from ntkml.runs.train_journal import Journal, Pace, holds_checkpoint
+from ntkml.runs.train_journal import Journal, Pace
 from ntkml.runs.train_rows import common_columns, hyperparameter_columns, measured_columns
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
@@ -91,7 +91,6 @@ def run_train(
     run: TrainRun,
     folder: Path,
     track: TrackEpochs,
-    resume: bool,
     pace: Pace,
     warn: Callable[[str], None],
     stop: StopRequest = never,
@@ -102,16 +101,13 @@ def run_train(
 
     Raises:
         ProcessLostError: one of them is gone.
-        Stopped: ``stop`` asked for it between two steps; the run can be resumed.
-        ValueError: an unfinished run lies there and ``resume`` is false, or it was made under other conditions; damaged
-            checkpoints; another process on the same run; see also :func:`ntkml.learning.loop.learn`. Epochs that were finished
-            before such trouble stay in ``rows.csv``.
+        Stopped: ``stop`` asked for it between two steps; the next call goes on there.
+        ValueError: what lies there was made under other conditions; damaged checkpoints; another process on the same run;
+            see also :func:`ntkml.learning.loop.learn`. Epochs that were finished before such trouble stay in ``rows.csv``.
     """
     with exclusive(folder):
         if finished(folder):  # by another process, after the caller had looked
             return folder / "rows.csv"
-        if not resume and holds_checkpoint(folder):
-            raise ValueError(f"{folder} {UNFINISHED}")
         data, learner = _set_up(run)
         manifest = _manifest(run, learner)
         leave = agreed(run.processes, stop)

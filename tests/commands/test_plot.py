@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from ntkml import commands
+from ntkml.figures.drawing import draw
 from ntkml.protocols.bound_figures import figure_names
 from ntkml.protocols.bound_grid import load_bound_grid
+from tests.pictures import caption_of
 from tests.synthetic import write_run
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators
@@ -119,6 +121,16 @@ def test_the_newest_run_of_any_kind(run, blank_pictures, folder):
 def test_a_file_without_a_manifest_is_drawn(run, blank_pictures, folder):
     rows = write_run(folder, FIGURE_3, "prior", points=5).rename(folder / "rows.csv")
     assert run("figure-3", "--csv", rows, "--format", "png")[0] == 0
+
+
+def test_the_caption_names_estimators_of_which_the_rows_were_lost(folder):
+    """A file that was cut between two estimators is whole as far as its rows can tell."""
+    path = write_run(folder / "results", ["ntk-N-C", "ntk-100-C", "ntk-50-C"], "prior", points=5)
+    words = "Not in the rows of run 12e4567890, which computed them: ntk-50-C."
+    assert words not in caption_of(draw("bound-grid", [path], folder).figure)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",ntk-50-C," not in line))
+    assert words in caption_of(draw("bound-grid", [path], folder).figure)
 
 
 def test_an_older_picture_is_replaced_and_rows_are_not_touched(run, folder):

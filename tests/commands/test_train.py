@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(run, tmp_path, monkeypatch, setti
     assert "Traceback" not in error
     assert "finished_at" not in json.loads(only(tmp_path / "again", "manifest.json").read_text())
     assert len(train_records.read_rows(only(tmp_path / "again", "rows.csv"))) == 3
-    assert run(*settings, "--out", "again", "--resume")[0] == 0
+    assert run(*settings, "--out", "again")[0] == 0
     assert lines_of(only(tmp_path / "again", "rows.csv")) == lines_of(only(tmp_path / "results", "rows.csv"))
     ours, theirs = (torch.load(only(tmp_path / out, "weights.pt"), weights_only=True) for out in ("again", "results"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_bit_by_bit(run, tmp_path, only):
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not list((tmp_path / "results").rglob("weights.pt"))
     only(tmp_path / "results", "checkpoint.previous.pt").with_name(".rows.csv.cutshort").write_text("half a ro")
-    assert run(*settings, "--resume")[0] == 0
+    assert run(*settings)[0] == 0
     assert not list((tmp_path / "results").rglob(".*"))
     assert lines_of(only(tmp_path / "results", "rows.csv")) == lines_of(only(tmp_path / "whole", "rows.csv"))
     loaded = json.loads(only(tmp_path / "results", "manifest.json").read_text())
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_costs_one_line_and_no_bits(run, tmp_path, monkeypa
         run(*PRIOR, "--out", "again", "--checkpoint-every", 1)
     checkpoint = only(tmp_path / "again", "checkpoint.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    code, _, error = run(*PRIOR, "--out", "again", "--resume")
+    code, _, error = run(*PRIOR, "--out", "again")
     assert code == 0
     assert error.count("Warning") == 1
     assert "is damaged (its checksum does not fit); continuing from checkpoint.previous.pt" in error
@@ -174,20 +174,12 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monke
         stopped_after(patch, 2)
         run(*PRIOR, "--checkpoint-every", 1)
     before = only(tmp_path, "checkpoint.pt").read_bytes()
-    refused = [
-        ((), "holds an unfinished run: --resume continues it, --force starts again"),
-        (
-            ("--resume", "--chunk", "7"),
-            "was made with chunk None instead of 7, and would not go on bit by bit: choose it",
-        ),
-        (("--resume", "--force"), "--force starts again and --resume continues: give one of them"),
-    ]
-    for arguments, words in refused:
-        code, _, error = run(*PRIOR, *arguments)
-        assert (code > 0, words in error, error.count("\n")) == (True, True, 1), error
+    code, _, error = run(*PRIOR, "--chunk", "7")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "was made with chunk None instead of 7, and would not go on bit by bit: choose it" in error
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 3)
-        _, _, error = run(*PRIOR, "--resume")
+        _, _, error = run(*PRIOR)
     assert "threads 1 instead of 3" in error
     assert "set OMP_NUM_THREADS or remove results/train/" in error
     assert only(tmp_path, "checkpoint.pt").read_bytes() == before
@@ -195,13 +187,12 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed(run, tmp_path, monke
     assert only(tmp_path, "weights.pt")
 
 
-def test_resume_without_a_checkpoint_begins(run, tmp_path, only):
-    assert run(*PRIOR, "--resume")[0] == 0
+def test_a_finished_run_is_computed_again_only_by_force(run, tmp_path, only):
+    assert run(*PRIOR)[0] == 0
     finished = only(tmp_path, "rows.csv").stat().st_mtime_ns
-    for arguments in ((), ("--resume",)):
-        code, out, _ = run(*PRIOR, *arguments)
-        assert code == 0
-        assert "Finished already" in out
+    code, out, _ = run(*PRIOR)
+    assert code == 0
+    assert "Finished already" in out
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns == finished
     run(*PRIOR, "--force")
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > finished
@@ -220,7 +211,7 @@ def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypat
         patch.setattr("ntkml.runs.train_journal.write_rows", killed)
         assert run(*PRIOR, "--checkpoint-every", 2)[0] == 130
     assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 2
-    assert run(*PRIOR, "--resume")[0] == 0
+    assert run(*PRIOR)[0] == 0
     assert len(train_records.read_rows(only(tmp_path, "rows.csv"))) == 4
 
 
@@ -237,7 +228,7 @@ def test_help_shows_examples(run):
     code, out, _ = run("--help")
     assert code == 0
     assert "ntkml train --hparam invariance --dataset digits_r180 --estimator kfac-100-1" in out
-    for option in ("--checkpoint-every", "--resume", "--chunk", "--lr-aug", "--update-every", "--prior "):
+    for option in ("--checkpoint-every", "--chunk", "--lr-aug", "--update-every", "--prior "):
         assert option in out
 
 

@@ -105,10 +105,10 @@ def test_a_signal_stops_after_the_step_and_costs_nothing(
     assert code == EXIT_CODES[sent]
     assert len(calls) == call
     counted = f"{epochs} epoch{'s' * (epochs != 1)} and {steps} step{'s' * (steps != 1)}"
-    assert error.splitlines()[-1] == f"Stopped by {sent} after {counted}: --resume continues it"
+    assert error.splitlines()[-1] == f"Stopped by {sent} after {counted}: the same command continues it"
     rows = only(tmp_path / "results", "rows.csv").read_text().splitlines()
     assert len(rows) == 1 + epochs
-    assert run(*settings, "--resume")[0] == 0
+    assert run(*settings)[0] == 0
     assert_same(outcome(tmp_path / "results"), outcome(tmp_path / "whole"))
     [entry] = json.loads(only(tmp_path / "results", "manifest.json").read_text())["resumed"]
     assert (entry["from_epoch"], entry["from_step"]) == (epochs, steps)
@@ -143,8 +143,8 @@ def test_a_signal_before_the_first_step_leaves_before_it(run, tmp_path, monkeypa
         signalled(patch, train_run, "_set_up", 1, "SIGTERM")
         code, _, error = run(*PRIOR)
     assert code == 75
-    assert "Stopped by SIGTERM after 0 epochs and 0 steps: --resume continues it" in error
-    assert run(*PRIOR, "--resume")[0] == 0
+    assert "Stopped by SIGTERM after 0 epochs and 0 steps: the same command continues it" in error
+    assert run(*PRIOR)[0] == 0
 
 
 def test_a_signal_after_the_last_step_finds_a_finished_run(run, monkeypatch, only, tmp_path):
@@ -163,31 +163,30 @@ def test_checkpoints_come_by_the_clock_too(run, tmp_path, monkeypatch):
     assert_same(outcome(tmp_path / "results"), outcome(tmp_path / "other"))
 
 
-def test_a_forced_run_that_was_stopped_is_resumed_beside_the_finished_one(run, tmp_path, monkeypatch, only):
+def test_a_forced_run_that_was_stopped_goes_on_beside_the_finished_one(run, tmp_path, monkeypatch, only):
     assert run(*PRIOR)[0] == 0
     before = only(tmp_path, "rows.csv").read_bytes()
     with monkeypatch.context() as patch:
         signalled(patch, loop, "_weight_step", 5, "SIGTERM")
-        assert run(*PRIOR, "--force")[0] == 75
+        code, _, error = run(*PRIOR, "--force")
+    assert code == 75
+    assert error.splitlines()[-1].endswith(": the same command without --force continues it")
     finished = next(path for path in tmp_path.rglob("rows.csv") if not path.parent.name.endswith(".new"))
     assert finished.read_bytes() == before
-    code, out, _ = run(*PRIOR)
-    assert (code, "Finished already" in out) == (0, True)
     calls = signalled(monkeypatch, loop, "_weight_step", 0)
-    code, out, _ = run(*PRIOR, "--resume")
+    code, out, _ = run(*PRIOR)
     assert (code, "Finished already" in out) == (0, False)
     assert len(calls) == 4 * 3 - 5
     assert len(outcome(tmp_path)[0].splitlines()) == 1 + 4  # and nothing is left beside it
 
 
-def test_a_forced_run_beside_an_unfinished_one_is_not_started_over_unasked(run, monkeypatch):
+def test_a_forced_run_without_a_finished_one_goes_on_too(run, monkeypatch):
     with monkeypatch.context() as patch:
         signalled(patch, loop, "_weight_step", 5, "SIGTERM")
         assert run(*PRIOR, "--force")[0] == 75
-    code, _, error = run(*PRIOR)
-    assert code == 1
-    assert ".new holds an unfinished run: --resume continues it, --force starts again" in error
-    assert run(*PRIOR, "--resume")[0] == 0
+    calls = signalled(monkeypatch, loop, "_weight_step", 0)
+    assert run(*PRIOR)[0] == 0
+    assert len(calls) == 4 * 3 - 5
 
 
 def test_a_copied_folder_of_another_run_is_refused_with_the_difference(run, tmp_path, monkeypatch):
@@ -199,7 +198,7 @@ def test_a_copied_folder_of_another_run_is_refused_with_the_difference(run, tmp_
     shutil.rmtree(ours)
     shutil.copytree(theirs, ours)
     before = (ours / "checkpoint.pt").read_bytes()
-    code, _, error = run(*PRIOR, "--seed", 3, "--lr", 0.01, "--out", "other", "--resume")
+    code, _, error = run(*PRIOR, "--seed", 3, "--lr", 0.01, "--out", "other")
     assert (code, error.count("\n")) == (1, 1)
     assert "checkpoint.pt is of another run, with " in error
     assert "seed 0 instead of 3" in error
@@ -216,7 +215,7 @@ def test_a_checkpoint_without_a_position_was_taken_between_two_epochs(run, tmp_p
     state = checkpoints.read_checkpoint(path, pytest.fail)
     del state["learner"]["position"]
     checkpoints.write_checkpoint(path, state)
-    assert run(*PRIOR, "--resume")[0] == 0
+    assert run(*PRIOR)[0] == 0
     assert_same(outcome(tmp_path / "results"), outcome(tmp_path / "whole"))
 
 

@@ -95,7 +95,7 @@ def rows_on(device, tmp_path, hparam, **settings):
     data = images()
     protocol = resolve_protocol(replace(load_train("train-digits", hparam), **(SETTINGS | settings)), data)
     run = TrainRun(protocol, data, device)
-    path = run_train(run, tmp_path / device.type, lambda rows, total, done: rows, False, Pace(), print)
+    path = run_train(run, tmp_path / device.type, lambda rows, total, done: rows, Pace(), print)
     return read_rows(path).drop(columns=[*MEASURED, *PLACE])
 
 
@@ -286,5 +286,5 @@ def test_bfloat16_trains_on_a_gpu(tmp_path):
     data = images()
     protocol = replace(load_train("train-digits", "prior"), model="resnet18-16", **SETTINGS, estimator="ntk-12-tree")
     run = TrainRun(resolve_protocol(protocol, data), data, torch.device("cuda"), precision="bf16")
-    path = run_train(run, tmp_path, lambda rows, total, done: rows, False, Pace(), print)
+    path = run_train(run, tmp_path, lambda rows, total, done: rows, Pace(), print)
     assert read_rows(path)["log_marginal_likelihood"].notna().all()

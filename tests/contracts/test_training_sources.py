@@ -91,7 +91,7 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
     cut(path, 30)
     with pytest.raises(
         ValueError,
-        match=r"rows\.csv: the run of ntk-100-C is not finished \(epoch 30 of 60\): go on with ntkml train --resume",
+        match=r"rows\.csv: the run of ntk-100-C is not finished \(epoch 30 of 60\): the same ntkml train command continues it",
     ):
         training_runs([path])
 

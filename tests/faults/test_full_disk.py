@@ -116,7 +116,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_goes_on_when_there_is_room(
     assert "Traceback" not in error
     assert not [path.name for path in small_disk.rglob(".*")]
     (small_disk / "ballast").unlink()
-    code, _, error = train("--resume")
+    code, _, error = train()
     assert code == 0, error
     assert len(train_records.read_rows(only(small_disk, "rows.csv"))) == 6
 

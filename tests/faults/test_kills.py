@@ -41,7 +41,7 @@ def whole(server, tmp_path_factory):
 
 def resumed(server, folder, arguments):
     """What the run leaves when it is resumed."""
-    code, _, printed = server.run(folder, [*arguments, "--resume"])
+    code, _, printed = server.run(folder, arguments)
     assert code == 0, printed
     assert "Traceback" not in printed
     return outcome(folder)
@@ -115,7 +115,7 @@ def test_a_kill_inside_the_write_of_a_file_costs_no_bits(server, whole, tmp_path
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_over_and_over_ends_as_if_it_never_was(server, whole, tmp_path):
-    arguments = [*TOYS["prior"], "--checkpoint-seconds", "0.05", "--resume"]
+    arguments = [*TOYS["prior"], "--checkpoint-seconds", "0.05"]
     times = random.Random(0)
     for _ in range(4):
         server.run(tmp_path, arguments, after=times.uniform(0.4, 1.2), signal=[signal.SIGKILL])

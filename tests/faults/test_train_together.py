@@ -100,10 +100,10 @@ def test_a_killed_process_ends_all_and_a_resumed_run_loses_no_bits(server, whole
     codes, printed = server.run_together(tmp_path, TOY, 2, **request)
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 1
-    said = f"process {1 - victim} of 2 has lost another one, whose own message says why: start all of them again with --resume"
+    said = f"process {1 - victim} of 2 has lost another one, whose own message says why: start all of them again to go on from the last checkpoint"
     assert said in printed[1 - victim].splitlines()[-1]
     assert "Traceback" not in "".join(printed)
-    codes, printed = server.run_together(tmp_path, [*TOY, "--resume"], 2)
+    codes, printed = server.run_together(tmp_path, TOY, 2)
     assert codes == [0, 0], printed
     assert_same(outcome(tmp_path), whole)
 
@@ -114,9 +114,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(server, whole, tm
     request = {"at": WEIGHT_STEP, "call": 8, "signal": [getattr(signal, sent)], "victim": victim}
     codes, printed = server.run_together(tmp_path, TOY, 2, **request)
     assert codes == [75, 75], printed
-    assert printed[0].splitlines()[-1] == f"Stopped by {sent} after 2 epochs and 2 steps: --resume continues it"
+    assert printed[0].splitlines()[-1] == f"Stopped by {sent} after 2 epochs and 2 steps: the same command continues it"
     assert printed[1] == ""
-    codes, printed = server.run_together(tmp_path, [*TOY, "--resume"], 2)
+    codes, printed = server.run_together(tmp_path, TOY, 2)
     assert codes == [0, 0], printed
     assert_same(outcome(tmp_path), whole)
     codes, printed = server.run_together(tmp_path, TOY, 2)
@@ -127,7 +127,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(server, whole, tm
 @pytest.mark.slow
 def test_another_number_of_processes_does_not_resume_a_run(server, tmp_path):
     server.run_together(tmp_path, TOY, 2, at=WEIGHT_STEP, call=8, signal=[signal.SIGTERM])
-    codes, printed = server.run_together(tmp_path, [*TOY, "--resume"], 1)
+    codes, printed = server.run_together(tmp_path, TOY, 1)
     assert codes == [1]
     assert (
         "was made with processes 2 instead of 1, and would not go on bit by bit: start as many with torchrun"
