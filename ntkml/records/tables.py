@@ -12,6 +12,7 @@ import gzip
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,19 +81,33 @@ def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Chec
     """One file of rows in the schema ``columns`` of which ``checks`` hold.
 
     Text columns are strings (an empty cell is ``""``), flags nullable booleans, whole numbers nullable where they may be empty.
+    A file that many figures of one report are drawn from is parsed once while it stays as it is; the frame is the caller's own.
 
     Raises:
         ValueError: a file that is missing, empty, not such a CSV or of another command, or a cell that is not as it should be;
             names the file, the column, the line and what was expected.
     """
-    import pandas
-
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a CSV file")
-    if path.stat().st_size == 0:
+    state = path.stat()
+    if state.st_size == 0:
         raise ValueError(f"{path}: the file is empty")
+    version = (state.st_ino, state.st_mtime_ns, state.st_size)
+    return _parsed(path, version, command, tuple(columns.items()), tuple(checks)).copy()
+
+
+@lru_cache(maxsize=256)
+def _parsed(
+    path: Path,
+    version: tuple[int, ...],  # of the file: another one is read again
+    command: str,
+    columns: tuple[tuple[str, tuple[str, bool]], ...],
+    checks: tuple[Check, ...],
+) -> pandas.DataFrame:
+    import pandas
+
     try:
         # Everything as text first: a run id such as 12e4567890 must not become a number.
         rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
@@ -102,12 +117,12 @@ def read_table(path: Path, command: str, columns: Columns, checks: Sequence[Chec
         raise ValueError(
             f"{path}: holds rows of {first_few([repr(name) for name in others])}, expected rows of {command!r}"
         )
-    missing = [name for name in columns if name not in rows]
+    missing = [name for name, _ in columns if name not in rows]
     if missing:
         raise ValueError(f"{path}: not a file of {command!r}, missing columns: {', '.join(missing)}")
     if rows.empty:
         raise ValueError(f"{path}: has a header but no rows")
-    parsed = pandas.DataFrame({name: _parse(rows[name], *columns[name], path) for name in columns})
+    parsed = pandas.DataFrame({name: _parse(rows[name], *column, path) for name, column in columns})
     refuse_unusable(path, parsed, checks)
     return parsed
 
