@@ -110,7 +110,9 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
         ValueError: the block is larger than the data, the outputs do not exist, or a modifier has no meaning there.
     """
     if spec.inputs is not None and spec.inputs > num_inputs:
-        raise ValueError(f"{spec} needs {spec.inputs} inputs but there are {num_inputs}: write {num_inputs} or N")
+        raise ValueError(
+            f"{spec} needs {spec.inputs} inputs but there are {num_inputs}: name an estimator with {num_inputs} or N in its place"
+        )
     size = spec.group_size
     if size is not None and size >= num_outputs:
         smaller = f"1, C or a size below {num_outputs}" if num_outputs > 2 else "1 or C"

@@ -1,11 +1,13 @@
 """The command line. Subcommands are imported when one of them runs: ``ntkml --help`` must not wait for torch.
 
 Exit codes: 0, 1 for input that the library refuses and for numerical trouble (``Error: ...``, one line), 2 for wrong
-usage, 75 when stopped by SIGTERM or SIGUSR1, 130 when interrupted; after 75 and 130 the same command without ``--force`` goes on.
+usage, 75 when stopped by SIGTERM, SIGUSR1 or SIGHUP, 130 when interrupted; after 75 and 130 the same command without
+``--force`` goes on. Also 1, click's choice, when whoever read the output has left.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -85,6 +87,9 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"{ctx.invoked_subcommand} runs in one process: start it without torchrun")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # disk, quota
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code. Without ``args`` those of the process, which is then ours alone."""
     if args is None:
@@ -117,5 +122,6 @@ def main(args: list[str] | None = None) -> None:
 def _one_line(error: Exception) -> str:
     """The message without line breaks; an operating-system error with the file it concerns."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        remedy = "; free some space and give the same command again" if error.errno in _FULL else ""
+        return (f"{error.strerror}: {error.filename}" if error.filename else error.strerror) + remedy
     return " ".join(str(error).split()) or type(error).__name__

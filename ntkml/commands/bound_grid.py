@@ -58,7 +58,7 @@ def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any
     """Every estimator over a grid of prior precisions or rotations, beside the exact log marginal likelihood.
 
     Trains the weights once, saves them, writes tidy rows and a manifest under results/ and a picture under figures/.
-    SIGTERM, SIGUSR1 and Ctrl-C end a run at once; the same command continues it with the part that was in progress.
+    SIGTERM, SIGUSR1, SIGHUP and Ctrl-C end a run at once; the same command continues it with the part that was in progress.
     """
     try:
         settings = load_bound_grid(protocol, hparam, protocol_variant)

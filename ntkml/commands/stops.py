@@ -1,6 +1,7 @@
 """Signals that ask a command to leave: at once, or, inside a run that keeps its state, after the step in progress.
 
-SIGTERM and SIGUSR1 (what schedulers send before they kill) end with exit code 75, "try again later"; SIGINT with 130.
+SIGTERM and SIGUSR1 (what schedulers send before they kill) and SIGHUP (a terminal that is gone) end with exit code 75, "try
+again later"; SIGINT with 130.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 #: Exit codes by the name of the signal; a name that a platform lacks is left alone.
-EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
+EXIT_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75, "SIGINT": 130}
 
 
 class Left(SystemExit):
@@ -67,7 +68,8 @@ def orderly_stops(then: str = "") -> Iterator[Stops]:
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
-        # Whoever started us with a signal ignored, as a shell does with SIGINT for jobs in the background, meant it.
+        # Whoever started us with a signal ignored, as a shell does with SIGINT for jobs in the background and nohup with
+        # SIGHUP, meant it.
         before = {number: signal.getsignal(number) for number in numbers}
         before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
@@ -77,6 +79,9 @@ def orderly_stops(then: str = "") -> Iterator[Stops]:
     except Left as leaving:
         click.echo(f"Stopped by {leaving.name}" + (f": {then}" if then else "."), err=True)
         raise
+    except KeyboardInterrupt:
+        click.echo("Interrupted" + (f": {then}" if then else "."), err=True)
+        raise SystemExit(EXIT_CODES["SIGINT"]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

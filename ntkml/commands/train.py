@@ -113,9 +113,9 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
 
-    Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1 and
-    Ctrl-C stop a run after the step in progress. The same command continues it, and its rows are those of a run that was
-    not stopped; one that was killed goes on from its last checkpoint.
+    Writes one tidy row per epoch, a manifest, the weights and checkpoints under results/train/. SIGTERM, SIGUSR1, SIGHUP
+    and Ctrl-C stop a run after the step in progress. The same command continues it, and its rows are those of a run that
+    was not stopped; one that was killed, or stopped by a second Ctrl-C, goes on from its last checkpoint.
 
     torchrun starts one run in many processes, which share every batch and the blocks of every hyperparameter step.
     """
@@ -211,6 +211,10 @@ def _stopping(stops: Stops, processes: Processes, then: str) -> Iterator[None]:
         if processes.first:
             warn(f"{stopped}: {then}")
         raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
+    except KeyboardInterrupt:
+        if processes.first:
+            warn(f"Interrupted: {then} from its last checkpoint")
+        raise click.exceptions.Exit(EXIT_CODES["SIGINT"]) from None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from ntkml.protocols.training_figures import TrajectoryFigure
 from ntkml.records import train as train_records
 from ntkml.records.finished_runs import finished_runs
 from ntkml.records.manifests import read_manifest
+from ntkml.records.notes import first_few
 
 JOINED = "training.csv.gz"  # the rows of all training runs of a Pareto run
 _ROW_SETTINGS = ("hparam", "dataset", "model", "num_data", "num_params", "dtype")
@@ -131,7 +132,9 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
     learned = [run for run in runs if run.rows["hparam"].iloc[0] == figure.hparam]
     known = [run for run in learned if run.estimator in figure.estimators]
     if not known:
-        raise ValueError(f"these rows hold no run of {figure.name}; {_what_to_run(figure)}")
+        held = first_few(dict.fromkeys(f"{run.estimator} ({run.rows['hparam'].iloc[0]})" for run in runs))
+        drawn = f"{figure.name} draws runs that learn the {figure.hparam} by {first_few(figure.estimators)}"
+        raise ValueError(f"{drawn}, these are of {held}; {_what_to_run(figure)}")
     at_home = [run for run in known if run.dataset == figure.dataset] or known
     newest = next((run for run in at_home if draws_blocks(run.estimator)), at_home[0])
     chosen: dict[tuple[str, int], TrainingRun] = {}

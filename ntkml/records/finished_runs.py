@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkml.dataset_names import split_name
-from ntkml.records.manifests import check_type, read_manifest
+from ntkml.records.manifests import check_type, damaged, read_manifest
 
 #: The folder of a search's fits, within its own.
 FITS = "fits"
@@ -51,16 +51,15 @@ def finished_runs(results: Path, command: str) -> list[Run]:
     Links to folders are followed.
 
     Raises:
-        ValueError: a manifest that cannot be read or lacks a setting; names the file.
+        ValueError: a manifest that cannot be read or lacks a setting; names the file and what to remove.
     """
     runs = []
     for path in _manifests(results):
-        manifest = read_manifest(path)
-        # MAP has no estimators.
-        whole = manifest.get("settings") and manifest.get("finished_at") and "estimators" in manifest
-        if manifest.get("command") == command and whole and (rows := _rows_beside(path)):
-            _check_settings(manifest["settings"], command, path)
-            runs.append(Run(rows, manifest))
+        try:
+            run = _run_of(path, command)
+        except ValueError as error:
+            raise damaged(path.parent, error) from None
+        runs += [run] if run else []
     once: dict[object, Run] = {}  # settings on another device have the same id, and finished at another time
     for run in runs:
         once.setdefault((_id(run), _finished_at(run)), run)
@@ -70,6 +69,18 @@ def finished_runs(results: Path, command: str) -> list[Run]:
         if not _aside(run) or _id(run) not in map(_id, kept):
             kept.append(run)
     return sorted(kept, key=_finished_at, reverse=True)
+
+
+def _run_of(path: Path, command: str) -> Run | None:
+    """The run whose manifest lies at ``path``; None where it is not finished, of another command, or without rows."""
+    manifest = read_manifest(path)
+    # MAP has no estimators.
+    whole = manifest.get("settings") and manifest.get("finished_at") and "estimators" in manifest
+    rows = _rows_beside(path)
+    if manifest.get("command") != command or not whole or rows is None:
+        return None
+    _check_settings(manifest["settings"], command, path)
+    return Run(rows, manifest)
 
 
 def _id(run: Run) -> object:

@@ -42,6 +42,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _WORDS = {dict: "an object", list: "a list", str: "text", bool: "a flag", int: "a number", float: "a number"}
 
 
+def damaged(folder: Path, error: ValueError) -> ValueError:
+    """What a manifest's error says of its run; not every command that reads runs has a --force, so that it says what to remove."""
+    return ValueError(f"{error}: the run is damaged; remove {folder} and compute it again")
+
+
 def check_manifest(manifest: Mapping[str, Any], path: Path, within: str = "") -> None:
     """Hold the manifest of ``path``, or what lies in its entry ``within``, against the types above.
 

@@ -11,7 +11,7 @@ from typing import IO
 
 from ntkml.machine import files
 from ntkml.records.finished_runs import NEW, OLD
-from ntkml.records.manifests import read_manifest
+from ntkml.records.manifests import damaged, read_manifest
 
 try:
     import fcntl
@@ -106,7 +106,7 @@ def finished(folder: Path) -> bool:
     try:
         finished_at = read_manifest(manifest).get("finished_at")
     except ValueError as error:
-        raise ValueError(f"{error}: the run is damaged; remove {folder} and compute it again") from None
+        raise damaged(folder, error) from None
     if finished_at and not (rows.exists() and rows.stat().st_size):
         raise ValueError(f"{rows} of a finished run is missing or empty; remove {folder} and compute it again")
     return bool(finished_at)

@@ -32,10 +32,8 @@ def read_weights(path: Path) -> SavedWeights:
         raise ValueError(f"{path}: no such file of weights; give the weights.pt of a run")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
-        raise ValueError(
-            f"{path} is not a file of weights ({type(error).__name__}): give the weights.pt of a run"
-        ) from None
+    except Exception:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
+        raise ValueError(f"{path} is not a file of weights: give the weights.pt of a run") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no weights (a dictionary of tensors): give the weights.pt of a run")
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):

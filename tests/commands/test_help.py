@@ -111,13 +111,17 @@ def test_an_unknown_option_names_the_nearest(run):
     assert error.endswith("(see ntkml plot --help)\n")
 
 
+FULL = "; free some space and give the same command again"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (ValueError("the first line\n  and the second"), 1, "Error: the first line and the second\n"),
         (ValueError(), 1, "Error: ValueError\n"),
-        (OSError(28, "No space left on device", "rows.csv"), 1, "Error: No space left on device: rows.csv\n"),
-        (OSError(28, "No space left on device"), 1, "Error: No space left on device\n"),
+        (OSError(28, "No space left on device", "rows.csv"), 1, f"Error: No space left on device: rows.csv{FULL}\n"),
+        (OSError(28, "No space left on device"), 1, f"Error: No space left on device{FULL}\n"),
+        (OSError(5, "Input/output error", "rows.csv"), 1, "Error: Input/output error: rows.csv\n"),
         (OSError("connection refused"), 1, "Error: connection refused\n"),
         (click.UsageError("not so"), 2, "Error: not so\n"),
         (KeyboardInterrupt(), 130, "\nInterrupted.\n"),

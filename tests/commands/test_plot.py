@@ -185,6 +185,7 @@ def test_a_damaged_manifest_is_named(run, folder):
     code, _, error = run("figure-3")
     assert code == 1
     assert f"{rows.with_name('manifest.json').relative_to(folder)}: not a JSON file" in error
+    assert "the run is damaged; remove results/" in error
 
 
 def test_a_manifest_without_its_keys_is_no_finished_run(run, folder):

@@ -67,7 +67,7 @@ def written(folder):
 def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_path):
     code, out, error = run(*DIGITS)
     assert code == 0, error
-    assert out.splitlines()[0].startswith("Learning hyperparameters by the marginal likelihood: 2 cells, 1 worker of ")
+    assert out.splitlines()[0].startswith("Learning hyperparameters: 2 cells, 1 worker of ")
     assert error.count("done: prior ") == 2
     assert "2 of 2 cells are done, 0 were so before" in out
     times = written(tmp_path)

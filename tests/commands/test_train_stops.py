@@ -118,7 +118,7 @@ def test_a_second_interrupt_does_not_wait_for_the_step(run, tmp_path, monkeypatc
     signalled(monkeypatch, loop, "_weight_step", 2, "SIGINT", "SIGINT")
     code, _, error = run(*PRIOR)
     assert code == 130
-    assert error.splitlines()[-1] == "Interrupted."
+    assert error.splitlines()[-1] == "Interrupted: the same command continues it from its last checkpoint"
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 

@@ -111,7 +111,7 @@ def test_sweeps_are_made_of_pareto_comparisons_and_of_training_protocols_too():
     assert load_sweep("pareto-digits", "prior").cells == load_pareto("pareto-digits", "prior").cells
     [cell] = load_sweep("train-digits", "invariance").cells
     assert cell.protocol == load_train("train-digits", "invariance")
-    assert load_sweep("train-digits", "prior").title == "Learning hyperparameters by the marginal likelihood"
+    assert load_sweep("train-digits", "prior").title == "Learning hyperparameters"
 
 
 @pytest.mark.parametrize(

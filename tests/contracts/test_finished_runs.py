@@ -87,7 +87,9 @@ def test_a_manifest_of_another_shape_is_named_in_one_line(tmp_path, in_empty_fol
     path = changed(write_protocol_run(tmp_path / "results", "table-1", "prior", "ntk-500-1"), **entries)
     code, _, error = in_empty_folder(*command.split())
     assert code == 1
-    assert error == f"Error: {path.relative_to(tmp_path)}: {words}\n"
+    path = path.relative_to(tmp_path)
+    remedy = f"the run is damaged; remove {path.parent} and compute it again"
+    assert error == f"Error: {path}: {words}: {remedy}\n"
 
 
 def test_settings_of_training_are_single_values(tmp_path):

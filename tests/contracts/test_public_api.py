@@ -130,7 +130,7 @@ def test_a_convolution_may_be_the_head():
     ("options", "message"),
     [
         ({"name": "ntkk-N-C"}, "unknown structure 'ntkk'; did you mean 'ntk'?"),
-        ({"name": "ntk-8-C"}, "ntk-8-C needs 8 inputs but there are 7: write 7 or N"),
+        ({"name": "ntk-8-C"}, "ntk-8-C needs 8 inputs but there are 7: name an estimator with 7 or N"),
         ({"name": "ntk-N-3"}, "asks for 3 outputs of 3: write C for all outputs"),
         ({"likelihood": "poisson"}, "unknown likelihood 'poisson'; known: categorical, bernoulli, gaussian"),
         ({"likelihood": "gausian"}, "unknown likelihood 'gausian'; did you mean 'gaussian'?"),

@@ -111,7 +111,12 @@ def test_all_inputs_are_spelled_n(text, resolved):
 @pytest.mark.parametrize(
     ("text", "num_outputs", "softmax", "message"),
     [
-        ("ntk-101-C", 10, True, "ntk-101-C needs 101 inputs but there are 100: write 100 or N"),
+        (
+            "ntk-101-C",
+            10,
+            True,
+            "ntk-101-C needs 101 inputs but there are 100: name an estimator with 100 or N in its place",
+        ),
         ("ntk-50-10", 10, True, "ntk-50-10 asks for 10 outputs of 10: write C for all outputs"),
         ("ntk-50-11", 10, True, "ntk-50-11 asks for 11 outputs of 10: write 1, C or a size below 10"),
         ("ntk-50-3", 2, True, "ntk-50-3 asks for 3 outputs of 2: write 1 or C"),

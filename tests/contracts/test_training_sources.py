@@ -121,5 +121,8 @@ def test_what_to_run_is_said_where_there_is_nothing(tmp_path):
     ):
         training_files(FIGURE, tmp_path)
     path = write_training_run(tmp_path, "ntk-100-C", "invariance")
-    with pytest.raises(ValueError, match="these rows hold no run of figure-10; run: ntkml pareto --hparam prior"):
+    with pytest.raises(
+        ValueError,
+        match=r"figure-10 draws runs that learn the prior by ntk-.*, these are of .*; run: ntkml pareto --hparam prior",
+    ):
         choose(FIGURE, training_runs([path]))
