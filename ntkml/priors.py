@@ -42,6 +42,10 @@ class PriorPrecision:
         sizes = [shape.numel() for shape in shapes.values()]
         return dict(zip(shapes, values.split(sizes), strict=True))
 
+    def diagonal(self, shapes: Shapes) -> Tensor:
+        """All of the diagonal in the network's order, (P,), float64."""
+        return torch.cat([precision.expand(shapes[name].numel()) for name, precision in self.of(shapes).items()])
+
     def scaled(self, factor: Tensor | float) -> PriorPrecision:
         """The prior with every precision times ``factor`` (Gaussian noise enters a log-determinant only this way)."""
         return PriorPrecision(self.values.double() * factor, self.kind)

@@ -150,10 +150,9 @@ def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjo
 
 def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> WholeAdjoint:
     """V = 2 R (P0 + H)^-1 of ggn, and of ntk where the rows outnumber the parameters: all tensors at once."""
-    precision = prior.of(rows.shapes)
     sizes = {name: shape.numel() for name, shape in rows.shapes.items()}
     everything = torch.cat([rows.explicit(name) for name in sizes], dim=1)  # (b, P)
-    diagonal = torch.cat([precision[name].detach().expand(size) for name, size in sizes.items()])
+    diagonal = prior.diagonal(rows.shapes).detach()
     for name in sizes:
         rows.forget(name)
     gradient = log_det_row_gradient(everything, diagonal).to(everything.dtype)

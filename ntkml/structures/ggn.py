@@ -35,10 +35,7 @@ class GGN:
         self._matrix = gram(torch.cat([rows.explicit(name) for name in rows.shapes], dim=1).T)  # (P, P)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
-        precision = prior.of(self._shapes)
-        inverse_root = torch.cat(
-            [value.expand(self._shapes[name].numel()) for name, value in precision.items()]
-        ).rsqrt()
+        inverse_root = prior.diagonal(self._shapes).rsqrt()
         return log_det_identity_plus(
             self._matrix * inverse_root.unsqueeze(1) * inverse_root,
             f"a block of {self._rows.num_rows} rows (structure ggn, {prior})",

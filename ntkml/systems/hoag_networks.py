@@ -76,8 +76,7 @@ class NetworkHoag(System):
 
     def _precision(self) -> Tensor:
         """The diagonal of P0, (P,), differentiable in the log prior precisions."""
-        shapes = parameter_shapes(self.objective.model)
-        return torch.cat([p.expand(shapes[name].numel()) for name, p in self.objective.prior.of(shapes).items()])
+        return self.objective.prior.diagonal(parameter_shapes(self.objective.model))
 
     def _views(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         views = self.objective.augmentation

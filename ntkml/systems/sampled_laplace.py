@@ -42,9 +42,9 @@ class LinearModel:
         return self.factor @ self.factor.mT
 
     def curvature(self, vector: Tensor) -> Tensor:
-        """Phi^T B Phi v, (P,)."""
-        weighted = torch.einsum("ncd,nd->nc", self.noise_precision, self.features(vector))
-        return self.transposed(weighted)
+        """Phi^T L (L^T Phi v), (P,)."""
+        columns = self.factor.mT @ self.features(vector).unsqueeze(2)
+        return self.transposed((self.factor @ columns).squeeze(2))
 
 
 @dataclass(frozen=True)

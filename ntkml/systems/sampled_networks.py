@@ -37,8 +37,6 @@ class SampledLaplace(System):
         model, likelihood = self.objective.model, self.objective.likelihood
         outputs, weights = outputs_of(model, x), flattened(model)
         f, pull_back = vjp(outputs, weights)[:2]
-        shapes = parameter_shapes(model)
-        precisions = self.objective.prior.of(shapes)
 
         def features(vector: Tensor) -> Tensor:
             self.spend(len(x))
@@ -49,7 +47,7 @@ class SampledLaplace(System):
             return pull_back(cotangents)[0].detach()
 
         factor = likelihood.factor(f.detach(), "C", sequential(f.shape[1]))
-        precision = torch.cat([p.detach().expand(shapes[name].numel()) for name, p in precisions.items()])
+        precision = self.objective.prior.diagonal(parameter_shapes(model)).detach()
         return LinearModel(features, transposed, factor, precision.to(weights))
 
     @torch.no_grad()
@@ -60,13 +58,12 @@ class SampledLaplace(System):
         effective = effective_dimensions(
             model, [sample(model, noise, TOLERANCE, None, MOST_PRODUCTS) for noise in noises]
         )
-        weights = list(trainable_parameters(objective.model).values())
-        gamma = torch.stack([part.sum() for part in effective.split([w.numel() for w in weights])]).double()
-        square = torch.stack([w.double().square().sum() for w in weights])
-        if objective.prior_kind == "scalar":
-            gamma, square = gamma.sum().reshape(1), square.sum().reshape(1)
+        weights = trainable_parameters(objective.model)
+        gamma = torch.stack([part.sum() for part in effective.split([w.numel() for w in weights.values()])]).double()
+        gamma = gamma.sum(0, keepdim=True) if objective.prior_kind == "scalar" else gamma
+        square = objective.prior.squares(weights)
         usable = (gamma > 0) & (square > 0)
         updated = torch.where(usable, gamma / square, objective.prior.values)
         objective.log_prior_precision.copy_(updated.log())
         log_p = objective.likelihood.log_prob(objective.outputs(x), y).double().sum()
-        return float(log_p - 0.5 * objective.prior.quadratic_form(trainable_parameters(objective.model))) / len(x)
+        return float(log_p - 0.5 * objective.prior.quadratic_form(weights)) / len(x)

@@ -57,6 +57,7 @@ def test_log_determinant_quadratic_form_and_scaling(kind):
     prior = make_prior(kind, case)
     dense = case.precision(prior)
     weights = dict(case.model.named_parameters())
+    assert torch.equal(prior.diagonal(case.shapes), dense)
     assert_same(prior.log_det(case.shapes), dense.log().sum())
     assert_same(prior.quadratic_form(weights), case.weights @ (dense * case.weights))
     assert_same(case.precision(prior.scaled(3.0)), 3 * dense)
