@@ -120,8 +120,9 @@ def _findings(group: pandas.DataFrame) -> str:
     """The best system of a row, and the hyperparameter that each ended with."""
     means = group.groupby("system", sort=False)[QUALITY].mean()
     column = "eta_2" if group["hparam"].iloc[0] == "invariance" else "prior_precision_median"
-    words = "half-width of the rotation" if column == "eta_2" else "prior precision"
-    found = group.groupby("system", sort=False)[column].mean().dropna()
+    words = "magnitude of the half-width of the rotation" if column == "eta_2" else "prior precision"
+    # The sign of a half-width is free: seeds that end at plus and minus the same value agree. Precisions are above zero.
+    found = group[column].abs().groupby(group["system"], sort=False).mean().dropna()
     ends = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
     return (
         f"Best on {group['dataset'].iloc[0]} ({group['hparam'].iloc[0]}): {means.idxmax()} at {means.max():.3f} nats. "

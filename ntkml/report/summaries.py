@@ -42,7 +42,7 @@ _TRAINING = {
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
     "test ECE": "test_ece",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "prior median": "prior_precision_median",
 }
 _PARETO = {
@@ -56,7 +56,7 @@ _PARETO = {
     "exact": "exact_log_marginal_likelihood",
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "on frontier": "on_frontier",
 }
 _COMPARISON = {
@@ -70,7 +70,7 @@ _COMPARISON = {
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
     "prior median": "prior_precision_median",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "fits": "fits",
     "data passes": "data_passes",
     "seconds": "seconds",
@@ -147,5 +147,7 @@ def cell(value: Any) -> Cell:
 
 
 def _lines(frame: pandas.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    if "eta_2" in columns:  # the sign of a half-width is free
+        frame = frame.assign(eta_2=frame["eta_2"].abs())
     plain = frame[list(columns)].astype(object)  # Python's own numbers and flags
     return list(plain.itertuples(index=False, name=None))

@@ -11,7 +11,7 @@ import pytest
 
 from ntkml import commands
 from ntkml.protocols.bound_grid import load_bound_grid
-from ntkml.report.summaries import bound_table, cell
+from ntkml.report.summaries import bound_table, cell, table
 from tests.synthetic import rows_of, write_run
 from tests.synthetic_training import write_training_run
 
@@ -103,6 +103,11 @@ def test_slack_is_measured_at_the_best_point_of_the_exact_curve():
     assert by_name["ntk-N-C"][-1].number == 0
     assert by_name["ntk-100-C"][-1].number == pytest.approx(wide.loc[best, "ntk-N-C"] - wide.loc[best, "ntk-100-C"])
     assert by_name["ntk-100-C"][4].number == wide["ntk-100-C"].idxmax()
+
+
+def test_half_widths_are_shown_by_their_magnitudes():
+    [row] = table("", "", pandas.DataFrame({"eta_2": [-1.5]}), {"|rotation| (rad)": "eta_2"}).rows
+    assert row[0].number == 1.5
 
 
 def test_a_missing_value_is_blank():

@@ -70,3 +70,10 @@ def test_differences_of_thousandths_are_not_magnified(tmp_path, monkeypatch, spr
         low, high = part.get_ylim()
         assert high - low >= comparison.LEAST_RANGE - 1e-12
         assert low < -1.6 <= -1.6 + 2 * spread < high
+
+
+def test_half_widths_are_averaged_by_their_magnitudes(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path)).assign(hparam="invariance")
+    rows["eta_2"] = [1.0 if seed == 0 else -2.0 for seed in rows["seed"]]
+    [caption] = [text.get_text() for text in comparison.draw(rows).texts if text.get_gid() == "caption"]
+    assert "Final magnitude of the half-width of the rotation: none 1.5," in caption.replace("\n", " ")
