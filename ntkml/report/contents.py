@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 from matplotlib import pyplot
 
-from ntkml.figures import drawing, render, training_sources
+from ntkml.figures import drawing, render, sources, training_sources
 from ntkml.protocols.tables import protocol_names, read_tables
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import compare as compare_records
@@ -107,7 +107,8 @@ def _tables(runs: dict[str, list[Run]], results: Path) -> list[Table]:
     if runs["pareto"]:
         tables.append(pareto_table(pareto_records.read_rows(*[run.rows for run in runs["pareto"]])))
     if runs["bound-grid"]:
-        tables.append(bound_table(bound_records.read_rows(*[run.rows for run in runs["bound-grid"]])))
+        groups = sources.seed_groups(runs["bound-grid"])
+        tables.append(bound_table([bound_records.read_rows(*[run.rows for run in group]) for group in groups]))
     joined = [run.rows.with_name(training_sources.JOINED) for run in runs["pareto"]]
     files = [run.rows for run in runs["train"]] + [path for path in joined if path.is_file()]
     if training := training_sources.training_runs(files):

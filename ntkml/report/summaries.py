@@ -103,25 +103,35 @@ def comparison_table(rows: pandas.DataFrame) -> Table:
     return table("Systems compared", caption, order, _COMPARISON)
 
 
-def bound_table(rows: pandas.DataFrame) -> Table:
-    """Where every estimator's curve has its maximum, and its slack at the maximum of the exact curve."""
-    aggregate = rows[rows["block"].isna()]
+def bound_table(settings: Sequence[pandas.DataFrame]) -> Table:
+    """Where every estimator's curve has its maximum, and its slack at the maximum of the exact curve.
+
+    A frame of ``settings`` has the rows of runs that differ in the seed alone, over which curves are averaged.
+    """
     lines = []
-    for (dataset, hparam), group in aggregate.groupby(["dataset", "hparam"], sort=False):
-        mean = group.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
+    for rows in settings:
+        aggregate = rows[rows["block"].isna()]
+        mean = (
+            aggregate.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
+        )
         exact = mean.get(EXACT)
-        for name in dict.fromkeys(group["estimator"]):
+        first = rows.iloc[0]
+        about = [first[column] for column in ("dataset", "model", "num_data", "hparam")]
+        about += [" ".join(dict.fromkeys(rows["run_id"])), " ".join(map(str, dict.fromkeys(rows["seed"])))]
+        for name in dict.fromkeys(aggregate["estimator"]):
             curve = mean[name].dropna()
             best = curve.idxmax()
             slack = None
             if exact is not None and exact.idxmax() in curve.index:
                 slack = exact.max() - curve[exact.idxmax()]
-            flags = group.loc[group["estimator"] == name, "certified"]
-            lines.append((dataset, hparam, name, bool(flags.all()), best, curve.max(), slack))
-    columns = ["data set", "over", "estimator", "proven bound", "best at", "log q / N there", "slack at exact best"]
+            flags = aggregate.loc[aggregate["estimator"] == name, "certified"]
+            lines.append((*about, name, bool(flags.all()), best, curve.max(), slack))
+    columns = ["data set", "model", "N", "over", "runs", "seeds", "estimator", "proven bound"]
+    columns += ["best at", "log q / N there", "slack at exact best"]
     frame = pandas.DataFrame(lines, columns=columns)
     caption = (
-        "slack: exact minus estimate at the grid point where the exact value is largest. Weights are the same for all."
+        "Curves are means over seeds of runs that are otherwise the same; a run has the same weights for all its estimators. "
+        "slack: exact minus estimate at the grid point where the exact value is largest."
     )
     return table("Bounds over a grid", caption, frame, {name: name for name in columns})
 
