@@ -33,7 +33,7 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[st
     """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption.
 
     Raises:
-        ValueError: rows of several protocols, which are no seeds of one.
+        ValueError: rows of several protocols, which are no seeds of one, or a system that has several rows for one seed.
     """
     groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
     for group in groups:
@@ -80,6 +80,10 @@ def _refuse(group: pandas.DataFrame) -> None:
             raise ValueError(
                 f"{where} mix several values of {column} ({first_few(values)}): draw the files one by one (--csv)"
             )
+    twice = group[group.duplicated(["system", "seed"])]  # of runs that differ in what the rows do not hold
+    if len(twice):
+        again = f"{twice['system'].iloc[0]} with seed {twice['seed'].iloc[0]}"
+        raise ValueError(f"{where} have {again} more than once: draw the files one by one (--csv)")
 
 
 def _look(index: int, name: str, family: str) -> dict[str, Any]:

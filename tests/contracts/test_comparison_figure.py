@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 
 from ntkml.figures import comparison
@@ -53,6 +54,13 @@ def test_rows_of_other_protocols_are_no_seeds(tmp_path, column, value):
         ValueError, match=f"prior on digits mix several values of {column} .*: draw the files one by one"
     ):
         comparison.draw(rows)
+
+
+def test_runs_of_other_settings_are_no_seeds(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path))
+    both = pandas.concat([rows, rows.assign(run_id="another")], ignore_index=True)
+    with pytest.raises(ValueError, match=r"prior on digits have none with seed 0 more than once: draw .* one by one"):
+        comparison.draw(both)
 
 
 def test_filled_marks_are_proven_bounds(tmp_path, monkeypatch):
