@@ -82,7 +82,8 @@ def training_table(rows: pandas.DataFrame) -> Table:
     last = rows.groupby("run_id", sort=False).last(skipna=True).reset_index()
     last = last.sort_values(["dataset", "hparam", "estimator", "seed"], kind="stable")
     caption = (
-        "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks."
+        "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks; "
+        "prior median: of two middle values the lower one."
     )
     return table("Training runs", caption, last, _TRAINING)
 
@@ -99,7 +100,10 @@ def pareto_table(rows: pandas.DataFrame) -> Table:
 def comparison_table(rows: pandas.DataFrame) -> Table:
     """Every system of the comparisons, the best test log likelihood of each data set first."""
     order = rows.sort_values(["dataset", "hparam", "test_log_likelihood"], ascending=[True, True, False], kind="stable")
-    caption = "Bounds and other systems on the same data; cost in fits, data passes and seconds of all fits together."
+    caption = (
+        "Bounds and other systems on the same data; cost in fits, data passes and seconds of all fits together; "
+        "prior median: of two middle values the lower one."
+    )
     return table("Systems compared", caption, order, _COMPARISON)
 
 

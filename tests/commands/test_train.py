@@ -102,6 +102,15 @@ def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path, only):
     assert frame["prior_precision_min"].tolist() == pytest.approx([25.0] * 4)
 
 
+def test_the_median_of_an_even_number_of_precisions_is_the_lower_of_the_middle_ones(run, tmp_path, only):
+    assert run(*PRIOR)[0] == 0
+    last = train_records.read_rows(only(tmp_path, "rows.csv")).iloc[-1]
+    precisions = sorted(json.loads(last["prior_precisions"]))
+    assert len(precisions) % 2 == 0
+    assert last["prior_precision_median"] == pytest.approx(precisions[len(precisions) // 2 - 1])
+    assert precisions[len(precisions) // 2 - 1] < precisions[len(precisions) // 2]
+
+
 def test_a_diagonal_prior_is_summarised(run, tmp_path, only):
     assert run(*PRIOR, "--prior", "diagonal")[0] == 0
     frame = train_records.read_rows(only(tmp_path, "rows.csv"))
