@@ -15,7 +15,7 @@ import torch
 
 from ntkml.datasets import ImageDataset
 from ntkml.protocols.compare import CompareProtocol
-from ntkml.protocols.train import TrainProtocol
+from ntkml.protocols.train import TrainProtocol, departures
 from ntkml.records import compare as compare_records
 from ntkml.records import provenance
 from ntkml.records import train as train_records
@@ -54,7 +54,8 @@ class CompareRun:
             ValueError: a system that cannot learn what is asked.
         """
         cells = dict.fromkeys(resolve_protocol(cell, self.data) for cell in self.protocol.cells)
-        return [TrainRun(cell, self.data, self.device, self.chunk) for cell in cells]
+        notes = {cell: tuple(departures(cell, self.protocol.asked)) for cell in cells}
+        return [TrainRun(cell, self.data, self.device, self.chunk, notes[cell]) for cell in cells]
 
     @property
     def settings(self) -> dict[str, Any]:

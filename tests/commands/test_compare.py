@@ -72,6 +72,12 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
     assert (tmp_path / "figures" / "comparison.png").read_bytes() == (tmp_path / pictures[0]).read_bytes()
 
 
+def test_training_runs_of_a_comparison_say_how_they_differ_from_their_protocol(finished_run, tmp_path, only):
+    [note] = read_manifest(only(tmp_path / "results" / "train", "manifest.json"))["notes"]
+    assert note.startswith("Against protocol train-digits: ")
+    assert "epochs 10 instead of " in note
+
+
 def test_a_finished_comparison_is_drawn_again_and_computed_again_when_forced(run, finished_run, tmp_path, only):
     folder, times = comparison_of(tmp_path, only), cells(tmp_path)
     before = (folder / "rows.csv").stat().st_mtime_ns
