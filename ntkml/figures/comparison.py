@@ -124,7 +124,11 @@ def _findings(group: pandas.DataFrame) -> str:
     """The best system of a row, and the hyperparameter that each ended with."""
     means = group.groupby("system", sort=False)[QUALITY].mean()
     column = "eta_2" if group["hparam"].iloc[0] == "invariance" else "prior_precision_median"
-    words = "magnitude of the half-width of the rotation" if column == "eta_2" else "prior precision (median, of two middle values the lower)"
+    words = (
+        "magnitude of the half-width of the rotation"
+        if column == "eta_2"
+        else "prior precision (median, of two middle values the lower)"
+    )
     # The sign of a half-width is free: seeds that end at plus and minus the same value agree. Precisions are above zero.
     found = group[column].abs().groupby(group["system"], sort=False).mean().dropna()
     ends = ", ".join(f"{name} {value:.3g}" for name, value in found.items())

@@ -115,9 +115,7 @@ def bound_table(settings: Sequence[pandas.DataFrame]) -> Table:
     lines = []
     for rows in settings:
         aggregate = rows[rows["block"].isna()]
-        mean = (
-            aggregate.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
-        )
+        mean = aggregate.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
         exact = mean.get(EXACT)
         first = rows.iloc[0]
         about = [first[column] for column in ("dataset", "model", "num_data", "hparam")]
