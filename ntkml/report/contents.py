@@ -142,7 +142,7 @@ def _entry(run: Run, results: Path) -> RunEntry:
         what=what,
         finished_at=str(manifest["finished_at"]),
         commit=commit,
-        machine=str(environment.get("cpu") or ""),
+        machine=", ".join(str(environment[part]) for part in ("gpu", "cpu") if environment.get(part)),
         notes=tuple(manifest.get("notes", [])),
         manifest=json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False),
     )

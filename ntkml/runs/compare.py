@@ -17,7 +17,6 @@ from ntkml.datasets import ImageDataset
 from ntkml.protocols.compare import CompareProtocol
 from ntkml.protocols.train import TrainProtocol, departures
 from ntkml.records import compare as compare_records
-from ntkml.records import provenance
 from ntkml.records import train as train_records
 from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
@@ -26,6 +25,7 @@ from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive
 from ntkml.runs.progress import Track
 from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.surroundings import environment
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.system_specs import family_of, is_bound, parse_system
@@ -128,7 +128,7 @@ def _manifest(run: CompareRun) -> dict[str, Any]:
         "run_id": run.run_id,
         "command": "compare",
         "settings": run.settings,
-        "environment": provenance.environment(),
+        "environment": environment(run.device),
         "data_checksum": run.data.checksum,
         "estimators": {cell.protocol.estimator: {"run_id": cell.run_id} for cell in run.runs},
         "notes": run.protocol.notes,

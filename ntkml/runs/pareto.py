@@ -27,11 +27,11 @@ from ntkml.protocols.cells import Cell
 from ntkml.protocols.pareto import ParetoProtocol
 from ntkml.randomness import generator_for
 from ntkml.records import pareto as pareto_records
-from ntkml.records import provenance
 from ntkml.records import train as train_records
 from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
+from ntkml.runs import surroundings
 from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
@@ -125,7 +125,7 @@ def run_pareto(
         ValueError: another process on this comparison; see also :func:`ntkml.runs.train.run_train`.
     """
     with exclusive(folder):
-        environment = provenance.environment()
+        environment = surroundings.environment(run.device)
         for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
             _train(run.cell(cell), results, track, warn, stop)
         parts = files.ensure_writable_folder(folder / "parts")

@@ -165,9 +165,7 @@ def notes_of(panel: Panel) -> list[str]:
     return [*notes, *panel.notes]
 
 
-def _cells(
-    panel: Panel, show: Callable[[Value, Column, bool], str], name: Callable[[str], str]
-) -> list[list[str]]:
+def _cells(panel: Panel, show: Callable[[Value, Column, bool], str], name: Callable[[str], str]) -> list[list[str]]:
     """The text of every row: hyperparameter, estimator, published and our values, number of seeds."""
     lines, before = [], ""
     for row in panel.rows:

@@ -120,6 +120,13 @@ def test_bounds_are_averaged_over_seeds_of_otherwise_equal_runs_alone(tmp_path):
     assert len(shown) == 4
 
 
+def test_the_machine_of_a_run_is_its_gpu_and_its_processor(results):
+    machines = [{"cpu": "a CPU"}, {"gpu": "a GPU", "cpu": "a CPU"}]
+    for path, environment in zip(sorted(results.rglob("manifest.json")), machines, strict=True):
+        write_manifest(path, read_manifest(path) | {"environment": environment})
+    assert [run.machine for run in gather(results).runs] == ["a CPU", "a GPU, a CPU"]
+
+
 def test_half_widths_are_shown_by_their_magnitudes():
     [row] = table("", "", pandas.DataFrame({"eta_2": [-1.5]}), {"|rotation| (rad)": "eta_2"}).rows
     assert row[0].number == 1.5
