@@ -12,7 +12,7 @@ import click
 from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
-from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList, NamedPath
+from ntkml.commands.types import COUNT, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
 from ntkml.protocols.bound_grid import departures, load_bound_grid
 from ntkml.protocols.tables import VARIANTS
 from ntkml.records.bound_grid import HPARAMS
@@ -35,7 +35,7 @@ Examples:
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
 @setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
-@setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
+@setting("--estimators", ESTIMATORS, "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
 @setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
 @setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
 @setting("--num-data", COUNT, "Training images N.")

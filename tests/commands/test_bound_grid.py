@@ -135,6 +135,11 @@ def test_given_weights_are_used_and_said(run, tmp_path, only):
     [
         (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'rotation'"),
         (["--hparam", "prior", "--estimators", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
+        (
+            ["--hparam", "prior", "--estimators", "ntk-9-1,ntk-9-1"],
+            2,
+            "'ntk-9-1,ntk-9-1' is not a list of different names",
+        ),
         (["--hparam", "prior", "--estimators", "ntkk-10-1"], 2, "did you mean 'ntk'?"),
         (["--hparam", "prior", "--estimators", "ntk-2000-1"], 2, "needs 2000 inputs but there are 1000"),
         (["--hparam", "prior", "--estimators", "ntk-100-10"], 2, "write C for all outputs"),
@@ -207,9 +212,9 @@ def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):
 
 
 def test_estimator_names_are_completed():
-    from ntkml.commands.types import EstimatorList
+    from ntkml.commands.types import ESTIMATORS
 
-    values = [item.value for item in EstimatorList().shell_complete(None, None, "ntk-N-C,kfac-5")]
+    values = [item.value for item in ESTIMATORS.shell_complete(None, None, "ntk-N-C,kfac-5")]
     assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
 
 

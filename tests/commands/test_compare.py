@@ -165,6 +165,7 @@ def test_comparisons_keep_the_ids_of_the_reference_results(hparam):
     [
         (["--protocol", "pareto-digits"], 2, "unknown protocol 'pareto-digits'"),
         (["--seeds", "0,0"], 2, "'0,0' is not a list of different seeds, such as 0,1,2"),
+        (["--systems", "lila,kfac-N-C"], 2, "'lila,kfac-N-C' is not a list of different names"),
         (["--epochs", "4", "--systems", "hoag"], 2, "in 4 epochs no hyperparameter is updated"),
         (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
         (["--samples", "4"], 2, "--samples: belongs to --hparam invariance"),
