@@ -29,7 +29,7 @@ QUALITY = "test_log_likelihood"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
-def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[str, Any] | None = None) -> Figure:
+def draw(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
     """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption.
 
     Raises:

@@ -67,13 +67,13 @@ def read_joined(
     """
     import pandas
 
-    files = [Path(path) for path in paths]
-    if not files:
+    named = [Path(path) for path in paths]
+    if not named:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(path, command, columns, checks) for path in files], ignore_index=True)
+    rows = pandas.concat([read_table(path, command, columns, checks) for path in named], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        raise ValueError(f"{first_few(files)}: {described(twice.iloc[0])} is there more than once; give each file once")
+        raise ValueError(f"{first_few(named)}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from matplotlib import pyplot
 
 from ntkml.figures import drawing, render, sources, training_sources
 from ntkml.protocols.tables import protocol_names, read_tables
@@ -92,7 +91,6 @@ def _pictures(results: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
             missing.append((name, str(error)))
             continue
         png = base64.b64encode(render.encoded(drawn.figure, "png")).decode("ascii")
-        pyplot.close(drawn.figure)
         files = tuple(str(path.relative_to(results)) for path in drawn.files)
         pictures.append(Picture(name, _title(name), png, drawn.figure.get_figwidth(), files))
     return pictures, missing

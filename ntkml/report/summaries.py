@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas
 
-from ntkml.figures.curves import EXACT
+from ntkml.specs import EXACT
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from ntkml.records.tables import as_rows
 from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs import surroundings
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
-from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, set_up
+from ntkml.runs.bound_setup import BoundGrid, Setup, set_up
 from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
 from ntkml.runs.progress import Track
-from ntkml.specs import EstimatorSpec, is_certified
+from ntkml.specs import EXACT, EstimatorSpec, is_certified
 
 if TYPE_CHECKING:
     import pandas

@@ -39,13 +39,10 @@ from ntkml.runs.progress import Track
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.specs import index_pairs, parse_estimator
+from ntkml.specs import EXACT, index_pairs, parse_estimator
 
 if TYPE_CHECKING:
     import pandas
-
-#: The exact log marginal likelihood, by its estimator name.
-EXACT = "ntk-N-C"
 
 #: Timing of one estimator stops after this many seconds, though not before three estimates.
 TIMING_BUDGET_SECONDS = 90.0
