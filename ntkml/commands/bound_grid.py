@@ -12,7 +12,7 @@ import click
 from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
-from ntkml.commands.types import COUNT, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
+from ntkml.commands.types import COUNT, DATASET, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
 from ntkml.protocols.bound_grid import departures, load_bound_grid
 from ntkml.protocols.tables import VARIANTS
 from ntkml.records.bound_grid import HPARAMS
@@ -33,7 +33,7 @@ Examples:
 @click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="What the grid runs over.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
+@setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
 @setting("--estimators", ESTIMATORS, "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
 @setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from ntkml import registry
+from ntkml.dataset_names import VARIANTS, join_name
 from ntkml.protocols.ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
-from ntkml.protocols.train import TRAIN_HPARAMS
-from ntkml.registry import STRUCTURES
+from ntkml.protocols.train import TRAIN_HPARAMS, train_names
 from ntkml.specs import GROUPINGS, parse_estimator
 from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, canonical_name
 
@@ -57,14 +58,15 @@ class NamedPath(click.Path):
 
 _SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
 
-#: What is completed: common spellings of every structure, a few sizes, every split and grouping, and systems.
+#: What is completed: common spellings of every structure, a few sizes, every split and grouping; systems; data sets.
 _ESTIMATOR_NAMES = [
     f"{structure}-{inputs}-{outputs}"
-    for structure in STRUCTURES
+    for structure in registry.STRUCTURES
     for inputs in ("100", "500", "N")
     for outputs in ("1", "C", "tree")
 ] + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
 _SYSTEM_NAMES = [*FAMILIES, *ALIASES, *_ESTIMATOR_NAMES]
+_DATASET_NAMES = [join_name(base, variant) for base in registry.DATASETS for variant in VARIANTS]
 
 #: A learning rate or a prior precision.
 POSITIVE = PositiveNumber()
@@ -126,18 +128,22 @@ class TrainEstimator(click.ParamType):
         return [CompletionItem(name) for name in _SYSTEM_NAMES if name.startswith(incomplete)]
 
 
-class TrainProtocolName(click.ParamType):
-    """A protocol of ``ntkml train``; whether it exists is found out where its file is read."""
+class CompletedName(click.ParamType):
+    """A name of which ``known`` ones are completed; whether it means something is found out where it is looked up."""
 
-    name = "name"
+    def __init__(self, name: str, known: Callable[[], Iterable[str]]) -> None:
+        self.name, self.known = name, known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ntkml.protocols.train import train_names
+        return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
 
-        return [CompletionItem(name) for name in train_names() if name.startswith(incomplete)]
+
+#: A data set, and a protocol of ``ntkml train``.
+DATASET = CompletedName("text", lambda: _DATASET_NAMES)
+TRAIN_PROTOCOL = CompletedName("name", train_names)
 
 
 class ChunkSize(click.ParamType):
@@ -159,9 +165,9 @@ def _whole(text: str, low: int, high: int) -> int | None:
     return number if number is not None and low <= number <= high else None
 
 
-#: What the options of several commands list. Estimators of one name, or systems, are one however they are spelled.
+#: What the options of several commands list; one system under two names (lila, kfac-N-C) is there twice.
 ESTIMATORS = CommaList("names", lambda name: str(parse_estimator(name)), "ntk-100-1,kfac-N-C", known=_ESTIMATOR_NAMES)
 SYSTEMS = CommaList("names", canonical_name, "map,ntk-50-tree,grid-5", known=_SYSTEM_NAMES)
 SEEDS = CommaList("seeds", lambda text: _whole(text, 0, LAST_SEED), f"0,1,2 (up to {LAST_SEED})")
 NUMBERS = CommaList("numbers", lambda text: _whole(text, 1, MOST), f"250,500,1000 (up to {MOST})")
-DATASETS = CommaList("names", lambda name: name or None, "mnist,fashion-mnist")
+DATASETS = CommaList("names", lambda name: name or None, "mnist,fashion-mnist", known=_DATASET_NAMES)

@@ -246,3 +246,15 @@ def test_estimators_and_none_are_completed():
 
     assert [item.value for item in TrainEstimator().shell_complete(None, None, "no")] == ["none"]
     assert "kfac-500-1" in [item.value for item in TrainEstimator().shell_complete(None, None, "kfac-5")]
+
+
+def test_names_of_data_sets_and_protocols_are_completed():
+    from ntkml.commands.types import DATASET, DATASETS, TRAIN_PROTOCOL
+
+    assert [item.value for item in DATASET.shell_complete(None, None, "cifar100")] == [
+        "cifar100",
+        "cifar100_r90",
+        "cifar100_r180",
+    ]
+    assert "digits,mnist_r180" in [item.value for item in DATASETS.shell_complete(None, None, "digits,mn")]
+    assert "table-1" in [item.value for item in TRAIN_PROTOCOL.shell_complete(None, None, "table")]
