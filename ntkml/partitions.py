@@ -182,8 +182,8 @@ def _assign_with_room(distances: Tensor, room: Tensor) -> Tensor:
 def greedy_batches(kernel: Tensor, size: int, generator: torch.Generator | None) -> list[Tensor]:
     """Batches grown one input at a time by the largest mutual information with the batch so far. kernel: (N, N).
 
-    The information that x shares with batch B is 1/2 log (1 + k_xx) / (1 + k_xx|B), with k_xx|B the conditional variance
-    of x under I + K; it is what a block keeps and a split loses. Conditional variances follow from one pivoted Cholesky
+    The information that x shares with batch B is 1/2 log (1 + k_xx) / (1 + k_xx|B), with 1 + k_xx|B the conditional
+    variance of x under I + K; it is what a block keeps and a split loses. Conditional variances follow from one pivoted Cholesky
     factorisation per batch: O(N^2 size) in all, and an N x N kernel in memory.
     """
     kernel = kernel.detach().double()

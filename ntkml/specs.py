@@ -22,6 +22,9 @@ GROUPINGS = ("class", "kmeans", "greedy")
 #: The name of training without a marginal likelihood (plain MAP).
 NO_ESTIMATOR = "none"
 
+#: The exact log marginal likelihood of the linearised Laplace approximation, computed in the dual; "full" in the paper's figures.
+EXACT = "ntk-N-C"
+
 _NUMBER = "[1-9][0-9]{0,17}"  # 64 bits hold it
 
 _GRAMMAR = "<structure>-<inputs>-<outputs>[+class|+kmeans|+greedy][+iid], for example ntk-500-1"

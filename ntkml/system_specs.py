@@ -20,6 +20,9 @@ ALIASES = {"map": NO_ESTIMATOR, "lila": "kfac-N-C"}
 
 PRIOR, INVARIANCE = "prior", "invariance"
 
+#: The largest number in a name: a grid makes a list of so many values before its first fit.
+MOST_COUNTED = 10_000
+
 
 @dataclass(frozen=True)
 class Family:
@@ -92,7 +95,7 @@ def parse_system(text: str) -> SystemSpec:
     """The system called ``text``.
 
     Raises:
-        ValueError: no system of that name, or a number that is missing, too many or zero.
+        ValueError: no system of that name, or a number that is missing, too large, too many or zero.
     """
     if text in FAMILIES:
         if counts := FAMILIES[text].counts:
@@ -104,6 +107,8 @@ def parse_system(text: str) -> SystemSpec:
         raise ValueError(unknown_name("system", text, [*names, *ALIASES]))
     if not re.fullmatch(r"[1-9][0-9]*", number):
         raise ValueError(f"{text!r}: the number of {FAMILIES[family].counts} is a positive integer, got {number!r}")
+    if len(number) > len(str(MOST_COUNTED)) or int(number) > MOST_COUNTED:
+        raise ValueError(f"{text[:40]!r}: the number of {FAMILIES[family].counts} is at most {MOST_COUNTED}")
     return SystemSpec(family, int(number))
 
 

@@ -1,3 +1,4 @@
-"""Settings of ``ntkml bound-grid`` that take a second."""
+"""Settings of ``ntkml bound-grid`` that take a second: on weights that are given, and on weights trained for an epoch."""
 
-SMALL = "--hparam rotation --grid-points 2 --num-data 40 --samples 2 --epochs 1 --device cpu".split()  # noqa: SIM905
+GIVEN = "--hparam rotation --grid-points 2 --num-data 40 --samples 2 --device cpu".split()  # noqa: SIM905
+SMALL = ["--epochs", "1", *GIVEN]

@@ -12,8 +12,8 @@ import click
 from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
-from ntkml.commands.types import COUNT, POSITIVE, SAMPLES, SEED, EstimatorList, NamedPath
-from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.commands.types import COUNT, DATASET, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
+from ntkml.protocols.bound_grid import departures, load_bound_grid
 from ntkml.protocols.tables import VARIANTS
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import MODELS
@@ -33,9 +33,9 @@ Examples:
 @click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="What the grid runs over.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
+@setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
-@setting("--estimators", EstimatorList(), "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
+@setting("--estimators", ESTIMATORS, "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
 @setting("--grid-points", click.IntRange(1, 100_000), "Points of the grid.")
 @setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
 @setting("--num-data", COUNT, "Training images N.")
@@ -77,6 +77,8 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
     }
     if "samples" in given and protocol.hparam == "prior":
         raise click.BadParameter("augmentation samples belong to --hparam rotation", param_hint="--samples")
+    if options["weights"]:
+        _refuse_training(protocol.hparam, options)
     training = protocol.training
     if "samples" in given and training.rotation:
         training = replace(training, samples=given["samples"])
@@ -84,6 +86,15 @@ def _overridden(protocol: BoundGridProtocol, options: dict[str, Any]) -> BoundGr
     training = replace(training, **changes)
     grid = replace(protocol.grid, points=options["grid_points"] or protocol.grid.points)
     return replace(protocol, training=training, grid=grid, **given)
+
+
+def _refuse_training(hparam: str, options: dict[str, Any]) -> None:
+    """Refuse settings of a training that given weights take the place of; a rotation grid has its precision all the same."""
+    for name in ("epochs", "prior_precision"):
+        if options[name] is not None and (name, hparam) != ("prior_precision", "rotation"):
+            raise click.BadParameter(
+                "nothing is trained with --weights: leave it out", param_hint=f"--{name.replace('_', '-')}"
+            )
 
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
@@ -107,7 +118,7 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     given = read_learned(options["weights"]) if options["weights"] else None
     if given and options["prior_precision"]:  # what is asked for goes before what was learned
         given = replace(given, prior_precisions=())
-    grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(_changes(protocol, asked)), device)
+    grid = BoundGrid(protocol, data, given, options["rows"] == "all", tuple(departures(protocol, asked)), device)
     folder = options["out"] / "bound-grid" / f"{protocol.hparam}-{protocol.dataset}-{grid.run_id}"
     files.check_writable_folder(options["figures"], "--figures")
     complete_replacement(folder)
@@ -119,22 +130,6 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
         compute = partial(run_bound_grid, grid, track=track)
         replace_when_finished(folder, compute) if options["force"] else compute(folder)
     _draw(folder, options["figures"])
-
-
-def _changes(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]:
-    """A sentence that a caption must show: where the run differs from the protocol that was named."""
-    pairs = [
-        ("data set", protocol.dataset, asked.dataset),
-        ("model", protocol.model, asked.model),
-        ("N", protocol.num_data, asked.num_data),
-        ("S", protocol.samples, asked.samples),
-        ("seed", protocol.seed, asked.seed),
-        ("grid points", protocol.grid.points, asked.grid.points),
-        ("training epochs", protocol.training.epochs, asked.training.epochs),
-        ("prior precision", protocol.training.prior_precision, asked.training.prior_precision),
-    ]
-    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
-    return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []
 
 
 def _draw(folder: Path, figures: Path) -> None:

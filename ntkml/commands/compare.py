@@ -17,7 +17,7 @@ from ntkml.commands.options import (
 )
 from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import Stops, orderly_stops
-from ntkml.commands.types import SystemList
+from ntkml.commands.types import SYSTEMS
 from ntkml.protocols import compare as compare_protocols
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Examples:
 @click.command("compare", epilog=_EXAMPLES, context_settings={"show_default": True})
 @compared_hparam_option
 @click.option("--protocol", default="comparison-digits", help="comparison-digits or comparison-mnist.")
-@click.option("--systems", type=SystemList(), help="Comma-separated names.  [default: the protocol's]")
+@click.option("--systems", type=SYSTEMS, help="Comma-separated names.  [default: the protocol's]")
 @compared_runs_options
 @computing_options
 @figures_option

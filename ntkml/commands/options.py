@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ntkml.commands.types import COUNT, SAMPLES, ChunkSize, LearnedHparam, NamedPath, SeedList
+from ntkml.commands.types import COUNT, SAMPLES, SEEDS, ChunkSize, LearnedHparam, NamedPath
 
 #: What a command may compute on; :func:`ntkml.commands.devices.device_named` takes it.
 DEVICE = click.Choice(("auto", "cpu", "cuda"))
@@ -66,7 +66,7 @@ def compared_runs_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The seeds of a comparison and the settings of all its training runs, which :func:`compared_settings` reads."""
     for option in reversed(_OF_ALL_RUNS.values()):
         command = option(command)
-    return setting("--seeds", SeedList(), "Comma-separated seeds.")(command)
+    return setting("--seeds", SEEDS, "Comma-separated seeds.")(command)
 
 
 def compared_settings(hparam: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ntkml.commands.options import (
 )
 from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import Stops, orderly_stops
-from ntkml.commands.types import COUNT, EstimatorList
+from ntkml.commands.types import COUNT, ESTIMATORS
 from ntkml.protocols import pareto as pareto_protocols
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ Examples:
     default="pareto-digits",
     help="Cells to compare: pareto-digits, figure-1, figure-1-reduced or figure-13.",
 )
-@click.option("--estimators", type=EstimatorList(), help="Comma-separated names.  [default: the protocol's]")
+@click.option("--estimators", type=ESTIMATORS, help="Comma-separated names.  [default: the protocol's]")
 @compared_runs_options
 @click.option("--repeats", type=COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
 @click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")

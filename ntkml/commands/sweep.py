@@ -12,7 +12,7 @@ import click
 
 from ntkml.commands.options import DEVICE, chunk_option, data_root_option, download_option, out_option
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import COUNT, SAMPLES, LearnedHparam, NameList, NumberList, SeedList, SystemList
+from ntkml.commands.types import COUNT, DATASETS, NUMBERS, SAMPLES, SEEDS, SYSTEMS, LearnedHparam
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
 from ntkml.runs.sweep_states import DONE, FAILED
@@ -43,12 +43,12 @@ Examples:
 )
 @click.option(
     "--estimators",
-    type=SystemList(),
+    type=SYSTEMS,
     help="Comma-separated names, or none (MAP).  [default: the protocol's]",
 )
-@click.option("--seeds", type=SeedList(), help="Comma-separated seeds.  [default: the protocol's]")
-@click.option("--datasets", type=NameList(), help="Comma-separated data sets.  [default: the protocol's]")
-@click.option("--num-data", type=NumberList(), help="Comma-separated numbers of images N.  [default: the protocol's]")
+@click.option("--seeds", type=SEEDS, help="Comma-separated seeds.  [default: the protocol's]")
+@click.option("--datasets", type=DATASETS, help="Comma-separated data sets.  [default: the protocol's]")
+@click.option("--num-data", type=NUMBERS, help="Comma-separated numbers of images N.  [default: the protocol's]")
 @click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")
 @click.option("--samples", type=SAMPLES, help="Augmentation samples S (invariance).  [default: the protocol's]")
 @click.option("--workers", type=COUNT, default=1, help="Processes on this machine.")

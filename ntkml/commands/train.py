@@ -25,13 +25,14 @@ from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import (
     COUNT,
+    DATASET,
     POSITIVE,
     SAMPLES,
     SEED,
+    TRAIN_PROTOCOL,
     LearnedHparam,
     Seconds,
     TrainEstimator,
-    TrainProtocolName,
 )
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS, PRIORS
@@ -65,11 +66,11 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 )
 @click.option(
     "--protocol",
-    type=TrainProtocolName(),
+    type=TRAIN_PROTOCOL,
     help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
 )
 @click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
-@setting("--dataset", click.STRING, "Data set (mnist, mnist_r180, folder:PATH, ...).")
+@setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
 @setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
 @setting(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from ntkml import registry
+from ntkml.dataset_names import VARIANTS, join_name
 from ntkml.protocols.ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
-from ntkml.protocols.train import TRAIN_HPARAMS
-from ntkml.registry import STRUCTURES
+from ntkml.protocols.train import TRAIN_HPARAMS, train_names
 from ntkml.specs import GROUPINGS, parse_estimator
 from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, canonical_name
 
@@ -57,6 +58,16 @@ class NamedPath(click.Path):
 
 _SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
 
+#: What is completed: common spellings of every structure, a few sizes, every split and grouping; systems; data sets.
+_ESTIMATOR_NAMES = [
+    f"{structure}-{inputs}-{outputs}"
+    for structure in registry.STRUCTURES
+    for inputs in ("100", "500", "N")
+    for outputs in ("1", "C", "tree")
+] + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
+_SYSTEM_NAMES = [*FAMILIES, *ALIASES, *_ESTIMATOR_NAMES]
+_DATASET_NAMES = [join_name(base, variant) for base in registry.DATASETS for variant in VARIANTS]
+
 #: A learning rate or a prior precision.
 POSITIVE = PositiveNumber()
 #: What is counted from 1, augmentation samples, and seeds.
@@ -76,82 +87,30 @@ class LearnedHparam(click.Choice):
         return INVARIANCE if chosen == "rotation" else chosen
 
 
-class EstimatorList(click.ParamType):
-    """Comma-separated names of estimators."""
+class CommaList(click.ParamType):
+    """Values with commas between them, each once.
 
-    name = "names"
+    ``parse`` takes the text of one and returns None, or raises ValueError with words of its own, where it is no value.
+    ``example``: what a list looks like. ``known``: values that are completed.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def __init__(self, name: str, parse: Callable[[str], Any], example: str, known: Sequence[str] = ()) -> None:
+        self.name, self.parse, self.example, self.known = name, parse, example, known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(str(parse_estimator(name.strip())) for name in str(value).split(","))
+            values = tuple(self.parse(part.strip()) for part in str(value).split(","))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if None in values or len(set(values)) < len(values):
+            self.fail(f"{value!r} is not a list of different {self.name}, such as {self.example}", param, ctx)
+        return values
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return _last_completed(incomplete, _completions())
-
-
-class SystemList(click.ParamType):
-    """Comma-separated names of estimators and other systems, ``none`` among them."""
-
-    name = "names"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(canonical_name(name.strip()) for name in str(value).split(","))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return _last_completed(incomplete, [*FAMILIES, *ALIASES, *_completions()])
-
-
-class SeedList(click.ParamType):
-    """Comma-separated seeds, each once."""
-
-    name = "seeds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        seeds = tuple(number for part in parts if (number := _whole(part, 0, LAST_SEED)) is not None)
-        if len(set(seeds)) < len(parts):
-            self.fail(f"{value!r} is not a list of different seeds, such as 0,1,2 (up to {LAST_SEED})", param, ctx)
-        return seeds
-
-
-class NumberList(click.ParamType):
-    """Comma-separated numbers of at least 1, each once."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        numbers = tuple(number for part in parts if (number := _whole(part, 1, MOST)) is not None)
-        if len(set(numbers)) < len(parts):
-            self.fail(f"{value!r} is not a list of different numbers, such as 250,500,1000 (up to {MOST})", param, ctx)
-        return numbers
-
-
-class NameList(click.ParamType):
-    """Comma-separated names, each once."""
-
-    name = "names"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip() for part in str(value).split(","))
-        if len(set(names)) < len(names) or not all(names):
-            self.fail(f"{value!r} is not a list of different names, such as mnist,fashion-mnist", param, ctx)
-        return names
+        done, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
 class TrainEstimator(click.ParamType):
@@ -166,21 +125,25 @@ class TrainEstimator(click.ParamType):
             self.fail(f"{error}; none trains without one, and other systems are called {_SYSTEMS}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in (*FAMILIES, *ALIASES, *_completions()) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in _SYSTEM_NAMES if name.startswith(incomplete)]
 
 
-class TrainProtocolName(click.ParamType):
-    """A protocol of ``ntkml train``; whether it exists is found out where its file is read."""
+class CompletedName(click.ParamType):
+    """A name of which ``known`` ones are completed; whether it means something is found out where it is looked up."""
 
-    name = "name"
+    def __init__(self, name: str, known: Callable[[], Iterable[str]]) -> None:
+        self.name, self.known = name, known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from ntkml.protocols.train import train_names
+        return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
 
-        return [CompletionItem(name) for name in train_names() if name.startswith(incomplete)]
+
+#: A data set, and a protocol of ``ntkml train``.
+DATASET = CompletedName("text", lambda: _DATASET_NAMES)
+TRAIN_PROTOCOL = CompletedName("name", train_names)
 
 
 class ChunkSize(click.ParamType):
@@ -202,18 +165,9 @@ def _whole(text: str, low: int, high: int) -> int | None:
     return number if number is not None and low <= number <= high else None
 
 
-def _completions() -> list[str]:
-    """Common spellings: every structure, a few sizes, every split and grouping."""
-    plain = [
-        f"{structure}-{inputs}-{outputs}"
-        for structure in STRUCTURES
-        for inputs in ("100", "500", "N")
-        for outputs in ("1", "C", "tree")
-    ]
-    return plain + [f"ntk-100-{outputs}+{grouping}" for outputs in ("1", "C", "tree") for grouping in GROUPINGS]
-
-
-def _last_completed(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
-    """Completions of the last name of a list with commas."""
-    done, comma, last = incomplete.rpartition(",")
-    return [CompletionItem(done + comma + name) for name in names if name.startswith(last)]
+#: What the options of several commands list; one system under two names (lila, kfac-N-C) is there twice.
+ESTIMATORS = CommaList("names", lambda name: str(parse_estimator(name)), "ntk-100-1,kfac-N-C", known=_ESTIMATOR_NAMES)
+SYSTEMS = CommaList("names", canonical_name, "map,ntk-50-tree,grid-5", known=_SYSTEM_NAMES)
+SEEDS = CommaList("seeds", lambda text: _whole(text, 0, LAST_SEED), f"0,1,2 (up to {LAST_SEED})")
+NUMBERS = CommaList("numbers", lambda text: _whole(text, 1, MOST), f"250,500,1000 (up to {MOST})")
+DATASETS = CommaList("names", lambda name: name or None, "mnist,fashion-mnist", known=_DATASET_NAMES)

@@ -42,7 +42,7 @@ class FolderName:
     def dataset_name(self) -> str:
         """How rows and results call the data set: as the folder, but never as one that ntkml knows."""
         base = as_utf8(self.path.absolute().name)
-        base = base.removesuffix(base[len(base) - len(archive_suffix(self.path)) :] or "\0")
+        base = base[: len(base) - len(archive_suffix(self.path))]  # in whatever case it is written
         if split_name(base)[0] in DATASETS:  # tables would take it for the published data
             base += "-folder"
         return base if self.size is None else f"{base}-{self.size[0]}x{self.size[1]}"

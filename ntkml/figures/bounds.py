@@ -14,19 +14,18 @@ from matplotlib.figure import Figure
 
 from ntkml.dataset_names import split_name
 from ntkml.figures import captions, style
-from ntkml.figures.curves import EXACT, Curve, curves_of, hparams_of
+from ntkml.figures.curves import Curve, curves_of, hparams_of
 from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import Limits, draw_empty, draw_panel, hidden_curves, limits_of
 from ntkml.figures.style import LineLook
 from ntkml.protocols.bound_figures import Facet, FigureProtocol, PanelAxes, load_figure
 from ntkml.records.bound_grid import HPARAMS
-from ntkml.specs import parse_estimator
+from ntkml.specs import EXACT, parse_estimator
 
 PANEL_HEIGHT, LONE_PANEL_HEIGHT = 1.25, 1.9  # inches
 MOST_IN_ONE_PANEL = 9
 COLUMNS = (3, 4)  # a long line of panels is wrapped after one of these, whichever leaves fewer places empty
-OUTPUT_NAMES = {"C": "all outputs", "1": "one output", "tree": "one tree node"}
 GROUPING_NAMES = {"class": "by class", "kmeans": "k-means", "greedy": "greedy"}
 
 Panels = Mapping[str, Mapping[str, Curve]]  # hyperparameter -> estimator -> curve
@@ -195,7 +194,7 @@ def _families(estimators: list[str]) -> tuple[Facet, ...]:
         spec = parse_estimator(name)
         if name == EXACT:
             continue
-        outputs = OUTPUT_NAMES.get(spec.outputs, f"{spec.outputs} outputs")
+        outputs = captions.outputs_named(spec.outputs)
         words = [spec.structure, outputs, GROUPING_NAMES.get(spec.grouping, ""), "iid" if spec.iid else ""]
         families.setdefault(", ".join(word for word in words if word), []).append(name)
     return tuple(Facet(title=title, estimators=(EXACT, *names)) for title, names in families.items())

@@ -103,6 +103,11 @@ def _points(line: str, size: float) -> float:
     return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
 
 
+def outputs_named(outputs: str) -> str:
+    """What panels and legends call the ``outputs`` of an estimator's name."""
+    return {"C": "all outputs", "1": "one output", "tree": "one tree node"}.get(outputs, f"{outputs} outputs")
+
+
 def grouped(number: int) -> str:
     """14538 as "14 538", with a space that does not break; four digits stay together."""
     return f"{int(number):,}".replace(",", "\u00a0") if number >= 10_000 else str(int(number))

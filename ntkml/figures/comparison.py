@@ -29,11 +29,11 @@ QUALITY = "test_log_likelihood"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
-def draw(rows: pandas.DataFrame, notes: Iterable[str] = (), manifest: Mapping[str, Any] | None = None) -> Figure:
+def draw(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
     """The comparison in ``rows`` of one or more runs; ``notes`` are sentences for the caption.
 
     Raises:
-        ValueError: rows of several protocols, which are no seeds of one.
+        ValueError: rows of several protocols, which are no seeds of one, or a system that has several rows for one seed.
     """
     groups = [group for _, group in rows.groupby(["hparam", "dataset", "num_data"], sort=False)]
     for group in groups:
@@ -80,6 +80,10 @@ def _refuse(group: pandas.DataFrame) -> None:
             raise ValueError(
                 f"{where} mix several values of {column} ({first_few(values)}): draw the files one by one (--csv)"
             )
+    twice = group[group.duplicated(["system", "seed"])]  # of runs that differ in what the rows do not hold
+    if len(twice):
+        again = f"{twice['system'].iloc[0]} with seed {twice['seed'].iloc[0]}"
+        raise ValueError(f"{where} have {again} more than once: draw the files one by one (--csv)")
 
 
 def _look(index: int, name: str, family: str) -> dict[str, Any]:
@@ -120,8 +124,13 @@ def _findings(group: pandas.DataFrame) -> str:
     """The best system of a row, and the hyperparameter that each ended with."""
     means = group.groupby("system", sort=False)[QUALITY].mean()
     column = "eta_2" if group["hparam"].iloc[0] == "invariance" else "prior_precision_median"
-    words = "half-width of the rotation" if column == "eta_2" else "prior precision"
-    found = group.groupby("system", sort=False)[column].mean().dropna()
+    words = (
+        "magnitude of the half-width of the rotation"
+        if column == "eta_2"
+        else "prior precision (median, of two middle values the lower)"
+    )
+    # The sign of a half-width is free: seeds that end at plus and minus the same value agree. Precisions are above zero.
+    found = group[column].abs().groupby(group["system"], sort=False).mean().dropna()
     ends = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
     return (
         f"Best on {group['dataset'].iloc[0]} ({group['hparam'].iloc[0]}): {means.idxmax()} at {means.max():.3f} nats. "

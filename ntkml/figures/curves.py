@@ -10,8 +10,6 @@ import pandas
 
 from ntkml.records.notes import first_few
 
-EXACT = "ntk-N-C"  # the exact value, computed in the dual; "full" in the paper's figures
-
 
 @dataclass(frozen=True)
 class Curve:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.lines import Line2D
 
 from ntkml.figures.captions import grouped
-from ntkml.figures.curves import EXACT, Curve
+from ntkml.figures.curves import Curve
 from ntkml.figures.style import FULL, LineLook, sequence
 from ntkml.protocols.bound_figures import Facet
-from ntkml.specs import parse_estimator
+from ntkml.specs import EXACT, parse_estimator
 
 STRUCTURE_NAMES = {"ntk": "full", "kfac": "KFAC"}
 

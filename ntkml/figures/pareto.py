@@ -26,8 +26,8 @@ from ntkml.records.notes import first_few
 from ntkml.records.pareto import frontier
 
 PANEL_HEIGHT = 2.3  # inches
-ESTIMATE, EXACT = "log_marginal_likelihood", "exact_log_marginal_likelihood"
-TITLES = {ESTIMATE: "the runs' own estimates", EXACT: "exact value at the end of training"}
+ESTIMATE, EXACT_VALUE = "log_marginal_likelihood", "exact_log_marginal_likelihood"
+TITLES = {ESTIMATE: "the runs' own estimates", EXACT_VALUE: "exact value at the end of training"}
 Y_LABEL = r"$-\log q(\mathcal{D}\,|\,\mathbf{h})\,/\,N$  [nats]"
 X_LABEL = "seconds per estimate and gradient"
 
@@ -45,7 +45,7 @@ def draw(
     figure = load_pareto_figure(name)
     _refuse(figure, rows)
     chosen = rows.assign(drawn=frontier(list(rows["seconds"]), list(rows[ESTIMATE])))
-    panels = [ESTIMATE, EXACT] if chosen[EXACT].notna().any() else [ESTIMATE]
+    panels = [ESTIMATE, EXACT_VALUE] if chosen[EXACT_VALUE].notna().any() else [ESTIMATE]
     limits = {column: limits_of(figure.axes, chosen, column) for column in panels}
     hidden = {column: outside(chosen, column, limits[column]) for column in panels}
     sentences = [

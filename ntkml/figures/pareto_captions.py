@@ -62,11 +62,12 @@ def _provenance(rows: pandas.DataFrame) -> str:
 
 def _timing(rows: pandas.DataFrame, manifest: Mapping[str, Any]) -> list[str]:
     environment = manifest.get("environment", {})
-    torch, cpu = environment.get("versions", {}).get("torch"), environment.get("cpu")
+    torch = environment.get("versions", {}).get("torch")
     devices = ", ".join(dict.fromkeys(rows["device"]))
+    computed_by = environment.get({"cpu": "cpu", "cuda": "gpu"}.get(devices, ""))
     threads = _range(rows["threads"])
     words = [
-        f"{devices} ({cpu})" if cpu and devices == "cpu" else devices,
+        f"{devices} ({computed_by})" if computed_by else devices,
         f"{threads} thread{'' if threads == '1' else 's'}",
         ", ".join(dict.fromkeys(rows["dtype"])),
         f"torch {torch}" if torch else "torch version unknown",

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 from matplotlib.lines import Line2D
 
-from ntkml.figures.captions import grouped
+from ntkml.figures.captions import grouped, outputs_named
 
 #: Shape and name of every structure; the kernel of all index pairs is the exact value.
 SHAPES = {"ntk": "o", "blockdiag": "s", "kfac": "^", "diag": "v", "ggn": "D"}
@@ -16,7 +16,6 @@ NAMES = {"ntk": "NTK", "ggn": "GGN", "kfac": "KFAC"}
 #: Colours told apart in grey too; those of groups of outputs are shared.
 COLORS = {"C": "#3b528b", "1": "#d1662f", "tree": "#27a385"}
 OTHER, FULL_BATCH = "#8c6bb1", "black"
-OUTPUTS = {"C": "all outputs", "1": "one output", "tree": "one tree node"}
 _SMALLEST, _PER_DECADE = 2.3, 1.15  # points across at 10 index pairs, and more for ten times as many
 
 
@@ -56,7 +55,7 @@ def family_of(row: Any) -> str:
     structure = NAMES.get(row.structure, row.structure)
     if is_full_batch(row):
         return "full (NTK), full batch" if row.structure == "ntk" else f"{structure}, full batch"
-    return f"{structure}, {OUTPUTS.get(row.outputs, f'{row.outputs} outputs')}"
+    return f"{structure}, {outputs_named(row.outputs)}"
 
 
 def family_handles(rows: pandas.DataFrame) -> list[Line2D]:

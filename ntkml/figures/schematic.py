@@ -20,7 +20,7 @@ from ntkml.specs import is_certified, parse_estimator
 WIDTH, HEIGHT = style.FULL_WIDTH, 3.42
 COLUMNS, ROWS = (0.06, 1.76, 3.49, 5.19), (2.72, 1.96, 1.20, 0.44)
 BOX_WIDTH, BOX_HEIGHT, MATRIX = 1.50, 0.52, 0.36
-PARAMETERS, PAIRS, BOTH, EXACT = "#3b528b", "#1f7f79", "#7a4a86", "0.2"
+PARAMETERS, PAIRS, BOTH, UNCUT = "#3b528b", "#1f7f79", "#7a4a86", "0.2"
 NUM_OUTPUTS = 10  # any number above two will do: softmax couples the outputs
 
 CAPTION = (
@@ -54,8 +54,8 @@ class Box:
 
 LAYERS = (0.42, 0.33, 0.25)
 BOXES = (
-    Box("ggn-N-C", 1, 0, "full GGN", r"$|\mathbf{H}\,\mathbf{P}_0^{-1}+\mathbf{I}|$", EXACT),
-    Box("ntk-N-C", 2, 0, "full NTK", r"$|\mathbf{K}+\mathbf{I}|$", EXACT),
+    Box("ggn-N-C", 1, 0, "full GGN", r"$|\mathbf{H}\,\mathbf{P}_0^{-1}+\mathbf{I}|$", UNCUT),
+    Box("ntk-N-C", 2, 0, "full NTK", r"$|\mathbf{K}+\mathbf{I}|$", UNCUT),
     Box("blockdiag-N-C", 1, 1, "layers", r"$\prod_p|\mathbf{H}_p\mathbf{P}_{0,p}^{-1}+\mathbf{I}|$", PARAMETERS, LAYERS),
     Box("diag-N-C", 0, 1, "single parameters", r"$\prod_i(H_{ii}/P_{0,ii}+1)$", PARAMETERS, (1 / 12,) * 12),
     Box("kfac-N-C", 0, 2, "Kronecker factors", r"$\mathbf{H}_p\approx\mathbf{A}_p\otimes\mathbf{G}_p$", PARAMETERS, LAYERS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def runs_for(name: str, results: Path) -> list[Run]:
     for hparam in hparams:
         fitting = [run for run in runs if run.settings["hparam"] == hparam and run.setup == runs[0].setup]
         if fitting:
-            chosen += _seeds(fitting[0], fitting)
+            chosen += seed_groups(fitting)[0]
     return chosen
 
 
@@ -95,10 +96,10 @@ def unwritten(rows: pandas.DataFrame, manifests: Iterable[Mapping[str, Any]]) ->
     return sentences
 
 
-def _seeds(newest: Run, runs: list[Run]) -> list[Run]:
-    """``newest`` and the runs that differ from it in the seed alone, the newest of each, by seed."""
-    by_seed: dict[int, Run] = {}
-    for run in runs:
-        if {**run.settings, "seed": None} == {**newest.settings, "seed": None}:
-            by_seed.setdefault(run.settings["seed"], run)
-    return [by_seed[seed] for seed in sorted(by_seed)]
+def seed_groups(newest_first: Iterable[Run]) -> list[list[Run]]:
+    """Runs that differ in the seed alone, by seed and of each seed the newest; the group of the newest run comes first."""
+    groups: dict[str, dict[int, Run]] = {}
+    for run in newest_first:
+        but_the_seed = json.dumps({**run.settings, "seed": None}, sort_keys=True)
+        groups.setdefault(but_the_seed, {}).setdefault(run.settings["seed"], run)
+    return [[group[seed] for seed in sorted(group)] for group in groups.values()]

@@ -44,7 +44,7 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
     }
     facet = Facet(title="", estimators=figure.estimators)
     looks = looks_of([facet], "name")
-    limits = _limits(panels, scale)
+    limits = _limits(panels)
     sentences = [f"{figure.title}.", *_caption(figure.estimators, figure.plain, runs, panels), *runs.notes]
     with style.context():
         sheet = Sheet(
@@ -78,7 +78,7 @@ def _curve(group: pandas.DataFrame, quantity: str) -> Curve:
     return Curve.of(group, by_size.mean(), by_size.sem(ddof=1))
 
 
-def _limits(panels: Mapping[str, Mapping[str, Curve]], scale: float) -> Limits:
+def _limits(panels: Mapping[str, Mapping[str, Curve]]) -> Limits:
     """Common to all panels, so that transformations can be compared; bands included."""
     curves = [curve for panel in panels.values() for curve in panel.values()]
     if not curves:

@@ -16,13 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from ntkml.dataset_names import split_name
 from ntkml.figures import captions, style
-from ntkml.figures.curves import EXACT, Curve, refuse_mixtures
+from ntkml.figures.curves import Curve, refuse_mixtures
 from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import SHOWN_HEIGHT, Limits, draw_empty, draw_panel, hidden_curves, padded
 from ntkml.figures.training_curves import WINDOW, seeds_by_estimator, trajectories_of
 from ntkml.protocols.bound_figures import PanelAxes
 from ntkml.protocols.training_figures import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure
+from ntkml.specs import EXACT
 
 PANEL_HEIGHT = 1.15  # inches
 AXES = PanelAxes(xlabel="epoch")

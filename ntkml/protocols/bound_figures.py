@@ -78,12 +78,13 @@ def figure_of(name: str, table: dict[str, Any]) -> FigureProtocol:
         name=name,
         title=table["title"],
         facets=tuple(facets),
-        axes={hparam: PanelAxes(**_with_tuples(table[hparam]["axes"])) for hparam in HPARAMS},
+        axes={hparam: PanelAxes(**with_tuples(table[hparam]["axes"])) for hparam in HPARAMS},
         datasets={hparam: table[hparam]["dataset"] for hparam in HPARAMS},
         num_outputs=table["num_outputs"],
         **table.get("figure", {}),
     )
 
 
-def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
+def with_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    """The table, its lists as tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

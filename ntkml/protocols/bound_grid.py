@@ -111,3 +111,19 @@ def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGrid
         notes=tuple(table["notes"]),
         **{key: table[key] for key in ("title", "dataset", "model", "num_data", "seed", "samples")},
     )
+
+
+def departures(protocol: BoundGridProtocol, asked: BoundGridProtocol) -> list[str]:
+    """A sentence that a caption must show: where the grid differs from the protocol ``asked`` that was named."""
+    pairs = [
+        ("data set", protocol.dataset, asked.dataset),
+        ("model", protocol.model, asked.model),
+        ("N", protocol.num_data, asked.num_data),
+        ("S", protocol.samples, asked.samples),
+        ("seed", protocol.seed, asked.seed),
+        ("grid points", protocol.grid.points, asked.grid.points),
+        ("training epochs", protocol.training.epochs, asked.training.epochs),
+        ("prior precision", protocol.training.prior_precision, asked.training.prior_precision),
+    ]
+    changes = [f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs]
+    return [f"Against protocol {asked.name}: {', '.join(changes)}."] if changes else []

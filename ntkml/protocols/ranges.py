@@ -1,4 +1,4 @@
-"""What every setting of a training run may be: the one place that a user's file and the command line are held against.
+"""What every setting of a training run may be: a user's file is held against these, and options take their limits from here.
 
 Light, like all that is read before torch is imported: what depends on the data or on other settings is checked where a
 run is resolved (:mod:`ntkml.runs.train_checks`).

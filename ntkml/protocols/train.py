@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ntkml.dataset_names import split_name
 from ntkml.protocols.tables import TRAIN, VARIANTS, kind_of, merge_tables, protocol_names, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR, parse_estimator
@@ -114,9 +115,9 @@ def train_names() -> list[str]:
 
 def default_name(dataset: str | None) -> str:
     """The protocol that is meant where a data set is named and no protocol is; variants count as their data set."""
-    plain = set((dataset or "").split("_"))
+    plain = split_name(dataset or "")[0]
     claims = ((name, read_tables(name, [name])) for name in train_names())
-    return next((name for name, table in claims if plain & set(table.get("default_for", []))), DEFAULT)
+    return next((name for name, table in claims if plain in table.get("default_for", [])), DEFAULT)
 
 
 def default_hparam(name: str) -> str:

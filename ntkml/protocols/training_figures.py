@@ -8,10 +8,9 @@ of the run.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ntkml.dataset_names import split_name
-from ntkml.protocols.bound_figures import Facet
+from ntkml.protocols.bound_figures import Facet, with_tuples
 from ntkml.protocols.tables import kind_of, protocol_names, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR
@@ -153,9 +152,11 @@ def load_pareto_figure(name: str) -> ParetoFigure:
     if name == ANY_PARETO:
         return ParetoFigure(name=name, title="Tightness against the time of one estimate and its gradient")
     table = read_tables(name, [name])
-    axes: dict[str, Any] = table.get("axes", {})
-    axes = {key: tuple(value) if isinstance(value, list) else value for key, value in axes.items()}
     names = dict.fromkeys(one for cells in table["cells"] for one in cells["estimators"] if one != NO_ESTIMATOR)
     return ParetoFigure(
-        name=name, title=table["title"], hparam=table["hparam"], axes=ParetoAxes(**axes), estimators=tuple(names)
+        name=name,
+        title=table["title"],
+        hparam=table["hparam"],
+        axes=ParetoAxes(**with_tuples(table.get("axes", {}))),
+        estimators=tuple(names),
     )

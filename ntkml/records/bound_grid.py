@@ -37,7 +37,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "log_det": ("number", False),
     "exceeds_exact": ("flag", True),  # aggregate rows only
     "seconds": ("number", True),
-    "peak_bytes": ("integer", True),
+    "peak_bytes": ("integer", True),  # of the process so far, whichever estimators it computed, not of the row's own
     "device": ("text", False),
     "dtype": ("text", False),
 }

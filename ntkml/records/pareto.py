@@ -42,7 +42,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "exact_log_marginal_likelihood": ("number", True),  # ntk-N-C at the end of training, of the first seed
     "test_log_likelihood": ("number", True),  # this and the next two: end of training, over seeds
     "test_accuracy": ("number", True),
-    "eta_2": ("number", True),  # learned rotation, radians
+    "eta_2": ("number", True),  # learned rotation, radians: mean of |eta_2| over seeds, as its sign is free
     "seconds": ("number", False),  # median of one estimate with its gradient
     "seconds_low": ("number", False),  # first quartile
     "seconds_high": ("number", False),  # third quartile

@@ -1,7 +1,7 @@
 """Tidy rows as CSV files: written, read and joined by the schema of the command that made them.
 
-Rows are the only thing that passes from the computing wing to the figures, so a schema is a contract: a file that breaks it
-is refused with the name of the file and of what is wrong. Files appear whole or not at all. A row file may end in
+Rows, and the manifests beside them, are all that passes from the computing wing to the figures, so a schema is a contract: a
+file that breaks it is refused with the name of the file and of what is wrong. Files appear whole or not at all. A row file may end in
 ``.csv.gz``; it is then compressed, byte for byte the same on every run.
 """
 
@@ -67,13 +67,13 @@ def read_joined(
     """
     import pandas
 
-    files = [Path(path) for path in paths]
-    if not files:
+    named = [Path(path) for path in paths]
+    if not named:
         raise ValueError("no CSV file was given; pass at least one")
-    rows = pandas.concat([read_table(path, command, columns, checks) for path in files], ignore_index=True)
+    rows = pandas.concat([read_table(path, command, columns, checks) for path in named], ignore_index=True)
     twice = rows[rows.duplicated(key, keep="first")]
     if len(twice):
-        raise ValueError(f"{first_few(files)}: {described(twice.iloc[0])} is there more than once; give each file once")
+        raise ValueError(f"{first_few(named)}: {described(twice.iloc[0])} is there more than once; give each file once")
     return rows
 
 

@@ -5,7 +5,8 @@ Log columns are nats per datum. Empty cells: the log marginal likelihood of epoc
 nothing was evaluated, half-widths where no invariance is learned, and whatever has no meaning for ``none``.
 
 ``prior_precisions`` is a JSON list in the order of the network's parameter tensors (one value for a scalar prior). A
-diagonal prior has too many for a cell: it is left empty, minimum, median and maximum stay.
+diagonal prior has too many for a cell: it is left empty, minimum, median and maximum stay. Of an even number of values the
+median is the lower of the two middle ones. ``peak_bytes`` is the peak of the process so far, of a GPU's allocator on CUDA.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "test_ece": ("number", True),
     "observation_noise": ("number", True),  # standard deviation, of a Gaussian likelihood alone
     "prior_precision_min": ("number", False),
-    "prior_precision_median": ("number", False),
+    "prior_precision_median": ("number", False),  # of two middle values the lower one
     "prior_precision_max": ("number", False),
     "prior_precisions": ("text", True),
     "eta_0": ("number", True),  # x-translation
@@ -69,7 +70,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "seconds_weights": ("number", False),
     "seconds_hyper": ("number", False),
     "seconds_eval": ("number", False),
-    "peak_bytes": ("integer", True),
+    "peak_bytes": ("integer", True),  # of the process so far, not of the epoch
     "device": ("text", False),
     "dtype": ("text", False),
 }

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from matplotlib import pyplot
 
-from ntkml.figures import drawing, render, training_sources
+from ntkml.figures import drawing, render, sources, training_sources
 from ntkml.protocols.tables import protocol_names, read_tables
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import compare as compare_records
@@ -92,7 +91,6 @@ def _pictures(results: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
             missing.append((name, str(error)))
             continue
         png = base64.b64encode(render.encoded(drawn.figure, "png")).decode("ascii")
-        pyplot.close(drawn.figure)
         files = tuple(str(path.relative_to(results)) for path in drawn.files)
         pictures.append(Picture(name, _title(name), png, drawn.figure.get_figwidth(), files))
     return pictures, missing
@@ -107,7 +105,8 @@ def _tables(runs: dict[str, list[Run]], results: Path) -> list[Table]:
     if runs["pareto"]:
         tables.append(pareto_table(pareto_records.read_rows(*[run.rows for run in runs["pareto"]])))
     if runs["bound-grid"]:
-        tables.append(bound_table(bound_records.read_rows(*[run.rows for run in runs["bound-grid"]])))
+        groups = sources.seed_groups(runs["bound-grid"])
+        tables.append(bound_table([bound_records.read_rows(*[run.rows for run in group]) for group in groups]))
     joined = [run.rows.with_name(training_sources.JOINED) for run in runs["pareto"]]
     files = [run.rows for run in runs["train"]] + [path for path in joined if path.is_file()]
     if training := training_sources.training_runs(files):
@@ -141,7 +140,7 @@ def _entry(run: Run, results: Path) -> RunEntry:
         what=what,
         finished_at=str(manifest["finished_at"]),
         commit=commit,
-        machine=str(environment.get("cpu") or ""),
+        machine=", ".join(str(environment[part]) for part in ("gpu", "cpu") if environment.get(part)),
         notes=tuple(manifest.get("notes", [])),
         manifest=json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False),
     )

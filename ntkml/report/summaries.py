@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas
 
-from ntkml.figures.curves import EXACT
+from ntkml.specs import EXACT
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ _TRAINING = {
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
     "test ECE": "test_ece",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "prior median": "prior_precision_median",
 }
 _PARETO = {
@@ -56,7 +56,7 @@ _PARETO = {
     "exact": "exact_log_marginal_likelihood",
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "on frontier": "on_frontier",
 }
 _COMPARISON = {
@@ -70,7 +70,7 @@ _COMPARISON = {
     "test log lik.": "test_log_likelihood",
     "test accuracy": "test_accuracy",
     "prior median": "prior_precision_median",
-    "rotation (rad)": "eta_2",
+    "|rotation| (rad)": "eta_2",
     "fits": "fits",
     "data passes": "data_passes",
     "seconds": "seconds",
@@ -82,7 +82,8 @@ def training_table(rows: pandas.DataFrame) -> Table:
     last = rows.groupby("run_id", sort=False).last(skipna=True).reset_index()
     last = last.sort_values(["dataset", "hparam", "estimator", "seed"], kind="stable")
     caption = (
-        "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks."
+        "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks; "
+        "prior median: of two middle values the lower one."
     )
     return table("Training runs", caption, last, _TRAINING)
 
@@ -99,29 +100,40 @@ def pareto_table(rows: pandas.DataFrame) -> Table:
 def comparison_table(rows: pandas.DataFrame) -> Table:
     """Every system of the comparisons, the best test log likelihood of each data set first."""
     order = rows.sort_values(["dataset", "hparam", "test_log_likelihood"], ascending=[True, True, False], kind="stable")
-    caption = "Bounds and other systems on the same data; cost in fits, data passes and seconds of all fits together."
+    caption = (
+        "Bounds and other systems on the same data; cost in fits, data passes and seconds of all fits together; "
+        "prior median: of two middle values the lower one."
+    )
     return table("Systems compared", caption, order, _COMPARISON)
 
 
-def bound_table(rows: pandas.DataFrame) -> Table:
-    """Where every estimator's curve has its maximum, and its slack at the maximum of the exact curve."""
-    aggregate = rows[rows["block"].isna()]
+def bound_table(settings: Sequence[pandas.DataFrame]) -> Table:
+    """Where every estimator's curve has its maximum, and its slack at the maximum of the exact curve.
+
+    A frame of ``settings`` has the rows of runs that differ in the seed alone, over which curves are averaged.
+    """
     lines = []
-    for (dataset, hparam), group in aggregate.groupby(["dataset", "hparam"], sort=False):
-        mean = group.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
+    for rows in settings:
+        aggregate = rows[rows["block"].isna()]
+        mean = aggregate.groupby(["estimator", "hparam_value"], sort=False)["log_marginal_likelihood"].mean().unstack(0)
         exact = mean.get(EXACT)
-        for name in dict.fromkeys(group["estimator"]):
+        first = rows.iloc[0]
+        about = [first[column] for column in ("dataset", "model", "num_data", "hparam")]
+        about += [" ".join(dict.fromkeys(rows["run_id"])), " ".join(map(str, dict.fromkeys(rows["seed"])))]
+        for name in dict.fromkeys(aggregate["estimator"]):
             curve = mean[name].dropna()
             best = curve.idxmax()
             slack = None
             if exact is not None and exact.idxmax() in curve.index:
                 slack = exact.max() - curve[exact.idxmax()]
-            flags = group.loc[group["estimator"] == name, "certified"]
-            lines.append((dataset, hparam, name, bool(flags.all()), best, curve.max(), slack))
-    columns = ["data set", "over", "estimator", "proven bound", "best at", "log q / N there", "slack at exact best"]
+            flags = aggregate.loc[aggregate["estimator"] == name, "certified"]
+            lines.append((*about, name, bool(flags.all()), best, curve.max(), slack))
+    columns = ["data set", "model", "N", "over", "runs", "seeds", "estimator", "proven bound"]
+    columns += ["best at", "log q / N there", "slack at exact best"]
     frame = pandas.DataFrame(lines, columns=columns)
     caption = (
-        "slack: exact minus estimate at the grid point where the exact value is largest. Weights are the same for all."
+        "Curves are means over seeds of runs that are otherwise the same; a run has the same weights for all its estimators. "
+        "slack: exact minus estimate at the grid point where the exact value is largest."
     )
     return table("Bounds over a grid", caption, frame, {name: name for name in columns})
 
@@ -147,5 +159,7 @@ def cell(value: Any) -> Cell:
 
 
 def _lines(frame: pandas.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    if "eta_2" in columns:  # the sign of a half-width is free
+        frame = frame.assign(eta_2=frame["eta_2"].abs())
     plain = frame[list(columns)].astype(object)  # Python's own numbers and flags
     return list(plain.itertuples(index=False, name=None))

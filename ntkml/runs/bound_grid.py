@@ -22,17 +22,17 @@ from ntkml.machine import files
 from ntkml.parameters import trainable_parameters
 from ntkml.priors import PriorPrecision
 from ntkml.records import bound_grid as bound_records
-from ntkml.records import provenance
 from ntkml.records.manifests import write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows
 from ntkml.rows.tabulated import JacobianTable, tabulate
+from ntkml.runs import surroundings
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
-from ntkml.runs.bound_setup import EXACT, BoundGrid, Setup, set_up
+from ntkml.runs.bound_setup import BoundGrid, Setup, set_up
 from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
 from ntkml.runs.progress import Track
-from ntkml.specs import EstimatorSpec, is_certified
+from ntkml.specs import EXACT, EstimatorSpec, is_certified
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +51,7 @@ def run_bound_grid(grid: BoundGrid, folder: Path, track: Track) -> Path:
         ValueError: see :func:`ntkml.runs.bound_setup.set_up`; what is finished in the folder is never lost.
     """
     with exclusive(folder):
-        environment = provenance.environment()
+        environment = surroundings.environment(grid.device)
         setup = set_up(grid, folder, track)
         parts = files.ensure_writable_folder(folder / "parts")
         label, cells = _CELLS[grid.protocol.hparam](setup)

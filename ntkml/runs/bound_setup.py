@@ -26,10 +26,7 @@ from ntkml.rows.model_contract import check_model
 from ntkml.runs.learned import Learned
 from ntkml.runs.progress import Track
 from ntkml.runs.weights import SavedWeights, load_weights, read_weights, save_weights
-from ntkml.specs import EstimatorSpec, parse_estimator, resolve_estimator
-
-#: The exact log marginal likelihood of the linearised Laplace approximation, by its estimator name.
-EXACT = "ntk-N-C"
+from ntkml.specs import EXACT, EstimatorSpec, parse_estimator, resolve_estimator
 
 #: Memory of the Jacobian table and its float64 Grams beyond which a run is refused, in bytes.
 TABLE_BUDGET_BYTES = 16 * 2**30

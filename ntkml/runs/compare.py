@@ -15,9 +15,8 @@ import torch
 
 from ntkml.datasets import ImageDataset
 from ntkml.protocols.compare import CompareProtocol
-from ntkml.protocols.train import TrainProtocol
+from ntkml.protocols.train import TrainProtocol, departures
 from ntkml.records import compare as compare_records
-from ntkml.records import provenance
 from ntkml.records import train as train_records
 from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
@@ -26,6 +25,7 @@ from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive
 from ntkml.runs.progress import Track
 from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.surroundings import environment
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.system_specs import family_of, is_bound, parse_system
@@ -54,7 +54,8 @@ class CompareRun:
             ValueError: a system that cannot learn what is asked.
         """
         cells = dict.fromkeys(resolve_protocol(cell, self.data) for cell in self.protocol.cells)
-        return [TrainRun(cell, self.data, self.device, self.chunk) for cell in cells]
+        notes = {cell: tuple(departures(cell, self.protocol.asked)) for cell in cells}
+        return [TrainRun(cell, self.data, self.device, self.chunk, notes[cell]) for cell in cells]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _manifest(run: CompareRun) -> dict[str, Any]:
         "run_id": run.run_id,
         "command": "compare",
         "settings": run.settings,
-        "environment": provenance.environment(),
+        "environment": environment(run.device),
         "data_checksum": run.data.checksum,
         "estimators": {cell.protocol.estimator: {"run_id": cell.run_id} for cell in run.runs},
         "notes": run.protocol.notes,

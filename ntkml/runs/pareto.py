@@ -27,11 +27,11 @@ from ntkml.protocols.cells import Cell
 from ntkml.protocols.pareto import ParetoProtocol
 from ntkml.randomness import generator_for
 from ntkml.records import pareto as pareto_records
-from ntkml.records import provenance
 from ntkml.records import train as train_records
 from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
+from ntkml.runs import surroundings
 from ntkml.runs.cells import train_cell
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
@@ -39,13 +39,10 @@ from ntkml.runs.progress import Track
 from ntkml.runs.stopping import Stopped, StopRequest, never
 from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.specs import index_pairs, parse_estimator
+from ntkml.specs import EXACT, index_pairs, parse_estimator
 
 if TYPE_CHECKING:
     import pandas
-
-#: The exact log marginal likelihood, by its estimator name.
-EXACT = "ntk-N-C"
 
 #: Timing of one estimator stops after this many seconds, though not before three estimates.
 TIMING_BUDGET_SECONDS = 90.0
@@ -125,7 +122,7 @@ def run_pareto(
         ValueError: another process on this comparison; see also :func:`ntkml.runs.train.run_train`.
     """
     with exclusive(folder):
-        environment = provenance.environment()
+        environment = surroundings.environment(run.device)
         for cell in track(run.protocol.cells, len(run.protocol.cells), "training cells"):
             _train(run.cell(cell), results, track, warn, stop)
         parts = files.ensure_writable_folder(folder / "parts")

@@ -60,9 +60,10 @@ def is_whole(part: Path) -> bool:
 
 
 def _reached(frames: Sequence[pandas.DataFrame]) -> dict[str, Any]:
-    """Means over seeds of what the runs reached."""
+    """Means over seeds of what the runs reached; of half-widths, whose sign is free, magnitudes are averaged."""
     own = [float(frame["log_marginal_likelihood"].dropna().tail(LAST_ESTIMATES).mean()) for frame in frames]
     ends = {key: [float(f[key].dropna().iloc[-1]) for f in frames if f[key].notna().any()] for key in _END_COLUMNS}
+    ends["eta_2"] = [abs(eta) for eta in ends["eta_2"]]
     return {
         "num_seeds": len(frames),
         "seeds": " ".join(str(frame["seed"].iloc[0]) for frame in frames),

@@ -26,12 +26,12 @@ from ntkml.models import build_model
 from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import WORDS, TrainProtocol
 from ntkml.randomness import generator_for
-from ntkml.records import provenance
 from ntkml.records.manifests import settings_id
 from ntkml.rows.model_contract import check_model
 from ntkml.runs.folders import exclusive, finished
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.surroundings import environment
 from ntkml.runs.together import agreed, begin, follow
 from ntkml.runs.train_checks import num_blocks
 from ntkml.runs.train_journal import Journal, Pace
@@ -169,7 +169,7 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
         "settings": run.settings,
         "protocol": {"name": run.protocol.name, "variant": run.protocol.variant},
         "conditions": run.conditions,
-        "environment": provenance.environment(),
+        "environment": environment(run.device),
         "resumed": [],
         "data_checksum": run.data.checksum,
         "normalisation": asdict(applied) if (applied := run.data.normalisation) else None,

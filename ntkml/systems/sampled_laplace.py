@@ -1,4 +1,4 @@
-"""Sampled linearised Laplace (Antoran et al., ICLR 2023): posterior samples by optimisation, and MacKay's update from them.
+"""Sampled linearised Laplace (Antoran et al., ICLR 2023): posterior samples by optimisation, for MacKay's update.
 
 The linear model y_i = Phi_i theta + noise with theta ~ N(0, A^-1) and noise N(0, B_i^-1) has the posterior covariance
 H^-1, H = Phi^T B Phi + A. A sample of N(0, H^-1) is the minimiser of either of
@@ -64,22 +64,6 @@ def draw_noise(model: LinearModel, generator: torch.Generator | None) -> Noise:
     return Noise(theta.to(factor.device) / model.precision.sqrt(), torch.einsum("ncr,nr->nc", factor, xi.to(factor)))
 
 
-def noisy_targets_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
-    """The first form, for invertible B. Scalar."""
-    eps = torch.linalg.solve(model.noise_precision, noise.weighted)
-    residual = eps - model.features(z)
-    fit = torch.einsum("nc,ncd,nd->", residual, model.noise_precision, residual)
-    return 0.5 * fit + 0.5 * (model.precision * (z - noise.theta).square()).sum()
-
-
-def quiet_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
-    """The second form, whose gradients vary less over batches. Scalar."""
-    pushed = model.features(z)
-    fit = torch.einsum("nc,ncd,nd->", pushed, model.noise_precision, pushed)
-    centre = noise.theta + model.transposed(noise.weighted) / model.precision
-    return 0.5 * fit + 0.5 * (model.precision * (z - centre).square()).sum()
-
-
 def sample(
     model: LinearModel, noise: Noise, tolerance: float = 1e-10, start: Tensor | None = None, most: int | None = None
 ) -> Tensor:
@@ -95,31 +79,3 @@ def sample(
 def effective_dimensions(model: LinearModel, samples: list[Tensor]) -> Tensor:
     """The mean over samples of z (Phi^T B Phi z), entry by entry: sums are traces of blocks of H^-1 Phi^T B Phi. (P,)."""
     return torch.stack([z * model.curvature(z) for z in samples]).mean(0)
-
-
-def mackay_update(effective: Tensor, mean: Tensor) -> Tensor:
-    """alpha = gamma / ||theta||^2 for gamma effective dimensions, a scalar, and the posterior mean theta."""
-    return effective / mean.square().sum()
-
-
-def g_prior_scale(model: LinearModel, num_params: int, basis: Callable[[int], Tensor]) -> tuple[Tensor, int]:
-    """diag(Phi^T B Phi)^(-1/2), and how many zeros of the diagonal kept the scale 1.
-
-    With features Phi diag(scale) the result does not depend on how columns were scaled. ``basis``: index -> unit vector.
-    """
-    columns = (model.features(basis(index)) for index in range(num_params))
-    diagonal = torch.stack([torch.einsum("nc,ncd,nd->", c, model.noise_precision, c) for c in columns])
-    empty = diagonal <= 0
-    return torch.where(
-        empty, torch.ones_like(diagonal), diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt()
-    ), int(empty.sum())
-
-
-def rescaled(model: LinearModel, scale: Tensor) -> LinearModel:
-    """The model in theta / scale: features Phi diag(scale), and the same A for the new parameters."""
-    return LinearModel(
-        features=lambda vector: model.features(scale * vector),
-        transposed=lambda vector: scale * model.transposed(vector),
-        factor=model.factor,
-        precision=model.precision,
-    )

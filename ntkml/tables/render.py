@@ -5,17 +5,27 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
 from ntkml.tables.entries import METRICS, Entry, Value, bold
 from ntkml.tables.panels import TITLES, Panel
 
-#: Columns of each table -> heading and decimals.
-COLUMNS = {
-    "table-1": {"log_q": ("log q/N", 2), "test_log_likelihood": ("test log lik.", 2), "accuracy": ("accuracy %", 1)},
-    "table-2": {"test_log_likelihood": ("test log lik.", 2), "accuracy": ("accuracy %", 1)},
-}
+
+@dataclass(frozen=True)
+class Column:
+    """``unit``: behind every number."""
+
+    heading: str
+    decimals: int
+    unit: str = ""
+
+
+_TEST = {"test_log_likelihood": Column("test log lik.", 2), "accuracy": Column("accuracy %", 1)}
+_TIME = "relative_time"
+#: Columns of each table, by the names of an entry's values.
+COLUMNS = {"table-1": {"log_q": Column("log q/N", 2), **_TEST, _TIME: Column("time", 0, "%")}, "table-2": _TEST}
 _NUM_CLASSES = 10  # of the smallest of the tables' data sets; from two on the answer is the same
 HEADINGS = {"prior": "prior precision", "invariance": "invariance"}
 
@@ -55,12 +65,11 @@ def _reading(panels: Sequence[Panel]) -> list[str]:
 
 def plain(panel: Panel) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text, without marks for bold."""
-    return _columns(panel), _cells(panel, lambda value, decimals, _: _markdown_value(value, decimals, False), str)
+    return _columns(panel), _cells(panel, lambda value, column, _: _markdown_value(value, column, False), str)
 
 
 def _columns(panel: Panel) -> list[str]:
-    heads = [heading for heading, _ in COLUMNS[panel.table].values()]
-    heads += ["time"] if panel.table == "table-1" else []
+    heads = [column.heading for column in COLUMNS[panel.table].values()]
     return ["", "estimator", *(f"published {h}" for h in heads), *(f"ours {h}" for h in heads), "seeds"]
 
 
@@ -75,10 +84,7 @@ def latex(panels: Sequence[Panel]) -> str:
     """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
     parts = []
     for panel in panels:
-        heads = [
-            *(heading for heading, _ in COLUMNS[panel.table].values()),
-            *(["time"] if panel.table == "table-1" else []),
-        ]
+        heads = [column.heading for column in COLUMNS[panel.table].values()]
         count = len(heads)
         lines = [
             f"% {panel.title}",
@@ -159,7 +165,7 @@ def notes_of(panel: Panel) -> list[str]:
     return [*notes, *panel.notes]
 
 
-def _cells(panel: Panel, show: Callable[[Value | None, int, bool], str], name: Callable[[str], str]) -> list[list[str]]:
+def _cells(panel: Panel, show: Callable[[Value, Column, bool], str], name: Callable[[str], str]) -> list[list[str]]:
     """The text of every row: hyperparameter, estimator, published and our values, number of seeds."""
     lines, before = [], ""
     for row in panel.rows:
@@ -170,20 +176,21 @@ def _cells(panel: Panel, show: Callable[[Value | None, int, bool], str], name: C
         doubt = "*" if _unproven(estimator, ours) else ""
         texts = []
         for entry, held in ((theirs, panel.theirs), (ours, panel.ours)):
-            for metric, (_, decimals) in COLUMNS[panel.table].items():
-                value = entry.values.get(metric) if entry else None
-                texts.append(
-                    show(value, decimals, bool(entry and bold(entry, metric, _category(entry, held.values()))))
-                )
-            if panel.table == "table-1":
-                time = entry.relative_time if entry else None
-                texts.append(
-                    "" if time is None else show(Value(time), 0, False) + ("%" if show is _markdown_value else r"\%")
-                )
+            for metric, column in COLUMNS[panel.table].items():
+                if entry is None or (value := _value(entry, metric)) is None:
+                    texts.append("")
+                else:
+                    texts.append(show(value, column, bold(entry, metric, _category(entry, held.values()))))
         seeds = str(len(ours.seeds)) if ours else ""
         lines.append([HEADINGS[hparam] if hparam != before else "", cell + doubt, *texts, seeds])
         before = hparam
     return lines
+
+
+def _value(entry: Entry, name: str) -> Value | None:
+    if name == _TIME:
+        return None if entry.relative_time is None else Value(entry.relative_time)
+    return entry.values.get(name)
 
 
 def _unproven(estimator: str, ours: Entry | None) -> bool:
@@ -197,18 +204,19 @@ def _category(entry: Entry, others: object) -> list[Entry]:
     return [other for other in others if other.hparam == entry.hparam]  # type: ignore[attr-defined]
 
 
-def _markdown_value(value: Value | None, decimals: int, is_bold: bool) -> str:
-    if value is None:
-        return ""
-    text = f"{value.mean:.{decimals}f}" + ("" if value.error is None else f" ± {value.error:.{decimals}f}")
+def _markdown_value(value: Value, column: Column, is_bold: bool) -> str:
+    text = _number(value, column, "±") + column.unit
     return f"**{text}**" if is_bold else text
 
 
-def _latex_value(value: Value | None, decimals: int, is_bold: bool) -> str:
-    if value is None:
-        return ""
-    text = f"{value.mean:.{decimals}f}" + ("" if value.error is None else rf" \pm {value.error:.{decimals}f}")
-    return rf"$\mathbf{{{text}}}$" if is_bold else f"${text}$"
+def _latex_value(value: Value, column: Column, is_bold: bool) -> str:
+    text = _number(value, column, r"\pm")
+    return (rf"$\mathbf{{{text}}}$" if is_bold else f"${text}$") + _escaped(column.unit)
+
+
+def _number(value: Value, column: Column, sign: str) -> str:
+    error = "" if value.error is None else f" {sign} {value.error:.{column.decimals}f}"
+    return f"{value.mean:.{column.decimals}f}{error}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ntkml.records import bound_grid as bound_records
-from tests.bound_grids import SMALL
+from tests.bound_grids import GIVEN, SMALL
 
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
 
@@ -120,7 +120,7 @@ def test_a_gpu_that_is_not_there_is_said(run, tmp_path, monkeypatch):
 def test_given_weights_are_used_and_said(run, tmp_path, only):
     run(*SMALL, "--estimators", "ntk-10-1")
     weights = only(tmp_path, "weights.pt")
-    code, _, _ = run(*SMALL, "--estimators", "ntk-10-1", "--weights", weights, "--out", "given")
+    code, _, _ = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", weights, "--out", "given")
     assert code == 0
     ours = pandas.read_csv(only(tmp_path / "results", "rows.csv"))["log_det"]
     assert (pandas.read_csv(only(tmp_path / "given", "rows.csv"))["log_det"] == ours).all()
@@ -135,6 +135,11 @@ def test_given_weights_are_used_and_said(run, tmp_path, only):
     [
         (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'rotation'"),
         (["--hparam", "prior", "--estimators", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
+        (
+            ["--hparam", "prior", "--estimators", "ntk-9-1,ntk-9-1"],
+            2,
+            "'ntk-9-1,ntk-9-1' is not a list of different names",
+        ),
         (["--hparam", "prior", "--estimators", "ntkk-10-1"], 2, "did you mean 'ntk'?"),
         (["--hparam", "prior", "--estimators", "ntk-2000-1"], 2, "needs 2000 inputs but there are 1000"),
         (["--hparam", "prior", "--estimators", "ntk-100-10"], 2, "write C for all outputs"),
@@ -151,6 +156,16 @@ def test_given_weights_are_used_and_said(run, tmp_path, only):
         (["--hparam", "prior", "--dataset", "mnits"], 1, "did you mean 'mnist'?"),
         (["--hparam", "prior", "--dataset", "mnist", "--data-root", "nowhere"], 1, "--data-root"),
         (["--hparam", "prior", "--weights", "none.pt"], 1, "none.pt: no such file of weights"),
+        (
+            ["--hparam", "rotation", "--weights", "w.pt", "--epochs", "5"],
+            2,
+            "--epochs: nothing is trained with --weights",
+        ),
+        (
+            ["--hparam", "prior", "--weights", "w.pt", "--prior-precision", "5"],
+            2,
+            "--prior-precision: nothing is trained",
+        ),
         (["--hparam", "prior", "--model", "resnet"], 2, "'resnet' is not one of 'mininet'"),
     ],
 )
@@ -164,24 +179,24 @@ def test_weights_of_a_run_with_another_likelihood_are_refused(run, in_empty_fold
     training = "--hparam prior --num-data 40 --epochs 2 --burn-in 1 --update-every 1 --estimator ntk-10-1 --likelihood gaussian"
     assert in_empty_folder("train", *training.split(), "--device", "cpu")[0] == 0
     weights = only(tmp_path, "weights.pt")
-    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", weights)
+    code, _, error = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", weights)
     assert (code, error.count("\n")) == (1, 1)
     assert "was trained with the gaussian likelihood, and a bound grid takes the categorical one" in error
 
 
 def test_a_file_that_is_no_weights_is_refused(run, tmp_path):
     (tmp_path / "junk.pt").write_bytes(b"not weights")
-    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "junk.pt")
+    code, _, error = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", "junk.pt")
     assert code == 1
     assert "junk.pt is not a file of weights" in error
     assert error.count("\n") == 1
     torch.save({"0.weight": torch.zeros(2)}, tmp_path / "other.pt")
-    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "other.pt")
+    code, _, error = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", "other.pt")
     assert code == 1
     assert "the weights do not fit mininet" in error
     assert error.count("\n") == 1
     torch.save({"0.weight": torch.full((2,), torch.nan)}, tmp_path / "nan.pt")
-    code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--weights", "nan.pt")
+    code, _, error = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", "nan.pt")
     assert code == 1
     assert "nan.pt holds weights that are NaN or infinite" in error
     assert not list(tmp_path.rglob("rows.csv"))
@@ -197,9 +212,9 @@ def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):
 
 
 def test_estimator_names_are_completed():
-    from ntkml.commands.types import EstimatorList
+    from ntkml.commands.types import ESTIMATORS
 
-    values = [item.value for item in EstimatorList().shell_complete(None, None, "ntk-N-C,kfac-5")]
+    values = [item.value for item in ESTIMATORS.shell_complete(None, None, "ntk-N-C,kfac-5")]
     assert values == ["ntk-N-C,kfac-500-1", "ntk-N-C,kfac-500-C", "ntk-N-C,kfac-500-tree"]
 
 

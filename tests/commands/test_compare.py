@@ -72,6 +72,12 @@ def test_a_comparison_has_one_row_per_system_and_counts_every_fit(in_empty_folde
     assert (tmp_path / "figures" / "comparison.png").read_bytes() == (tmp_path / pictures[0]).read_bytes()
 
 
+def test_training_runs_of_a_comparison_say_how_they_differ_from_their_protocol(finished_run, tmp_path, only):
+    [note] = read_manifest(only(tmp_path / "results" / "train", "manifest.json"))["notes"]
+    assert note.startswith("Against protocol train-digits: ")
+    assert "epochs 10 instead of " in note
+
+
 def test_a_finished_comparison_is_drawn_again_and_computed_again_when_forced(run, finished_run, tmp_path, only):
     folder, times = comparison_of(tmp_path, only), cells(tmp_path)
     before = (folder / "rows.csv").stat().st_mtime_ns
@@ -159,6 +165,7 @@ def test_comparisons_keep_the_ids_of_the_reference_results(hparam):
     [
         (["--protocol", "pareto-digits"], 2, "unknown protocol 'pareto-digits'"),
         (["--seeds", "0,0"], 2, "'0,0' is not a list of different seeds, such as 0,1,2"),
+        (["--systems", "lila,kfac-N-C"], 2, "'lila,kfac-N-C' is not a list of different names"),
         (["--epochs", "4", "--systems", "hoag"], 2, "in 4 epochs no hyperparameter is updated"),
         (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
         (["--samples", "4"], 2, "--samples: belongs to --hparam invariance"),
@@ -253,6 +260,8 @@ def test_rows_of_other_systems_claim_no_marginal_likelihood(in_empty_folder, onl
         (("--estimator", "augerino"), "learns the invariance alone: write --hparam invariance"),
         (("--estimator", "sampled"), "lacks its number of posterior samples: write for example sampled-4"),
         (("--estimator", "grid-0"), "the number of fits is a positive integer, got '0'"),
+        (("--estimator", "grid-10001"), "'grid-10001': the number of fits is at most 10000"),
+        (("--estimator", "grid-" + "9" * 5000), "the number of fits is at most 10000"),
         (("--estimator", "hoagg"), "none trains without one, and other systems are called"),
         (("--estimator", "hoag", "--prior", "diagonal"), "takes a scalar or layerwise prior"),
         (("--estimator", "hoag", "--epochs", 3), "no hyperparameter is updated"),

@@ -11,7 +11,9 @@ import pytest
 
 from ntkml import commands
 from ntkml.protocols.bound_grid import load_bound_grid
-from ntkml.report.summaries import bound_table, cell
+from ntkml.records.manifests import read_manifest, write_manifest
+from ntkml.report.contents import gather
+from ntkml.report.summaries import bound_table, cell, table
 from tests.synthetic import rows_of, write_run
 from tests.synthetic_training import write_training_run
 
@@ -96,13 +98,38 @@ def test_what_is_wrong_is_said_in_one_line(report, tmp_path, arguments, message)
 
 def test_slack_is_measured_at_the_best_point_of_the_exact_curve():
     rows = pandas.DataFrame(rows_of(["ntk-N-C", "ntk-100-C"], "prior", points=9))
-    table = bound_table(rows)
+    table = bound_table([rows])
     wide = rows[rows.block.isna()].pivot(index="hparam_value", columns="estimator", values="log_marginal_likelihood")
     best = wide["ntk-N-C"].idxmax()
-    by_name = {row[2].text: row for row in table.rows}
+    by_name = {row[table.columns.index("estimator")].text: row for row in table.rows}
     assert by_name["ntk-N-C"][-1].number == 0
     assert by_name["ntk-100-C"][-1].number == pytest.approx(wide.loc[best, "ntk-N-C"] - wide.loc[best, "ntk-100-C"])
-    assert by_name["ntk-100-C"][4].number == wide["ntk-100-C"].idxmax()
+    assert by_name["ntk-100-C"][table.columns.index("best at")].number == wide["ntk-100-C"].idxmax()
+
+
+def test_bounds_are_averaged_over_seeds_of_otherwise_equal_runs_alone(tmp_path):
+    for run_id, options in {"a": {}, "b": {"seeds": (1,)}, "c": {"num_data": 300}}.items():
+        write_run(tmp_path, ["ntk-N-C", "ntk-100-C"], "prior", points=5, run_id=run_id, **options)
+    again = tmp_path / "bound-grid" / "prior-mnist-a"  # the same settings on another device have the same id
+    shutil.copytree(again, tmp_path / "elsewhere" / "a")
+    earlier = tmp_path / "elsewhere" / "a" / "manifest.json"
+    write_manifest(earlier, read_manifest(earlier) | {"finished_at": "2025-01-01T00:00:00Z"})
+    [bounds] = [table for table in gather(tmp_path).tables if table.title == "Bounds over a grid"]
+    shown = [dict(zip(bounds.columns, (cell.text for cell in row), strict=True)) for row in bounds.rows]
+    assert {(row["runs"], row["seeds"], row["N"]) for row in shown} == {("a b", "0 1", "1000"), ("c", "0", "300")}
+    assert len(shown) == 4
+
+
+def test_the_machine_of_a_run_is_its_gpu_and_its_processor(results):
+    machines = [{"cpu": "a CPU"}, {"gpu": "a GPU", "cpu": "a CPU"}]
+    for path, environment in zip(sorted(results.rglob("manifest.json")), machines, strict=True):
+        write_manifest(path, read_manifest(path) | {"environment": environment})
+    assert [run.machine for run in gather(results).runs] == ["a CPU", "a GPU, a CPU"]
+
+
+def test_half_widths_are_shown_by_their_magnitudes():
+    [row] = table("", "", pandas.DataFrame({"eta_2": [-1.5]}), {"|rotation| (rad)": "eta_2"}).rows
+    assert row[0].number == 1.5
 
 
 def test_a_missing_value_is_blank():

@@ -102,6 +102,15 @@ def test_map_has_empty_cells_where_nothing_is_estimated(run, tmp_path, only):
     assert frame["prior_precision_min"].tolist() == pytest.approx([25.0] * 4)
 
 
+def test_the_median_of_an_even_number_of_precisions_is_the_lower_of_the_middle_ones(run, tmp_path, only):
+    assert run(*PRIOR)[0] == 0
+    last = train_records.read_rows(only(tmp_path, "rows.csv")).iloc[-1]
+    precisions = sorted(json.loads(last["prior_precisions"]))
+    assert len(precisions) % 2 == 0
+    assert last["prior_precision_median"] == pytest.approx(precisions[len(precisions) // 2 - 1])
+    assert precisions[len(precisions) // 2 - 1] < precisions[len(precisions) // 2]
+
+
 def test_a_diagonal_prior_is_summarised(run, tmp_path, only):
     assert run(*PRIOR, "--prior", "diagonal")[0] == 0
     frame = train_records.read_rows(only(tmp_path, "rows.csv"))
@@ -237,3 +246,15 @@ def test_estimators_and_none_are_completed():
 
     assert [item.value for item in TrainEstimator().shell_complete(None, None, "no")] == ["none"]
     assert "kfac-500-1" in [item.value for item in TrainEstimator().shell_complete(None, None, "kfac-5")]
+
+
+def test_names_of_data_sets_and_protocols_are_completed():
+    from ntkml.commands.types import DATASET, DATASETS, TRAIN_PROTOCOL
+
+    assert [item.value for item in DATASET.shell_complete(None, None, "cifar100")] == [
+        "cifar100",
+        "cifar100_r90",
+        "cifar100_r180",
+    ]
+    assert "digits,mnist_r180" in [item.value for item in DATASETS.shell_complete(None, None, "digits,mn")]
+    assert "table-1" in [item.value for item in TRAIN_PROTOCOL.shell_complete(None, None, "table")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas
 import pytest
 
 from ntkml.figures import comparison
@@ -55,6 +56,13 @@ def test_rows_of_other_protocols_are_no_seeds(tmp_path, column, value):
         comparison.draw(rows)
 
 
+def test_runs_of_other_settings_are_no_seeds(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path))
+    both = pandas.concat([rows, rows.assign(run_id="another")], ignore_index=True)
+    with pytest.raises(ValueError, match=r"prior on digits have none with seed 0 more than once: draw .* one by one"):
+        comparison.draw(both)
+
+
 def test_filled_marks_are_proven_bounds(tmp_path, monkeypatch):
     monkeypatch.setitem(SYSTEMS, "ntk-50-1", ("bound", -0.65))
     passes, _ = comparison.draw(compare_records.read_rows(rows_file(tmp_path))).axes
@@ -70,3 +78,10 @@ def test_differences_of_thousandths_are_not_magnified(tmp_path, monkeypatch, spr
         low, high = part.get_ylim()
         assert high - low >= comparison.LEAST_RANGE - 1e-12
         assert low < -1.6 <= -1.6 + 2 * spread < high
+
+
+def test_half_widths_are_averaged_by_their_magnitudes(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path)).assign(hparam="invariance")
+    rows["eta_2"] = [1.0 if seed == 0 else -2.0 for seed in rows["seed"]]
+    [caption] = [text.get_text() for text in comparison.draw(rows).texts if text.get_gid() == "caption"]
+    assert "Final magnitude of the half-width of the rotation: none 1.5," in caption.replace("\n", " ")

@@ -219,3 +219,9 @@ def test_other_rows_are_refused_in_one_line(all_rows):
     both = pandas.concat([all_rows["figure-1"], all_rows["figure-13"].assign(run_id="ffffffffff")])
     with pytest.raises(ValueError, match=r"these rows are of 2 \(12e4567890, ffffffffff\); give one file"):
         pareto.draw("pareto", both)
+
+
+def test_the_caption_names_the_gpu_that_estimates_were_timed_on(tmp_path):
+    rows = read(tmp_path, "prior", NAMES[:3]).assign(device="cuda")
+    manifest = {"environment": {"cpu": "Abacus 3000", "gpu": "Slide Rule"}}
+    assert "repeats on cuda (Slide Rule), " in caption_of(pareto.draw("pareto", rows, (), manifest))

@@ -151,6 +151,15 @@ def test_rows_are_the_means_over_the_last_five_estimates_and_the_seeds():
     assert (row["eta_2"], row["peak_bytes"], row["command"], row["epochs"]) == (None, 7, "pareto", 20)
 
 
+def test_half_widths_are_averaged_by_their_magnitudes():
+    frames = frames_of("ntk-100-1", (0, 1))
+    for frame, eta in zip(frames, (1.0, -2.0), strict=True):
+        frame["log_marginal_likelihood"] = -1.0
+        frame["eta_2"] = eta
+    [row] = pareto_rows("run", SETTINGS, {"ntk-100-1": frames}, {"ntk-100-1": measured([1.0])})
+    assert row["eta_2"] == 1.5
+
+
 def test_the_flags_are_those_of_the_frontier_and_one_seed_has_no_error():
     names = {"ntk-10-1": (-3.0, 1.0), "ntk-100-1": (-2.0, 2.0), "diag-100-C": (-2.5, 3.0)}
     training = {name: frames_of(name, (0,)) for name in names}

@@ -12,11 +12,13 @@ import tempfile
 
 import pandas
 import pytest
+import torch
 
 from ntkml.machine import files
 from ntkml.records import bound_grid as bound_records
 from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import environment
+from ntkml.runs import surroundings
 from tests.synthetic import rows_of
 
 ESTIMATORS = ("ntk-N-C", "ntk-100-1", "kfac-N-C", "ntk-10-C+class")
@@ -169,6 +171,13 @@ def test_the_environment_is_json_and_imports_no_torch():
 def test_the_environment_keeps_the_program_and_not_its_place(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/somebody/bin/ntkml", "bound-grid"])
     assert environment()["argv"] == ["ntkml", "bound-grid"]
+
+
+def test_runs_on_cuda_name_their_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    found = surroundings.environment(torch.device("cuda"))
+    assert found["gpu"] == "a GPU"
+    assert found.keys() - {"gpu"} == surroundings.environment(torch.device("cpu")).keys() == environment().keys()
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path):

@@ -69,6 +69,9 @@ def test_ours_are_means_over_seeds_with_their_number_and_times_relative_to_the_f
     line = next(line for line in text.splitlines() if "`kfac-500-1` KFAC-500-1*" in line)
     assert "-1.41 ± 0.02" in line
     assert line.endswith("| -2.00 ± 0.58 | **-0.50 ± 0.00** | **83.0 ± 2.1** | 25% | 3 |")
+    [bare] = [cells for cells in render.plain(ten)[1] if cells[1] == "kfac-500-1 KFAC-500-1*"]
+    assert bare[-5:] == ["-2.00 ± 0.58", "-0.50 ± 0.00", "83.0 ± 2.1", "25%", "3"]
+    assert r"$\mathbf{83.0 \pm 2.1}$ & $25$\% & 3 \\" in render.latex([ten])
     blank = next(line for line in text.splitlines() if "`ntk-500-tree`" in line)
     assert set(blank.split("`ntk-500-tree`")[1]) <= set("| ")
 

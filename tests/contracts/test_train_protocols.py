@@ -156,7 +156,7 @@ def test_a_protocol_of_two_data_sets_departs_from_neither():
     ("dataset", "name"),
     [
         (None, "train-digits"), ("digits_r180", "train-digits"), ("cifar10", "table-1"), ("cifar100", "table-1"),
-        ("translated_cifar10", "table-1"), ("tinyimagenet", "table-2"),
+        ("translated_cifar10", "table-1"), ("tinyimagenet", "table-2"), ("folder:my_cifar10", "train-digits"),
     ],
 )  # fmt: skip
 def test_a_data_set_alone_picks_its_protocol(dataset, name):

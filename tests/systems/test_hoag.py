@@ -6,17 +6,16 @@ import pytest
 import torch
 
 from ntkml.datasets import load_dataset
-from ntkml.systems.hoag import (
-    FULL_TOLERANCE,
-    SCHEDULES,
+from ntkml.systems.hoag import FULL_TOLERANCE, SCHEDULES, conjugate_gradients
+from tests.systems.bilevel import (
     Bilevel,
-    conjugate_gradients,
     fully_solved,
     hoag,
     hypergradient,
+    logistic_regression,
     solve_inner,
+    standardised,
 )
-from ntkml.systems.logistic import logistic_regression, standardised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STARTS = (0.0, -4.0, 4.0, -8.0)

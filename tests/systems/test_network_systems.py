@@ -16,8 +16,8 @@ from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system
 from ntkml.systems import make_system
-from ntkml.systems.hoag import Bilevel, fully_solved, solve_inner
 from ntkml.systems.search import best_value, folds, grid_values
+from tests.systems.bilevel import Bilevel, fully_solved, solve_inner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,19 +12,15 @@ from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems import make_system
-from ntkml.systems.sampled_laplace import (
-    LinearModel,
-    Noise,
-    draw_noise,
-    effective_dimensions,
+from ntkml.systems.sampled_laplace import LinearModel, Noise, draw_noise, effective_dimensions, sample
+from tests.factories import generator
+from tests.systems.sampled_reference import (
     g_prior_scale,
     mackay_update,
     noisy_targets_objective,
     quiet_objective,
     rescaled,
-    sample,
 )
-from tests.factories import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N, C, P = 12, 2, 5
