@@ -178,8 +178,9 @@ def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options
     ids = dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs)
     click.echo(f"{protocol.title}: {len(left)} of {len(cells)} cells as tasks of Slurm job {', '.join(ids) or 'none'}")
     tasks = dict(zip([cell.folder for cell in left], jobs, strict=True))
+    screen = Screen()
     with stops.after_the_step():
-        last = _last(shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen()))
+        last = _last(shown(sweep_cluster.watched(cells, tasks, workers, screen.say, stops.requested), screen))
     _end(last, stops, f"the tasks go on (scancel {' '.join(ids)} ends them)")
 
 

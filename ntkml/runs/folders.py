@@ -124,6 +124,14 @@ def finished(folder: Path) -> bool:
     return bool(finished_at)
 
 
+def holds_whole_run(folder: Path) -> bool:
+    """:func:`finished`, where a damaged run is none."""
+    try:
+        return finished(folder)
+    except ValueError:
+        return False
+
+
 def replacement(folder: Path) -> Path:
     """Where a forced run is computed before it takes the place of ``folder``."""
     return folder.with_name(f"{folder.name}{NEW}")
@@ -157,7 +165,7 @@ def complete_replacement(folder: Path) -> None:
     Raises:
         BusyError: another process works on the run, or is just putting it in its place.
     """
-    if not _holds_whole_run(replacement(folder)):
+    if not holds_whole_run(replacement(folder)):
         _remove_replaced(folder)
         return
     if held(_replaced(folder)):
@@ -165,15 +173,8 @@ def complete_replacement(folder: Path) -> None:
     with exclusive(folder):
         if held(_replaced(folder)):  # whose owner made room between the two looks
             raise BusyError(_busy(folder))
-        if _holds_whole_run(replacement(folder)):  # no other process has done it since
+        if holds_whole_run(replacement(folder)):  # no other process has done it since
             _put_in_place(folder)
-
-
-def _holds_whole_run(folder: Path) -> bool:
-    try:
-        return finished(folder)
-    except ValueError:
-        return False
 
 
 def _remove_replaced(folder: Path) -> None:
@@ -182,7 +183,7 @@ def _remove_replaced(folder: Path) -> None:
     if not (old / ".lock").exists():  # a folder without one was not left by us
         return
     with suppress(ValueError), exclusive(folder):
-        if _holds_whole_run(folder) and not held(old):
+        if holds_whole_run(folder) and not held(old):
             shutil.rmtree(old, ignore_errors=True)
 
 
