@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from ntkml.datasets import ImageDataset
 from ntkml.protocols.cells import SETTINGS, Cell
 from ntkml.protocols.train import TrainProtocol
+from ntkml.records.finished_runs import FITS
 from ntkml.records.manifests import read_manifest
+from ntkml.runs.any_run import begun
 from ntkml.runs.folders import finished, held
 from ntkml.runs.sweep_states import DAMAGED, DONE, MISSING, RUNNING, STOPPED
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.runs.train_journal import holds_checkpoint
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def state_of(folder: Path) -> str:
         return DAMAGED
     if held(folder):
         return RUNNING
-    return STOPPED if holds_checkpoint(folder) else MISSING
+    return STOPPED if begun(folder) else MISSING
 
 
 def epochs_kept(folder: Path) -> int:
@@ -108,9 +110,15 @@ def epochs_kept(folder: Path) -> int:
 
 
 def threads_of(folder: Path, default: int) -> int:
-    """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun."""
-    try:
-        conditions = read_manifest(folder / "manifest.json").get("conditions", {})
-    except ValueError:
-        return default
-    return int(conditions.get("threads", default))
+    """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun.
+
+    A search goes on with those of the fit that it was stopped in, or else of a finished one.
+    """
+    threads = default
+    for path in [folder / "manifest.json", *sorted((folder / FITS).glob("*/manifest.json"))]:
+        with suppress(ValueError):  # missing or damaged
+            manifest = read_manifest(path)
+            threads = int(manifest.get("conditions", {}).get("threads", threads))
+            if not manifest.get("finished_at"):
+                break
+    return threads

@@ -22,7 +22,7 @@ from ntkml.records import train as train_records
 from ntkml.runs import sweep_worker
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
-from ntkml.runs.sweep_plan import planned
+from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell
 from tests.sweeps import SITE, planned_cells, wait_for
 
@@ -259,11 +259,13 @@ def test_a_signal_stops_all_workers_after_their_steps_and_the_same_command_goes_
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_stopped_cell_goes_on_with_its_own_number_of_threads(tmp_path, monkeypatch):
-    [cell] = [real(cell, tmp_path) for cell in planned_cells(tmp_path, ("none",), epochs=3)]
+@pytest.mark.parametrize("estimator", ["none", "grid-2"])
+def test_a_stopped_cell_goes_on_with_its_own_number_of_threads(tmp_path, monkeypatch, estimator):
+    [cell] = [real(cell, tmp_path) for cell in planned_cells(tmp_path, (estimator,), epochs=3)]
     asked = []
     worker = Worker()
     assert worker.train(cell, stop=lambda: "SIGTERM" if len(worker.kinds) > 1 else None).kind == "stopped"
+    assert state_of(cell.folder) == "stopped"
     set_num_threads = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (asked.append(count), set_num_threads(count)))
     assert worker.train(cell, site=replace(SITE, threads=2)).kind == "finished", worker.reports

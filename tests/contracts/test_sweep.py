@@ -11,6 +11,7 @@ import pytest
 from ntkml.datasets import load_dataset
 from ntkml.protocols.cells import Cell
 from ntkml.protocols.train import load_train
+from ntkml.records.manifests import write_manifest
 from ntkml.runs import sweep as sweep_run
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
@@ -196,6 +197,24 @@ def test_a_folder_says_where_its_run_stands(tmp_path):
     assert (state_of(folder), epochs_kept(folder), threads_of(folder, 5)) == ("done", 2, 3)
     (folder / "manifest.json").write_text("{")
     assert (state_of(folder), threads_of(folder, 5)) == ("damaged", 5)
+
+
+def test_a_search_that_was_stopped_says_so_and_goes_on_with_the_threads_of_the_fit_in_work(tmp_path):
+    first, second, third = (tmp_path / "fits" / f"{value}-0" for value in (1, 10, 100))
+    with exclusive(tmp_path), exclusive(first):
+        assert state_of(tmp_path) == "running"
+        assert threads_of(tmp_path, 5) == 5
+        finish(first)
+    assert (state_of(tmp_path), threads_of(tmp_path, 5)) == ("stopped", 3)
+    for folder, manifest in (
+        (second, {"finished_at": None, "conditions": {"threads": 2}}),
+        (third, {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 4}}),
+    ):
+        folder.mkdir()
+        write_manifest(folder / "manifest.json", manifest)
+    assert (state_of(tmp_path), threads_of(tmp_path, 5)) == ("stopped", 2)
+    (second / "manifest.json").write_text("{")
+    assert threads_of(tmp_path, 5) == 4
 
 
 def test_a_cell_reaches_another_process_as_it_is(tmp_path):
