@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,22 +62,34 @@ class PlannedCell:
         return cls(protocol, tuple(cell["notes"]), folder, cell["run_id"], also=also)
 
 
-def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Path) -> list[PlannedCell]:
+def planned(cells: Sequence[Cell], load: Callable[[str], ImageDataset], results: Path) -> list[PlannedCell]:
     """The cells with estimators resolved on their data; cells that are the same run stand once, with all their rows.
+
+    ``load`` reads a data set by its name. One is held at a time, and none in the end: those of a table take some GB.
 
     Raises:
         ValueError: see :func:`ntkml.runs.train_checks.resolve_protocol`.
     """
+    resolved: dict[Cell, PlannedCell] = {}
+    for name in dict.fromkeys(cell.protocol.dataset for cell in cells):
+        resolved |= _resolved(load(name), [cell for cell in cells if cell.protocol.dataset == name], results)
     found: dict[Path, PlannedCell] = {}
     for cell in cells:
-        of_cell = data[cell.protocol.dataset]
-        run = TrainRun(resolve_protocol(cell.protocol, of_cell), of_cell, torch.device("cpu"), None, cell.notes)
-        folder = run.folder(results)
-        before = found.get(folder, PlannedCell(run.protocol, run.notes, folder, run.run_id))
+        folder = resolved[cell].folder
+        before = found.get(folder, resolved[cell])
         rows = dict.fromkeys([*before.rows, cell.row]) if cell.row else before.rows
         found[folder] = replace(before, rows=tuple(rows))
     also = _differing([cell.protocol for cell in found.values()])
     return [replace(cell, also=also) for cell in found.values()]
+
+
+def _resolved(data: ImageDataset, cells: Iterable[Cell], results: Path) -> dict[Cell, PlannedCell]:
+    """The runs of cells on one data set."""
+    found = {}
+    for cell in cells:
+        run = TrainRun(resolve_protocol(cell.protocol, data), data, torch.device("cpu"), None, cell.notes)
+        found[cell] = PlannedCell(run.protocol, run.notes, run.folder(results), run.run_id)
+    return found
 
 
 def _differing(protocols: Sequence[TrainProtocol]) -> tuple[str, ...]:

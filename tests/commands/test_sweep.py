@@ -149,6 +149,14 @@ def test_a_mistake_is_one_line_and_usage(run, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_missing_data_are_one_line_that_is_no_matter_of_usage(run, tmp_path):
+    code, _, error = run("sweep-digits", "--datasets", "digits,mnist", "--data-root", "nowhere", "--list")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "nowhere" in error
+    assert "--download" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mistake_in_a_file_of_ones_own_is_one_line_before_anything_is_listed(run, tmp_path):
     own = tmp_path / "my.toml"
     own.write_text('base = "train-digits"\nhparam = "prior"\n[[cells]]\nepochs = -3\n')
@@ -199,7 +207,7 @@ class Worker:
 def real(cell, folder):
     """The cell with the run id and folder that its settings have."""
     cells = [Cell(protocol=cell.protocol, asked=cell.protocol)]
-    [found] = planned(cells, {"digits": load_dataset("digits")}, folder)
+    [found] = planned(cells, load_dataset, folder)
     return replace(found, rows=cell.rows)
 
 

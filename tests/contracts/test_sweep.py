@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -227,8 +228,7 @@ def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tm
     cells = [Cell(protocol=replace(asked, lr=lr), asked=asked, row=row) for lr in (0.001, 0.01) for row in ("a", "b")]
     other = load_train("train-digits", "invariance")  # differs in much, as all that learn the invariance do
     cells.append(Cell(protocol=other, asked=other))
-    data = {name: load_dataset(name) for name in ("digits", "digits_r180")}
-    found = planned(cells, data, tmp_path)
+    found = planned(cells, load_dataset, tmp_path)
     assert [(cell.label, cell.rows) for cell in found] == [
         ("prior ntk-20-1 digits N=60 seed 0 lr=0.001", ("a", "b")),
         ("prior ntk-20-1 digits N=60 seed 0 lr=0.01", ("a", "b")),
@@ -237,3 +237,21 @@ def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tm
     assert found[0].notes == ()
     assert found[1].notes == ("Against protocol train-digits: lr 0.01 instead of 0.001.",)
     assert [PlannedCell.from_json(cell.as_json()).label for cell in found] == [cell.label for cell in found]
+
+
+def test_data_sets_are_read_once_and_let_go_when_their_cells_are_planned(tmp_path):
+    asked = replace(load_train("train-digits", "prior"), estimator="ntk-20-1", num_data=60)
+    names = ("digits", "digits_r90", "digits", "digits_r180")
+    cells = [Cell(protocol=replace(asked, dataset=name), asked=asked) for name in names]
+    read, there_when_read = [], []
+
+    def load(name):
+        there_when_read.append(sum(data() is not None for data in read))
+        data = load_dataset(name)
+        read.append(weakref.ref(data))
+        return data
+
+    found = planned(cells, load, tmp_path)
+    assert [cell.protocol.dataset for cell in found] == ["digits", "digits_r90", "digits_r180"]
+    assert there_when_read == [0, 0, 0]
+    assert [data() for data in read] == [None] * 3
