@@ -7,6 +7,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -70,13 +72,22 @@ class OneNodeSlurm:
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "log", "seed")]
         self._start("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *files)
         self._wait(lambda: (folder / "munge.socket").exists())
-        self._start("slurmctld", "-D", "-i", "-f", str(path))
+        self.controller = self._start("slurmctld", "-D", "-i", "-f", str(path))
         self._start("slurmd", "-D", "-f", str(path), "-N", host)
         self._wait(lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T"))
 
     def call(self, *command: str) -> str:
         """What a client of Slurm prints."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
+
+    @contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """No client gets an answer; tasks go on, and what is queued is there again afterwards."""
+        self.controller.terminate()
+        self.controller.wait(timeout=20)
+        yield
+        self.controller = self._start("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
+        self._wait(lambda: self.call("sinfo", "--noheader", "--format=%T").strip())
 
     def stop(self) -> None:
         self.call("scancel", "--user=root", "--signal=KILL")
@@ -88,12 +99,14 @@ class OneNodeSlurm:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.out").open("w") as output:
             command = [_found(name), *arguments]
-            self.processes.append(
-                subprocess.Popen(command, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
+        self.processes.append(process)
+        return process
 
     def _wait(self, condition, seconds: float = 60) -> None:
         ends = time.monotonic() + seconds

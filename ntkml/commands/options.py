@@ -10,10 +10,10 @@ import click
 
 from ntkml.commands.types import COUNT, SAMPLES, SEEDS, ChunkSize, LearnedHparam, NamedPath
 
-#: What a command may compute on; :func:`ntkml.commands.devices.device_named` takes it.
-DEVICE = click.Choice(("auto", "cpu", "cuda"))
-device_option = click.option("--device", type=DEVICE, default="auto", help="auto: a GPU if there is one.")
-
+#: What a command may compute on, which :func:`ntkml.commands.devices.device_named` takes.
+device_option = click.option(
+    "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
+)
 chunk_option = click.option(
     "--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory."
 )

@@ -6,11 +6,12 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import DEVICE, chunk_option, data_root_option, download_option, out_option
+from ntkml.commands.options import computing_options, setting
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASETS, NUMBERS, SAMPLES, SEEDS, SYSTEMS, LearnedHparam
 from ntkml.protocols import cells as cell_protocols
@@ -41,16 +42,12 @@ Examples:
     type=LearnedHparam(),
     help="Cells that learn it alone; rotation is another word for invariance.  [default: all]",
 )
-@click.option(
-    "--estimators",
-    type=SYSTEMS,
-    help="Comma-separated names, or none (MAP).  [default: the protocol's]",
-)
-@click.option("--seeds", type=SEEDS, help="Comma-separated seeds.  [default: the protocol's]")
-@click.option("--datasets", type=DATASETS, help="Comma-separated data sets.  [default: the protocol's]")
-@click.option("--num-data", type=NUMBERS, help="Comma-separated numbers of images N.  [default: the protocol's]")
-@click.option("--epochs", type=COUNT, help="Epochs of every cell.  [default: the protocol's]")
-@click.option("--samples", type=SAMPLES, help="Augmentation samples S (invariance).  [default: the protocol's]")
+@setting("--estimators", SYSTEMS, "Comma-separated names, or none (MAP).")
+@setting("--seeds", SEEDS, "Comma-separated seeds.")
+@setting("--datasets", DATASETS, "Comma-separated data sets.")
+@setting("--num-data", NUMBERS, "Comma-separated numbers of images N.")
+@setting("--epochs", COUNT, "Epochs of every cell.")
+@setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
 @click.option("--workers", type=COUNT, default=1, help="Processes on this machine.")
 @click.option("--cluster", type=click.Choice(("slurm",)), help="Train on a cluster, --workers cells at a time.")
 @click.option(
@@ -63,16 +60,7 @@ Examples:
     is_flag=True,
     help="Say what would be done, and do nothing. Reads the data: their checksum is part of a run's id.",
 )
-@click.option(
-    "--device",
-    type=DEVICE,
-    default="auto",
-    help="auto: GPUs if there are any; workers take them in turn.",
-)
-@chunk_option
-@data_root_option
-@download_option
-@out_option
+@computing_options
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (the
     cells that its file lists, or one) or a file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
@@ -80,10 +68,11 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
     cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1 and Ctrl-C stop
-    all workers after their step. A worker has $OMP_NUM_THREADS threads, or its share of the cores.
+    all workers after their step. Workers take GPUs in turn; each has $OMP_NUM_THREADS threads, or its share of the cores.
 
     With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which goes back into the queue
-    when its time is over. The command shows how far they are; the tasks go on when it is stopped.
+    when its time is over, or while another process trains its cell. The command shows how far they are; the tasks go on
+    when it is stopped.
     """
     if options["slurm"] and not options["cluster"]:
         raise click.UsageError("--slurm belongs to --cluster slurm")
@@ -108,9 +97,9 @@ def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
     cells = list(protocol.cells)
     if options["estimators"] is not None:
         cells = cell_protocols.with_estimators(cells, options["estimators"])
-    for name, setting in (("datasets", "dataset"), ("num_data", "num_data")):
+    for name, of_cell in (("datasets", "dataset"), ("num_data", "num_data")):
         if options[name] is not None:
-            cells = cell_protocols.with_values(cells, setting, options[name])
+            cells = cell_protocols.with_values(cells, of_cell, options[name])
     if options["epochs"] is not None:
         cells = cell_protocols.with_values(cells, "epochs", [options["epochs"]])
     if options["samples"] is not None:
@@ -131,13 +120,14 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
     """The heavy wing: torch is imported from here on."""
     from ntkml.commands.sweep_table import Screen
     from ntkml.machine import files
+    from ntkml.machine.allocator import return_freed_memory
     from ntkml.runs.sweep_plan import planned
 
-    data = _data(protocol, options)
     try:
-        cells = planned(protocol.cells, data, options["out"])
+        cells = planned(protocol.cells, partial(_read, options), options["out"])
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    return_freed_memory()  # that of the data, which the workers read for themselves
     if options["only_list"]:
         _list(cells)
         return
@@ -178,8 +168,9 @@ def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options
     ids = dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs)
     click.echo(f"{protocol.title}: {len(left)} of {len(cells)} cells as tasks of Slurm job {', '.join(ids) or 'none'}")
     tasks = dict(zip([cell.folder for cell in left], jobs, strict=True))
+    screen = Screen()
     with stops.after_the_step():
-        last = _last(shown(sweep_cluster.watched(cells, tasks, workers, stops.requested), Screen()))
+        last = _last(shown(sweep_cluster.watched(cells, tasks, workers, screen.say, stops.requested), screen))
     _end(last, stops, f"the tasks go on (scancel {' '.join(ids)} ends them)")
 
 
@@ -207,11 +198,14 @@ def _end(last: SweepProgress, stops: Stops, what_now: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _data(protocol: SweepProtocol, options: dict[str, Any]) -> dict[str, ImageDataset]:
+def _read(options: dict[str, Any], name: str) -> ImageDataset:
+    """A data set, or a click error other than those of wrong usage where it cannot be read."""
     from ntkml.datasets import load_dataset
 
-    names = dict.fromkeys(cell.protocol.dataset for cell in protocol.cells)
-    return {name: load_dataset(name, options["data_root"], options["download"]) for name in names}
+    try:
+        return load_dataset(name, options["data_root"], options["download"])
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _sites(options: dict[str, Any]) -> list[Site]:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import sleep
 from typing import IO
 
 from ntkml.machine import files
@@ -17,6 +18,10 @@ try:
     import fcntl
 except ImportError:  # not POSIX: two processes on one run are then the user's to avoid
     fcntl = None  # type: ignore[assignment]
+
+
+#: Tries at a lock that another process has, and seconds between them: who only looks (:func:`held`) has it for a moment.
+TRIES, PAUSE = 10, 0.02
 
 
 class BusyError(ValueError):
@@ -33,7 +38,7 @@ def exclusive(folder: Path) -> Iterator[Path]:
         BusyError: another process works on the run.
         ValueError: the folder cannot be written to.
     """
-    lock = folder / ".lock"
+    lock, tries = folder / ".lock", 0
     while True:
         files.ensure_writable_folder(folder)
         try:
@@ -42,7 +47,11 @@ def exclusive(folder: Path) -> Iterator[Path]:
             continue
         with file:
             if not _locked(file):
-                raise BusyError(_busy(folder))
+                tries += 1
+                if tries == TRIES:
+                    raise BusyError(_busy(folder))
+                sleep(PAUSE)
+                continue
             if not _is_file_at(file, lock):  # removed by who held it, after we had opened it: others lock a new one
                 continue
             try:
@@ -60,23 +69,26 @@ def _busy(folder: Path) -> str:
 
 
 def held(folder: Path) -> bool:
-    """Whether another process holds the run's folder now."""
+    """Whether another process holds the run's folder now; where a file system has no locks, none does."""
     try:
         with (folder / ".lock").open("r", encoding="ascii") as file:
-            return not _locked(file)
-    except OSError:
+            return not _locked(file, shared=True)
+    except (OSError, ValueError):
         return False
 
 
-def _locked(file: IO[str]) -> bool:
+def _locked(file: IO[str], shared: bool = False) -> bool:
     """Take the lock of an open file, which its closing releases; False where another process has it.
+
+    ``shared``: with others who ask for that, so that looks do not see each other; on NFS it is what a file that is open
+    for reading takes, and one that is open for writing takes the other.
 
     Raises:
         ValueError: the file system has no locks.
     """
     if fcntl is not None:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
@@ -112,6 +124,14 @@ def finished(folder: Path) -> bool:
     return bool(finished_at)
 
 
+def holds_whole_run(folder: Path) -> bool:
+    """:func:`finished`, where a damaged run is none."""
+    try:
+        return finished(folder)
+    except ValueError:
+        return False
+
+
 def replacement(folder: Path) -> Path:
     """Where a forced run is computed before it takes the place of ``folder``."""
     return folder.with_name(f"{folder.name}{NEW}")
@@ -145,7 +165,7 @@ def complete_replacement(folder: Path) -> None:
     Raises:
         BusyError: another process works on the run, or is just putting it in its place.
     """
-    if not _holds_whole_run(replacement(folder)):
+    if not holds_whole_run(replacement(folder)):
         _remove_replaced(folder)
         return
     if held(_replaced(folder)):
@@ -153,15 +173,8 @@ def complete_replacement(folder: Path) -> None:
     with exclusive(folder):
         if held(_replaced(folder)):  # whose owner made room between the two looks
             raise BusyError(_busy(folder))
-        if _holds_whole_run(replacement(folder)):  # no other process has done it since
+        if holds_whole_run(replacement(folder)):  # no other process has done it since
             _put_in_place(folder)
-
-
-def _holds_whole_run(folder: Path) -> bool:
-    try:
-        return finished(folder)
-    except ValueError:
-        return False
 
 
 def _remove_replaced(folder: Path) -> None:
@@ -170,7 +183,7 @@ def _remove_replaced(folder: Path) -> None:
     if not (old / ".lock").exists():  # a folder without one was not left by us
         return
     with suppress(ValueError), exclusive(folder):
-        if _holds_whole_run(folder) and not held(old):
+        if holds_whole_run(folder) and not held(old):
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,7 +1,8 @@
 """The cells of a sweep as an array job of a Slurm cluster, by way of submitit (the extra ``slurm``): a cell is a task.
 
 Before a task's time is over Slurm sends SIGUSR1 to it: the run stops after its step with everything kept, and the task is
-put into the queue again. Tasks need what the submitting machine has: the folder of the results, this package and the data.
+put into the queue again. So is a task whose cell another process trains: when its turn comes again, it finds the cell
+finished, or takes it up where it was left. Tasks need what the submitting machine has: the folder of the results, this package and the data.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ntkml.runs import sweep_plan, sweep_worker
+from ntkml.runs.folders import held, holds_whole_run
 from ntkml.runs.stopping import StopRequest
 from ntkml.runs.sweep_plan import PlannedCell
 from ntkml.runs.sweep_progress import CellProgress, SweepProgress
-from ntkml.runs.sweep_states import DONE, FAILED, RUNNING, WAITING
+from ntkml.runs.sweep_states import DONE, ELSEWHERE, FAILED, OPEN, RUNNING, WAITING
 from ntkml.runs.sweep_worker import Report, Site
 
 #: Seconds before the end of a task's time at which it is asked to stop (in a short task half of its time).
@@ -87,13 +89,13 @@ def _absolute(cell: PlannedCell) -> dict[str, Any]:
 
 
 def train_in_task(cell: Mapping[str, Any], site: Mapping[str, Any]) -> dict[str, Any]:
-    """What a task does: train its cell; asked to leave because its time is over, it goes back into the queue.
+    """What a task does: train its cell; when its time is over, or another process has the cell, it goes back into the queue.
 
     Exits with code 75 when it was put back, so that submitit takes nothing for its result.
     """
     stop = sweep_worker.stop_by_signals()
     end = sweep_worker.train_cell(PlannedCell.from_json(cell), Site(**site), _print, stop)
-    if end.kind == sweep_worker.STOPPED and end.line == "SIGUSR1":
+    if end.kind == sweep_worker.BUSY or (end.kind == sweep_worker.STOPPED and end.line == "SIGUSR1"):
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         sys.stdout.flush()
         os._exit(75)
@@ -105,24 +107,40 @@ def _print(report: Report) -> None:
 
 
 def watched(
-    cells: Sequence[PlannedCell], jobs: Mapping[Path, Any], at_once: int, stop: StopRequest
+    cells: Sequence[PlannedCell],
+    jobs: Mapping[Path, Any],
+    at_once: int,
+    warn: Callable[[str], None],
+    stop: StopRequest,
 ) -> Iterator[SweepProgress]:
-    """How far the tasks ``jobs`` are, by the folders of their cells, until all have ended or ``stop`` asks to look no more."""
+    """How far the tasks ``jobs`` are, by the folders of their cells, until all have ended or ``stop`` asks to look no more.
+
+    While Slurm does not answer nothing is known of them: that is said once, and they are asked for again.
+    """
     progress = SweepProgress([CellProgress(cell) for cell in cells], at_once)
     for one in progress.cells:
         one.epochs = sweep_plan.epochs_kept(one.cell.folder)
         if one.cell.folder not in jobs:
             one.status, one.epochs, one.was_done = DONE, one.cell.protocol.epochs, True
-    looked = -LOOK_AT_QUEUE
+    looked, answered = -LOOK_AT_QUEUE, True
     while not stop():
-        if progress.elapsed - looked >= LOOK_AT_QUEUE:
+        if progress.having(*OPEN) and progress.elapsed - looked >= LOOK_AT_QUEUE:
             looked = progress.elapsed
-            states = queued([str(job.job_id) for job in jobs.values()])
-            for one in progress.having(WAITING, RUNNING):
-                job = jobs[one.cell.folder]
-                _look_at(progress, one, job, states.get(str(job.job_id), ""))
+            try:
+                states = queued([str(job.job_id) for job in jobs.values()])
+            except ConnectionError as error:
+                if answered:
+                    warn(
+                        f"Slurm does not say how far the tasks are ({error}): asked again until it does; the tasks go on"
+                    )
+                answered = False
+            else:
+                answered = True
+                for one in progress.having(*OPEN):
+                    job = jobs[one.cell.folder]
+                    _look_at(progress, one, job, states.get(str(job.job_id), ""))
         yield progress
-        if not progress.having(WAITING, RUNNING):
+        if not progress.having(*OPEN):
             return
         time.sleep(LOOK)
     yield progress
@@ -130,14 +148,17 @@ def watched(
 
 def _look_at(progress: SweepProgress, one: CellProgress, job: Any, state: str) -> None:
     """``state``: of the task in the queue, empty when it has left it."""
-    kept = sweep_plan.epochs_kept(one.cell.folder)
-    if state == "RUNNING" and one.status == WAITING:
+    folder = one.cell.folder
+    kept = sweep_plan.epochs_kept(folder)
+    if state == "RUNNING" and one.status != RUNNING:
         progress.begin(one, kept)
     elif state and state != "RUNNING":
-        one.status = WAITING
-    if one.status == RUNNING and kept > one.epochs:
+        one.status = ELSEWHERE if state == "PENDING" and held(folder) else WAITING
+    if one.status != RUNNING:
+        one.epochs = kept
+    elif kept > one.epochs:
         progress.advance(one, kept)
-    if sweep_plan.state_of(one.cell.folder) == DONE:
+    if holds_whole_run(folder):
         one.status, one.epochs = DONE, one.cell.protocol.epochs
     elif not state:
         one.status, one.line = FAILED, _last_words(job)
@@ -155,11 +176,17 @@ def _last_words(job: Any) -> str:
 
 
 def queued(job_ids: Sequence[str]) -> dict[str, str]:
-    """The state of the tasks that are in Slurm's queue, by their ids (``12_0``: task 0 of array 12)."""
+    """The state of the tasks that are in Slurm's queue, by their ids (``12_0``: task 0 of array 12).
+
+    Raises:
+        ConnectionError: Slurm does not answer; says what squeue says.
+    """
     arrays = sorted({job_id.split("_")[0] for job_id in job_ids})
     command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={','.join(arrays)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    # An array that Slurm has forgotten is an error to squeue; all of its tasks have left the queue.
+    # An array that Slurm has forgotten is an error to squeue too; all of its tasks have left the queue.
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ConnectionError(" ".join(done.stderr.split()) or f"squeue ended with exit code {done.returncode}")
     return dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from ntkml.datasets import ImageDataset
 from ntkml.protocols.cells import SETTINGS, Cell
 from ntkml.protocols.train import TrainProtocol
+from ntkml.records.finished_runs import FITS
 from ntkml.records.manifests import read_manifest
+from ntkml.runs.any_run import begun
 from ntkml.runs.folders import finished, held
 from ntkml.runs.sweep_states import DAMAGED, DONE, MISSING, RUNNING, STOPPED
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
-from ntkml.runs.train_journal import holds_checkpoint
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,34 @@ class PlannedCell:
         return cls(protocol, tuple(cell["notes"]), folder, cell["run_id"], also=also)
 
 
-def planned(cells: Iterable[Cell], data: Mapping[str, ImageDataset], results: Path) -> list[PlannedCell]:
+def planned(cells: Sequence[Cell], load: Callable[[str], ImageDataset], results: Path) -> list[PlannedCell]:
     """The cells with estimators resolved on their data; cells that are the same run stand once, with all their rows.
+
+    ``load`` reads a data set by its name. One is held at a time, and none in the end: those of a table take some GB.
 
     Raises:
         ValueError: see :func:`ntkml.runs.train_checks.resolve_protocol`.
     """
+    resolved: dict[Cell, PlannedCell] = {}
+    for name in dict.fromkeys(cell.protocol.dataset for cell in cells):
+        resolved |= _resolved(load(name), [cell for cell in cells if cell.protocol.dataset == name], results)
     found: dict[Path, PlannedCell] = {}
     for cell in cells:
-        of_cell = data[cell.protocol.dataset]
-        run = TrainRun(resolve_protocol(cell.protocol, of_cell), of_cell, torch.device("cpu"), None, cell.notes)
-        folder = run.folder(results)
-        before = found.get(folder, PlannedCell(run.protocol, run.notes, folder, run.run_id))
+        folder = resolved[cell].folder
+        before = found.get(folder, resolved[cell])
         rows = dict.fromkeys([*before.rows, cell.row]) if cell.row else before.rows
         found[folder] = replace(before, rows=tuple(rows))
     also = _differing([cell.protocol for cell in found.values()])
     return [replace(cell, also=also) for cell in found.values()]
+
+
+def _resolved(data: ImageDataset, cells: Iterable[Cell], results: Path) -> dict[Cell, PlannedCell]:
+    """The runs of cells on one data set."""
+    found = {}
+    for cell in cells:
+        run = TrainRun(resolve_protocol(cell.protocol, data), data, torch.device("cpu"), None, cell.notes)
+        found[cell] = PlannedCell(run.protocol, run.notes, run.folder(results), run.run_id)
+    return found
 
 
 def _differing(protocols: Sequence[TrainProtocol]) -> tuple[str, ...]:
@@ -95,7 +109,7 @@ def state_of(folder: Path) -> str:
         return DAMAGED
     if held(folder):
         return RUNNING
-    return STOPPED if holds_checkpoint(folder) else MISSING
+    return STOPPED if begun(folder) else MISSING
 
 
 def epochs_kept(folder: Path) -> int:
@@ -108,9 +122,15 @@ def epochs_kept(folder: Path) -> int:
 
 
 def threads_of(folder: Path, default: int) -> int:
-    """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun."""
-    try:
-        conditions = read_manifest(folder / "manifest.json").get("conditions", {})
-    except ValueError:
-        return default
-    return int(conditions.get("threads", default))
+    """The threads that a stopped run was begun with and goes on with, bit by bit; ``default`` where it was not begun.
+
+    A search goes on with those of the fit that it was stopped in, or else of a finished one.
+    """
+    threads = default
+    for path in [folder / "manifest.json", *sorted((folder / FITS).glob("*/manifest.json"))]:
+        with suppress(ValueError):  # missing or damaged
+            manifest = read_manifest(path)
+            threads = int(manifest.get("conditions", {}).get("threads", threads))
+            if not manifest.get("finished_at"):
+                break
+    return threads

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from ntkml.datasets import ImageDataset, load_dataset
+from ntkml.machine.devices import torch_device
 from ntkml.machine.memory import is_out_of_memory
 from ntkml.runs.any_run import run_any
 from ntkml.runs.folders import BusyError
@@ -80,9 +81,7 @@ def train_cell(cell: PlannedCell, site: Site, report: Callable[[Report], None], 
 
 def _run_of(cell: PlannedCell, site: Site) -> TrainRun:
     data = _data(cell.protocol.dataset, site.data_root)
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(auto if site.device == "auto" else site.device)
-    run = TrainRun(cell.protocol, data, device, site.chunk, cell.notes)
+    run = TrainRun(cell.protocol, data, torch_device(site.device), site.chunk, cell.notes)
     if run.run_id != cell.run_id:
         raise ValueError(f"data set {data.name} is not what it was when the sweep began: start the sweep again")
     return run

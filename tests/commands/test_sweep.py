@@ -22,7 +22,7 @@ from ntkml.records import train as train_records
 from ntkml.runs import sweep_worker
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
-from ntkml.runs.sweep_plan import planned
+from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell
 from tests.sweeps import SITE, planned_cells, wait_for
 
@@ -149,6 +149,14 @@ def test_a_mistake_is_one_line_and_usage(run, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_missing_data_are_one_line_that_is_no_matter_of_usage(run, tmp_path):
+    code, _, error = run("sweep-digits", "--datasets", "digits,mnist", "--data-root", "nowhere", "--list")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "nowhere" in error
+    assert "--download" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mistake_in_a_file_of_ones_own_is_one_line_before_anything_is_listed(run, tmp_path):
     own = tmp_path / "my.toml"
     own.write_text('base = "train-digits"\nhparam = "prior"\n[[cells]]\nepochs = -3\n')
@@ -199,7 +207,7 @@ class Worker:
 def real(cell, folder):
     """The cell with the run id and folder that its settings have."""
     cells = [Cell(protocol=cell.protocol, asked=cell.protocol)]
-    [found] = planned(cells, {"digits": load_dataset("digits")}, folder)
+    [found] = planned(cells, load_dataset, folder)
     return replace(found, rows=cell.rows)
 
 
@@ -259,11 +267,13 @@ def test_a_signal_stops_all_workers_after_their_steps_and_the_same_command_goes_
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_stopped_cell_goes_on_with_its_own_number_of_threads(tmp_path, monkeypatch):
-    [cell] = [real(cell, tmp_path) for cell in planned_cells(tmp_path, ("none",), epochs=3)]
+@pytest.mark.parametrize("estimator", ["none", "grid-2"])
+def test_a_stopped_cell_goes_on_with_its_own_number_of_threads(tmp_path, monkeypatch, estimator):
+    [cell] = [real(cell, tmp_path) for cell in planned_cells(tmp_path, (estimator,), epochs=3)]
     asked = []
     worker = Worker()
     assert worker.train(cell, stop=lambda: "SIGTERM" if len(worker.kinds) > 1 else None).kind == "stopped"
+    assert state_of(cell.folder) == "stopped"
     set_num_threads = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (asked.append(count), set_num_threads(count)))
     assert worker.train(cell, site=replace(SITE, threads=2)).kind == "finished", worker.reports

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from ntkml.runs import sweep_cluster, sweep_worker
+from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_cluster import listed, queued, submit, train_in_task, watched
 from ntkml.runs.sweep_worker import Report
@@ -120,11 +122,66 @@ def test_the_queue_says_which_tasks_are_left(monkeypatch):
 
     def squeue(command, **_):
         asked.append(command)
-        return SimpleNamespace(stdout="7_0 RUNNING\n7_1 PENDING\nnoise\n")
+        return SimpleNamespace(stdout="7_0 RUNNING\n7_1 PENDING\nnoise\n", returncode=0)
 
     monkeypatch.setattr(subprocess, "run", squeue)
     assert queued(["7_0", "7_1", "7_2", "9_0"]) == {"7_0": "RUNNING", "7_1": "PENDING"}
     assert asked[0][-1] == "--jobs=7,9"
+
+
+def squeue_that_says(*answers):
+    """``subprocess.run`` for one call of squeue after another: what each prints, or why it fails."""
+    left = iter(answers)
+
+    def run(command, **_):
+        assert command[0] == "squeue"
+        out, error = next(left)
+        return SimpleNamespace(stdout=out, stderr=error, returncode=int(bool(error)))
+
+    return run
+
+
+UNREACHABLE = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n")
+FORGOTTEN = ("", "slurm_load_jobs error: Invalid job id specified\n")
+
+
+def test_while_slurm_does_not_answer_no_task_has_failed(monkeypatch, tmp_path):
+    [cell] = planned_cells(tmp_path / "out")
+    running = ("7_0 RUNNING\n", "")
+    answers = [UNREACHABLE, running, UNREACHABLE, UNREACHABLE, running, FORGOTTEN]
+    monkeypatch.setattr(subprocess, "run", squeue_that_says(*answers))
+    lines, seen = [], []
+    for progress in watched([cell], {cell.folder: Job(tmp_path, 0)}, 1, lines.append, never):
+        seen.append(progress.cells[0].status)
+    assert seen == ["waiting", "running", "running", "running", "running", "failed"]
+    assert len(lines) == 2  # once for every time that it is away
+    assert lines[0].startswith(
+        "Slurm does not say how far the tasks are (slurm_load_jobs error: Unable to contact slurm controller (connect failure))"
+    )
+
+
+def test_nothing_is_asked_of_slurm_when_every_cell_is_done(monkeypatch, tmp_path):
+    [cell] = planned_cells(tmp_path)
+    finish(cell.folder)
+    monkeypatch.setattr(subprocess, "run", squeue_that_says())
+    assert [step.cells[0].status for step in watched([cell], {}, 1, print, never)] == ["done"]
+
+
+def test_a_cell_of_another_process_is_elsewhere_as_in_a_sweep_on_this_machine(monkeypatch, tmp_path):
+    [cell] = planned_cells(tmp_path / "out")
+    states = iter(["RUNNING", "PENDING", "PENDING", "RUNNING"])  # between the first two its task found the cell taken
+    monkeypatch.setattr(sweep_cluster, "queued", lambda ids: {"7_0": next(states)})
+    seen = []
+    with ExitStack() as other:
+        other.enter_context(exclusive(cell.folder))
+        for progress in watched([cell], {cell.folder: Job(tmp_path, 0)}, 1, print, never):
+            seen.append(progress.cells[0].status)
+            if len(seen) == 2:
+                other.close()
+            if len(seen) == 4:
+                finish(cell.folder)
+                monkeypatch.setattr(sweep_cluster, "queued", lambda ids: {})
+    assert seen == ["running", "elsewhere", "waiting", "running", "done"]
 
 
 def test_tasks_are_watched_until_all_have_ended(monkeypatch, tmp_path):
@@ -146,7 +203,7 @@ def test_tasks_are_watched_until_all_have_ended(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(sweep_cluster, "queued", lambda ids: states.pop(0))
     seen = []
-    for progress in watched([before, good, bad, lost, raised], jobs, 2, never):
+    for progress in watched([before, good, bad, lost, raised], jobs, 2, print, never):
         seen.append([one.status for one in progress.cells])
         if len(states) == 1:
             finish(good.folder)
@@ -167,12 +224,21 @@ def test_a_stop_ends_the_watching_alone(monkeypatch, tmp_path):
     [cell] = planned_cells(tmp_path)
     monkeypatch.setattr(sweep_cluster, "queued", lambda ids: {"7_0": "PENDING"})
     asked = iter([None, None, "SIGINT"])
-    steps = list(watched([cell], {cell.folder: Job(tmp_path, 0)}, 1, lambda: next(asked)))
+    steps = list(watched([cell], {cell.folder: Job(tmp_path, 0)}, 1, print, lambda: next(asked)))
     assert (len(steps), steps[-1].cells[0].status) == (3, "waiting")
 
 
-@pytest.mark.parametrize(("reason", "requeued"), [("SIGUSR1", True), ("SIGTERM", False)])
-def test_a_task_whose_time_is_over_goes_back_into_the_queue(monkeypatch, tmp_path, reason, requeued):
+@pytest.mark.parametrize(
+    ("end", "requeued"),
+    [
+        (Report("stopped", 5, "SIGUSR1"), True),
+        (Report("busy", 0, "another process"), True),
+        (Report("stopped", 5, "SIGTERM"), False),
+    ],
+)
+def test_a_task_whose_time_is_over_or_whose_cell_is_taken_goes_back_into_the_queue(
+    monkeypatch, tmp_path, end, requeued
+):
     class Left(BaseException):
         pass
 
@@ -183,7 +249,7 @@ def test_a_task_whose_time_is_over_goes_back_into_the_queue(monkeypatch, tmp_pat
     commands = []
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setattr(sweep_worker, "stop_by_signals", lambda: never)
-    monkeypatch.setattr(sweep_worker, "train_cell", lambda *_: Report("stopped", 5, reason))
+    monkeypatch.setattr(sweep_worker, "train_cell", lambda *_: end)
     monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
     monkeypatch.setattr(os, "_exit", leave)
     task = partial(train_in_task, planned_cells(tmp_path)[0].as_json(), SITE.__dict__)
@@ -245,6 +311,19 @@ def on_slurm(slurm, tmp_path):
         process.kill()
 
 
+def only_job(slurm):
+    """The id of the one job in the queue."""
+    [job] = wait_for(lambda: {line.split("_")[0] for line in slurm.call("squeue", "-h", "--format=%i").split()})
+    return job
+
+
+def start_now(slurm, job):
+    """Have a task that was put back start, for which Slurm waits two minutes otherwise."""
+    wait_for(lambda: "PENDING" in slurm.call("squeue", "--noheader", "--format=%T", "--jobs", job))
+    time.sleep(2)  # in the second in which it was put back Slurm would have revoked its credential, and fail it
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
 @pytest.mark.slow
 def test_on_a_real_slurm_every_cell_is_trained_once(on_slurm, tmp_path):
     arguments = ("--estimators", "ntk-20-1,none", "--seeds", "0,1", "--epochs", "12", "--workers", "2")
@@ -261,12 +340,11 @@ def test_on_a_real_slurm_a_task_whose_time_is_over_is_continued(on_slurm, slurm,
     """The signal that Slurm sends to the batch process before a task's time is over, sent earlier."""
     process = on_slurm("--estimators", "ntk-20-1", "--epochs", "600")
     wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
-    [job] = {line.split("_")[0] for line in slurm.call("squeue", "--noheader", "--format=%i").split()}
+    job = only_job(slurm)
     slurm.call("scancel", "--batch", "--signal=USR1", job)
     wait_for(lambda: "Restarts=1" in slurm.call("scontrol", "show", "job", job))
     [manifest] = tmp_path.rglob("manifest.json")
-    wait_for(lambda: "PENDING" in slurm.call("squeue", "--noheader", "--format=%T", "--jobs", job))
-    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm waits two minutes otherwise
+    start_now(slurm, job)
     out, error = process.communicate(timeout=400)
     assert process.returncode == 0, error
     [entry] = json.loads(manifest.read_text())["resumed"]
@@ -283,3 +361,29 @@ def test_on_a_real_slurm_the_tasks_go_on_when_nobody_looks(on_slurm, slurm, tmp_
     assert process.returncode == 130
     assert re.search(r"Stopped by SIGINT: .*; the tasks go on \(scancel \d+ ends them\)$", error.strip())
     wait_for(lambda: list(tmp_path.rglob("weights.pt")))
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_a_cell_of_another_process_is_taken_up_when_that_leaves_it(on_slurm, slurm, tmp_path):
+    arguments = ("--estimators", "none", "--epochs", "12")
+    listed, _ = on_slurm(*arguments, "--list").communicate(timeout=60)
+    folder = tmp_path / "Läufe hier" / listed.splitlines()[0].split("  ")[-1]
+    with exclusive(folder):
+        process = on_slurm(*arguments)
+        job = only_job(slurm)
+        wait_for(lambda: "Restarts=1" in slurm.call("scontrol", "show", "job", job))
+    start_now(slurm, job)
+    out, error = process.communicate(timeout=200)
+    assert (process.returncode, "1 of 1 cells are done" in out) == (0, True), error
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_the_watching_goes_on_when_its_controller_was_away(on_slurm, slurm, tmp_path):
+    process = on_slurm("--estimators", "ntk-20-1", "--epochs", "900")
+    wait_for(lambda: list(tmp_path.rglob("checkpoint.pt")))
+    with slurm.without_controller():
+        line = process.stderr.readline()
+    assert line.startswith("Slurm does not say how far the tasks are ("), line
+    out, error = process.communicate(timeout=400)
+    assert (process.returncode, "1 of 1 cells are done" in out) == (0, True), error
+    assert "failed" not in error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from ntkml.datasets import load_dataset
 from ntkml.protocols.cells import Cell
 from ntkml.protocols.train import load_train
+from ntkml.records.manifests import write_manifest
 from ntkml.runs import sweep as sweep_run
 from ntkml.runs.folders import exclusive
 from ntkml.runs.stopping import never
@@ -198,6 +200,24 @@ def test_a_folder_says_where_its_run_stands(tmp_path):
     assert (state_of(folder), threads_of(folder, 5)) == ("damaged", 5)
 
 
+def test_a_search_that_was_stopped_says_so_and_goes_on_with_the_threads_of_the_fit_in_work(tmp_path):
+    first, second, third = (tmp_path / "fits" / f"{value}-0" for value in (1, 10, 100))
+    with exclusive(tmp_path), exclusive(first):
+        assert state_of(tmp_path) == "running"
+        assert threads_of(tmp_path, 5) == 5
+        finish(first)
+    assert (state_of(tmp_path), threads_of(tmp_path, 5)) == ("stopped", 3)
+    for folder, manifest in (
+        (second, {"finished_at": None, "conditions": {"threads": 2}}),
+        (third, {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 4}}),
+    ):
+        folder.mkdir()
+        write_manifest(folder / "manifest.json", manifest)
+    assert (state_of(tmp_path), threads_of(tmp_path, 5)) == ("stopped", 2)
+    (second / "manifest.json").write_text("{")
+    assert threads_of(tmp_path, 5) == 4
+
+
 def test_a_cell_reaches_another_process_as_it_is(tmp_path):
     [cell] = planned_cells(tmp_path / "Ordner mit Ümläuten 折")
     assert PlannedCell.from_json(json.loads(json.dumps(cell.as_json()))) == cell
@@ -208,8 +228,7 @@ def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tm
     cells = [Cell(protocol=replace(asked, lr=lr), asked=asked, row=row) for lr in (0.001, 0.01) for row in ("a", "b")]
     other = load_train("train-digits", "invariance")  # differs in much, as all that learn the invariance do
     cells.append(Cell(protocol=other, asked=other))
-    data = {name: load_dataset(name) for name in ("digits", "digits_r180")}
-    found = planned(cells, data, tmp_path)
+    found = planned(cells, load_dataset, tmp_path)
     assert [(cell.label, cell.rows) for cell in found] == [
         ("prior ntk-20-1 digits N=60 seed 0 lr=0.001", ("a", "b")),
         ("prior ntk-20-1 digits N=60 seed 0 lr=0.01", ("a", "b")),
@@ -218,3 +237,21 @@ def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tm
     assert found[0].notes == ()
     assert found[1].notes == ("Against protocol train-digits: lr 0.01 instead of 0.001.",)
     assert [PlannedCell.from_json(cell.as_json()).label for cell in found] == [cell.label for cell in found]
+
+
+def test_data_sets_are_read_once_and_let_go_when_their_cells_are_planned(tmp_path):
+    asked = replace(load_train("train-digits", "prior"), estimator="ntk-20-1", num_data=60)
+    names = ("digits", "digits_r90", "digits", "digits_r180")
+    cells = [Cell(protocol=replace(asked, dataset=name), asked=asked) for name in names]
+    read, there_when_read = [], []
+
+    def load(name):
+        there_when_read.append(sum(data() is not None for data in read))
+        data = load_dataset(name)
+        read.append(weakref.ref(data))
+        return data
+
+    found = planned(cells, load, tmp_path)
+    assert [cell.protocol.dataset for cell in found] == ["digits", "digits_r90", "digits_r180"]
+    assert there_when_read == [0, 0, 0]
+    assert [data() for data in read] == [None] * 3

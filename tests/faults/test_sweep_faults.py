@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ntkml.records import train as train_records
+from ntkml.runs import folders
 from ntkml.runs.folders import BusyError, exclusive, held
+from ntkml.runs.sweep_plan import state_of
 from tests.sweeps import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -62,16 +66,14 @@ def workers_of(process):
 
 def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_held_twice(tmp_path, monkeypatch):
     """One process opens the lock, the one before it removes it and leaves, a third one makes a new lock."""
-    from ntkml.runs import folders
-
     folder, locked, third = tmp_path / "run", folders._locked, []
 
-    def slow(file):
+    def slow(file, **how):
         if not third:
             (folder / ".lock").unlink()
             third.append((folder / ".lock").open("w"))
             assert locked(third[0])
-        return locked(file)
+        return locked(file, **how)
 
     monkeypatch.setattr(folders, "_locked", slow)
     with pytest.raises(BusyError, match="another process is working on"), exclusive(folder):
@@ -96,6 +98,67 @@ def test_the_lock_of_a_dead_process_is_nobodys(tmp_path):
     with exclusive(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
+
+
+@pytest.fixture
+def flock(monkeypatch):
+    """Put what a test needs in the place of ``flock``, and give it the true one as its first argument."""
+    true = folders.fcntl.flock
+    return lambda other: monkeypatch.setattr(folders.fcntl, "flock", lambda file, how: other(true, file, how))
+
+
+def test_locks_of_nfs_are_looked_at_and_taken(tmp_path, flock):
+    """NFS makes locks of records of them, for which a file must be open in the way of the lock."""
+
+    def on_nfs(true, file, how):
+        if not (file.readable() if how & folders.fcntl.LOCK_SH else file.writable()):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        true(file, how)
+
+    flock(on_nfs)
+    with exclusive(tmp_path):
+        assert held(tmp_path)
+        assert state_of(tmp_path) == "running"
+    tmp_path.mkdir()
+    (tmp_path / ".lock").touch()
+    assert not held(tmp_path)
+    assert state_of(tmp_path) == "missing"
+
+
+def test_a_look_at_a_folder_without_locks_ends_nothing(tmp_path, flock):
+    def without_locks(true, file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / ".lock").touch()
+    flock(without_locks)
+    assert state_of(tmp_path) == "missing"
+
+
+def test_who_looks_at_a_lock_makes_nobody_busy(tmp_path, flock):
+    looks, tries = [(tmp_path / ".lock").open("a+") for _ in range(2)], []
+    for file in looks:
+        folders.fcntl.flock(file, folders.fcntl.LOCK_SH)
+
+    def while_others_look(true, file, how):
+        if how & folders.fcntl.LOCK_EX:
+            tries.append(file)
+            if len(tries) == 3:
+                for look in looks:
+                    look.close()
+        true(file, how)
+
+    flock(while_others_look)
+    assert not held(tmp_path)
+    with exclusive(tmp_path):
+        assert len(tries) == 3
+
+
+def test_who_works_on_a_folder_makes_others_busy_at_once(tmp_path):
+    with exclusive(tmp_path):
+        began = time.monotonic()
+        with pytest.raises(BusyError, match="another process is working on"), exclusive(tmp_path):
+            pass
+        assert time.monotonic() - began < 2
 
 
 def test_a_results_folder_that_cannot_be_written_to_is_one_line_before_any_work(in_empty_folder, tmp_path):
