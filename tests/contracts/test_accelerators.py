@@ -259,6 +259,21 @@ def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
         assert_same(ours[part], expected, tolerance)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_objective_is_made_where_the_weights_lie(device):
+    place, numbers = device_called(device), []
+    x = images().train_inputs[:6]
+    y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for at in (place, torch.device("cpu")):
+        network = build_model("mlp", (3, 8, 8), 3, generator_for(0, "init")).to(at)
+        views = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
+        objective = ntkml.MarginalLikelihood(network, "ntk-3-C", "gaussian", augmentation=views)
+        assert {parameter.device.type for parameter in objective.parameters()} == {at.type}
+        numbers.append({name: number.cpu() for name, number in everything(objective, x.to(at), y.to(at)).items()})
+    for name, expected in numbers[1].items():
+        assert_same(numbers[0][name], expected, 1e-4)
+
+
 @pytest.mark.parametrize(
     "mixed",
     [
