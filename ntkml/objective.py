@@ -41,8 +41,9 @@ class MarginalLikelihood(BayesianModel):
 
     Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
     likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
-    optimiser; the network's weights are not among them. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the
-    weights, another objective makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
+    optimiser; the network's weights are not among them. They are made on the weights' device, to
+    which the augmentation moves. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the weights, another objective
+    makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
