@@ -7,12 +7,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ntkml.arguments import check_generator, check_members, check_network, check_tensors
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.parameters import Hyperparameter, parameter_shapes, trainable_parameters
+from ntkml.parameters import hyperparameters, parameter_shapes, trainable_parameters
 from ntkml.priors import PriorPrecision, as_prior, as_values
 from ntkml.rows.model_contract import check_modes
 
@@ -23,7 +25,7 @@ PRIOR_SIZES = ("scalar", "layerwise", "diagonal")
 
 
 class Augmentation(Protocol):
-    """Random views of an input; its parameters are hyperparameters. An nn.Module, such as AffineInvariance."""
+    """Random views of an input: an nn.Module with these members, such as AffineInvariance. Its parameters are hyperparameters."""
 
     num_views: int
 
@@ -57,10 +59,12 @@ class BayesianModel(nn.Module):
         super().__init__()
         if prior not in PRIOR_SIZES:
             raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
+        check_network(model)
         self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
         self._shapes = parameter_shapes(model)
+        device = next(iter(trainable_parameters(model).values())).device
         sizes = (1, len(self._shapes), sum(shape.numel() for shape in self._shapes.values()))
-        initial = as_values(prior_precision).detach().double().reshape(-1)
+        initial = as_values(prior_precision).detach().to(device).double().reshape(-1)
         if initial.numel() == 1:
             initial = initial.expand(sizes[PRIOR_SIZES.index(prior)])
         as_prior(PriorPrecision(initial, prior), self._shapes)
@@ -69,15 +73,22 @@ class BayesianModel(nn.Module):
         self._likelihood = as_likelihood(likelihood)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
-            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64).detach()
+            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64, device=device).detach()
             if noise.numel() != 1:
                 raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
             noise = noise.reshape(())
             if not bool(noise > 0):
                 raise ValueError(f"observation noise must be positive; got {float(noise):g}")
             self.log_observation_noise = nn.Parameter(noise.log())
+        if augmentation is not None:
+            members = ("num_views", "draw", "forward")
+            check_members(
+                augmentation, "an augmentation is an nn.Module and", members, "ntkml.AffineInvariance", nn.Module
+            )
+            assert isinstance(augmentation, nn.Module)
+            augmentation.to(device)
         self.augmentation = augmentation
-        self.in_network = nn.ParameterList(p for p in model.parameters() if isinstance(p, Hyperparameter))
+        self.in_network = nn.ParameterList(hyperparameters(model).values())
 
     @property
     def model(self) -> nn.Module:
@@ -116,7 +127,7 @@ class BayesianModel(nn.Module):
             return loss
         outputs = self._outputs(x[part], None if noise is None else noise[part])
         outputs = outputs.to(energy)  # where autocast made them bfloat16
-        return loss - self.likelihood.log_prob(outputs, y[part]).sum() / len(x)
+        return loss - self._likelihood_fixed.log_prob(outputs, y[part]).sum() / len(x)
 
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
         with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
@@ -124,19 +135,52 @@ class BayesianModel(nn.Module):
         parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.
         own = parts if self.augmentation is not None else [part.clone() for part in parts]
-        return average_views(torch.cat([self.model(part) for part in own]), self._num_views)
+        # Other leaves stand in for what is learned in the network, or its gradients would be left there. They require a gradient
+        # too: checkpointing computes a forward pass again, with the network's own, and holds it against the first one.
+        learned = {name: p for name, p in hyperparameters(self.model).items() if p.requires_grad}
+        fixed = {name: p.detach().requires_grad_() for name, p in learned.items()}
+        outputs = [functional_call(self.model, fixed, (part,)) if fixed else self.model(part) for part in own]
+        return average_views(torch.cat(outputs), self._num_views)
+
+    def _check_exponentials(self) -> None:
+        """A step that is too long leaves a precision or a noise of 0 or infinity, of which not every structure says a word."""
+        for name, logarithm, power in (
+            ("log_prior_precision", self.log_prior_precision, 1),
+            ("log_observation_noise", self.log_observation_noise, 2),
+        ):
+            if logarithm is None:
+                continue
+            exponential = (power * logarithm.detach()).exp()
+            bad = logarithm.detach()[~(torch.isfinite(exponential) & (exponential > 0))]
+            if len(bad):
+                raise ValueError(
+                    f"{name} holds {float(bad[0]):g}, whose exponential is no positive finite number: set it back, and lower its "
+                    "learning rate"
+                )
 
     def _check_unchanged(self, x: Tensor, y: Tensor) -> None:
         """Between two estimates a network goes through its owner's loop."""
         check_modes(self.model)
-        if len(x) != len(y):
-            raise ValueError(f"x and y hold the same number of data; got {len(x)} inputs and {len(y)} targets")
-        now = trainable_parameters(self.model)
-        changed = [name for name in {**self._shapes, **now} if name not in now or name not in self._shapes]
-        if changed:
+        check_tensors(x, y)
+        learned, ours = hyperparameters(self.model), list(self.in_network)
+        if len(learned) != len(ours) or any(
+            now is not before for now, before in zip(learned.values(), ours, strict=True)
+        ):
             raise ValueError(
-                f"parameter {changed[0]!r} was frozen or unfrozen since the objective was made: make a new one, whose prior is "
-                "about the weights as they are"
+                "a Hyperparameter of the network was added, removed or replaced since the objective was made: make a new objective "
+                "and a new optimiser, or their steps would miss it"
+            )
+        now = parameter_shapes(self.model)
+        for name in {**self._shapes, **now}:
+            if name not in now or name not in self._shapes:
+                change = "was frozen or unfrozen"
+            elif now[name] != self._shapes[name]:
+                change = f"became one of shape {tuple(now[name])}"
+            else:
+                continue
+            raise ValueError(
+                f"parameter {name!r} {change} since the objective was made: make a new one, whose prior is about the weights as they "
+                "are"
             )
 
     @property
@@ -167,6 +211,7 @@ class BayesianModel(nn.Module):
         return 1 if self.augmentation is None else self.augmentation.num_views
 
     def _draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor | None:
+        check_generator(generator)
         return None if self.augmentation is None else self.augmentation.draw(num_inputs, generator)
 
     def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ntkml.arguments import check_generator, check_network, check_tensors, whole_numbers_explained
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
@@ -82,8 +83,11 @@ def log_marginal_likelihood(
         ValueError: a name, model, prior or data that cannot be used; the message says what to do.
     """
     likelihood = as_likelihood(likelihood)
+    check_network(model)
     check_data(x, y)
-    plan = check_model(model, x)
+    check_generator(generator)
+    with whole_numbers_explained(x):
+        plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())
     spec = resolve_estimator(parse_estimator(str(estimator)), len(x), outputs.shape[1], likelihood.softmax)
@@ -148,15 +152,7 @@ def block_log_det(
 
 def check_data(x: Tensor, y: Tensor) -> None:
     """Raise ValueError where inputs and targets are no tensors or differ in number, or inputs are not finite."""
-    for name, data in (("x", x), ("y", y)):
-        if not isinstance(data, Tensor):
-            raise ValueError(
-                f"{name} is a tensor, first dimension the data; got {type(data).__name__}: use torch.as_tensor"
-            )
-    if len(x) == 0 or len(x) != len(y):
-        raise ValueError(
-            f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"
-        )
+    check_tensors(x, y)
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         raise ValueError(f"{bad} of {len(x)} inputs hold NaN or infinite values: remove or repair them")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
-from ntkml.likelihoods import Likelihood, column_groups
+from ntkml.likelihoods import Likelihood, groups_of
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
 from ntkml.partitions import (
@@ -44,8 +44,7 @@ def partition_for(
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
-        num_outputs = model(x[:1].clone()).shape[1]
-    groups = column_groups(spec.outputs, num_outputs, likelihood.softmax)
+        groups = groups_of(likelihood, spec.outputs, model(x[:1].clone()))
     batches = input_batches(spec, model, x, y, likelihood, generator, plan)
     return make_partition(batches, groups, spec.iid, generator)
 
@@ -63,6 +62,10 @@ def input_batches(
     if spec.inputs is None:
         return [torch.arange(len(x))]
     if spec.grouping == "class":
+        if y.ndim != 1 or y.is_floating_point():
+            raise ValueError(
+                f"{spec}: +class needs class labels, one integer per input; got {y.dtype} of shape {tuple(y.shape)}"
+            )
         return class_batches(y.cpu(), spec.inputs, generator)
     if spec.grouping == "kmeans":
         return kmeans_batches(last_layer_features(model, x, plan).cpu(), spec.inputs, generator)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ntkml.arguments import check_members
 from ntkml.dichotomies import NestedDichotomy, balanced, sequential
 from ntkml.registry import LIKELIHOODS, resolve
 
@@ -24,7 +25,8 @@ ColumnGroups = tuple[tuple[int, ...], ...]
 class Likelihood(Protocol):
     """What an estimator needs to know of p(y | f). outputs f: (n, C)."""
 
-    #: Whether Lambda couples the outputs; only then do ``tree`` rows exist and output-wise blocks lose their proof.
+    #: Whether Lambda couples the outputs as a softmax does: ``tree`` rows exist, and the columns of ``1`` and k give its diagonal
+    #: sub-blocks alone, which proves nothing. False where Lambda is diagonal, or where the columns of every split give all of it.
     softmax: bool
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
@@ -37,7 +39,11 @@ class Likelihood(Protocol):
         """Lambda = -d^2 log p / df^2. Shape (n, C, C)."""
 
     def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
-        """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, num_columns)."""
+        """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, num_columns).
+
+        Their number depends on C and the split alone. All of them stand in one block under ``C``, each in its own under ``1`` and
+        ``tree``, that many together under a group size.
+        """
 
     @property
     def noise_variance(self) -> Tensor | float:
@@ -57,11 +63,15 @@ class LearnedNoise(Protocol):
         """The same likelihood at another observation noise, a positive scalar; differentiable in it."""
 
 
-def column_groups(split: str, num_outputs: int, softmax: bool) -> ColumnGroups:
-    """Which columns of :meth:`Likelihood.factor` share a block, for ``1``, ``C``, ``tree`` or a group size."""
-    num_columns = num_outputs - 1 if softmax and num_outputs > 1 and split in ("C", "tree") else num_outputs
+def column_groups(split: str, num_columns: int) -> ColumnGroups:
+    """Which of the ``num_columns`` of :meth:`Likelihood.factor` share a block, for ``1``, ``C``, ``tree`` or a group size."""
     size = num_columns if split == "C" else 1 if split in ("1", "tree") else int(split)
     return tuple(tuple(range(start, min(start + size, num_columns))) for start in range(0, num_columns, size))
+
+
+def groups_of(likelihood: Likelihood, split: str, outputs: Tensor) -> ColumnGroups:
+    """The :func:`column_groups` of a likelihood's own factor. outputs: (n, C) of any inputs."""
+    return column_groups(split, likelihood.factor(outputs, split, None).shape[2])
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ class Categorical:
             return (tree or sequential(num_classes)).factor(log_p)
         if split == "1":
             return torch.diag_embed((0.5 * (log_p + _log_rest(log_p))).exp())
-        columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes, softmax=True)]
+        columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes)]
         return torch.cat(columns, dim=-1)
 
 
@@ -201,5 +211,10 @@ def _check_shape(name: str, outputs: Tensor, targets: Tensor) -> None:
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood called ``likelihood``, or the object itself. Raises ValueError for an unknown name."""
-    return resolve(LIKELIHOODS, likelihood, "likelihood")() if isinstance(likelihood, str) else likelihood
+    """The likelihood called ``likelihood``, or the object itself. Raises ValueError for an unknown name, or what is none."""
+    if isinstance(likelihood, str):
+        named: Likelihood = resolve(LIKELIHOODS, likelihood, "likelihood")()
+        return named
+    members = ("softmax", "check_targets", "log_prob", "factor", "noise_variance")
+    check_members(likelihood, "a likelihood is a name, or an object that", members, "ntkml.Gaussian(0.1)")
+    return likelihood

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ntkml.arguments import check_generator, whole_numbers_explained
 from ntkml.bayesian_model import Augmentation, BayesianModel
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
@@ -40,8 +41,9 @@ class MarginalLikelihood(BayesianModel):
 
     Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
     likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
-    optimiser; the network's weights are not among them. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the
-    weights, another objective makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
+    optimiser; the network's weights are not among them. They are made on the weights' device, to
+    which the augmentation moves. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the weights, another objective
+    makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
@@ -55,7 +57,7 @@ class MarginalLikelihood(BayesianModel):
             where memory runs out.
 
     Raises:
-        ValueError: an unknown name, or a precision that is not positive.
+        ValueError: an unknown name, a precision that is not positive, or an argument that is not what it should be.
     """
 
     def __init__(
@@ -96,8 +98,9 @@ class MarginalLikelihood(BayesianModel):
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch."""
-        check_modes(self.model)
         check_data(x, y)
+        check_generator(generator)
+        check_modes(self.model)
         if self.partition is None:
             self._row_plan(x)
         with torch.no_grad():
@@ -112,6 +115,7 @@ class MarginalLikelihood(BayesianModel):
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._row_plan(x))
         return self.partition
 
+    @torch.enable_grad()
     @full_precision()
     def backward(
         self,
@@ -133,7 +137,8 @@ class MarginalLikelihood(BayesianModel):
             The estimate, without a graph, in nats summed over the data.
 
         Raises:
-            ValueError: a factorisation failed, or not even one input of a block fits into memory.
+            ValueError: a factorisation failed, a precision is not positive and finite, or not even one input of a block fits
+                into memory.
         """
         self._check_unchanged(x, y)
         drawn = self._drawn(x, y, blocks, generator, processes)
@@ -152,6 +157,7 @@ class MarginalLikelihood(BayesianModel):
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
             return self._assemble(len(x), terms, ALONE)
 
+    @torch.enable_grad()
     @full_precision()
     def cached_backward(
         self,
@@ -176,6 +182,7 @@ class MarginalLikelihood(BayesianModel):
         kept = [(data, self._in_memory(data, partial(self._kept, data)), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
 
+        @torch.enable_grad()
         @full_precision()
         def backward() -> LogMarginalLikelihood:
             terms = ((weight, *self._terms(data, first)) for data, first, weight in kept)
@@ -188,6 +195,7 @@ class MarginalLikelihood(BayesianModel):
         self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None, processes: Processes
     ) -> Iterator[tuple[BlockData, float]]:
         """This process's blocks of those drawn, their data and views, with the weights 1/q_m of their terms."""
+        check_generator(generator)
         if self.partition is None or self.partition.num_inputs != len(x):
             self.resample(x, y, generator)
         partition = self.partition
@@ -224,6 +232,7 @@ class MarginalLikelihood(BayesianModel):
         That of the weights' prior comes with the first block's, in one backward pass. ``squares``: see
         :meth:`PriorPrecision.squares`, None to compute them.
         """
+        self._check_exponentials()
         prior = self.prior
         squares = prior.squares(trainable_parameters(self.model)) if squares is None else squares
         log_prior = -0.5 * (prior.values.double() @ squares)
@@ -295,7 +304,8 @@ class MarginalLikelihood(BayesianModel):
         """The network's plan, made where there is none yet and where a module or a hook came or went since."""
         now = layout(self.model)
         if self._planned is None or self._planned[0] != now:
-            self._planned = now, check_model(self.model, inputs)
+            with whole_numbers_explained(inputs):
+                self._planned = now, check_model(self.model, inputs)
         return self._planned[1]
 
     def _passes(self, data: BlockData) -> TwoPass:

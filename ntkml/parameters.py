@@ -11,7 +11,8 @@ from torch import nn
 class Hyperparameter(nn.Parameter):
     """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
 
-    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights.
+    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights. torch makes plain
+    parameters, weights, of it in ``load_state_dict(..., assign=True)``: load without ``assign``.
     """
 
     __module__ = "ntkml"  # networks that are saved whole hold the public name, wherever this file lies
@@ -24,6 +25,11 @@ class Hyperparameter(nn.Parameter):
 def is_weight(parameter: Any) -> bool:
     """Whether a parameter is one of the P weights: it requires a gradient and is no :class:`Hyperparameter`."""
     return parameter.requires_grad and not isinstance(parameter, Hyperparameter)
+
+
+def hyperparameters(model: nn.Module) -> dict[str, Hyperparameter]:
+    """What is learned inside a network, by name, in its order; frozen or not."""
+    return {name: p for name, p in model.named_parameters() if isinstance(p, Hyperparameter)}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

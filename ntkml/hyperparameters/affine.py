@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ntkml.machine.full_precision import full_precision
+
 #: Order of the entries of eta; the order of the paper's code.
 GENERATOR_NAMES = ("x-translation", "y-translation", "rotation", "x-scale", "y-scale", "shear")
 ROTATION = GENERATOR_NAMES.index("rotation")
@@ -49,8 +51,9 @@ def draw_noise(
     return 2.0 * torch.rand(shape, generator=generator, dtype=dtype) - 1.0
 
 
+@full_precision()
 def affine_views(images: Tensor, eta: Tensor, noise: Tensor) -> Tensor:
-    """Views of every image under eta, differentiable in eta.
+    """Views of every image under eta, differentiable in eta. Under a caller's autocast too they are made in their own precision.
 
     Args:
         images: (n, channels, height, width).

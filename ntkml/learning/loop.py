@@ -194,6 +194,7 @@ def _update(learner: Learner, x: Tensor, y: Tensor, before: int) -> Iterator[Non
         yield
 
 
+@full_precision()
 def _hyper_step(learner: Learner, backward: Callable[[], float], step: int) -> float:
     """One step of all hyperparameters, number ``step`` of its update. Returns the estimate of what it ascends."""
     protocol = learner.protocol

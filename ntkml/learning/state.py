@@ -140,7 +140,6 @@ def new_learner(
     last = device.type == "cpu" or precision == "bf16"
     model.to(device=device, memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
     system = make_system(protocol, model, chunk, processes)
-    system.objective.to(device)
     optimizers = {
         name: _WEIGHT_OPTIMIZERS[protocol.optimizer](_weight_groups(model, protocol.optimizer), lr=protocol.lr)
         for name in system.weight_optimizers()

@@ -43,7 +43,7 @@ class Rows(Protocol):
         """The rows of one parameter tensor. Shape (b, size), in the network's dtype."""
 
     def forget(self, name: str) -> None:
-        """The explicit rows of one parameter tensor are not needed any more: whoever holds them for one block lets go."""
+        """The rows of one parameter tensor are not needed any more: whoever holds them, or what they are made from, for one block lets go."""
 
     def gram(self, name: str) -> Tensor:
         """R_l R_l^T of one parameter tensor in float64. Shape (b, b)."""

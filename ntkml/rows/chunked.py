@@ -47,6 +47,7 @@ class ChunkedRows:
         self._values_only = values_only
         self._rows: dict[str, Tensor] = {}
         self._kept: dict[str, list[LayerRows]] = {}
+        self._forgotten: set[str] = set()
         self._factors: dict[str, tuple[Tensor, ...]] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
@@ -69,7 +70,7 @@ class ChunkedRows:
             self.num_inputs += inputs
 
     def _load_group(self, names: tuple[str, ...]) -> None:
-        self._rows, self._kept = {}, {}
+        self._rows, self._kept, self._forgotten = {}, {}, set()
         loaded: dict[str, Tensor] = {}
         kept: dict[str, list[LayerRows]] = {}
         self._load(lambda chunk, first: self._add_rows(chunk, set(names), loaded, kept))
@@ -140,6 +141,10 @@ class ChunkedRows:
 
     def forget(self, name: str) -> None:
         self._rows.pop(name, None)
+        self._forgotten.add(name)
+        layer = name.rpartition(".")[0]
+        if all(other in self._forgotten for other in self.shapes if other.rpartition(".")[0] == layer):
+            self._kept.pop(layer, None)
 
     def gram(self, name: str) -> Tensor:
         self._have(name)

@@ -68,7 +68,7 @@ def automatic_chunk(
     captured = capture(model, example, len(example), plan=plan)
     pulled = captured.pull_back(torch.ones_like(captured.outputs), keep_graph=False)
     exact = sum(model.get_parameter(name).numel() for name in plan.exact)
-    numbers = 4 * (num_columns + 1) * exact // len(example) + 1  # exact rows have every parameter, once for all views
+    numbers = 4 * (num_columns + 1) * exact + 1  # exact rows of an input have every parameter, once for all its views
     for layer, edges in zip(captured.layers, pulled, strict=True):
         if isinstance(layer, PositionsUse):
             made = layer.over_views() if factors else layer

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from ntkml.datasets import ImageDataset
-from ntkml.likelihoods import as_likelihood, column_groups
+from ntkml.likelihoods import as_likelihood, groups_of
 from ntkml.protocols.train import TrainProtocol, with_own_steps
 from ntkml.specs import NO_ESTIMATOR, parse_estimator, resolve_estimator
 from ntkml.system_specs import family_of, is_bound, parse_system
@@ -80,4 +82,5 @@ def num_blocks(protocol: TrainProtocol, data: ImageDataset) -> int:
     """Blocks of a partition of the training data."""
     spec = parse_estimator(protocol.estimator)
     num_batches = 1 if spec.inputs is None else -(-protocol.num_data // spec.inputs)
-    return num_batches * len(column_groups(spec.outputs, data.num_classes, as_likelihood(protocol.likelihood).softmax))
+    outputs = torch.zeros(1, data.num_classes)
+    return num_batches * len(groups_of(as_likelihood(protocol.likelihood), spec.outputs, outputs))

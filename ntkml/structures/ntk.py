@@ -35,10 +35,15 @@ class NTK:
         return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
 
     def prepare(self, prior_kind: str) -> None:
-        """Eigenvalues for a scalar prior, on a CPU as dear as two factorisations; a layerwise one changes the eigenvectors."""
+        """Eigenvalues for a scalar prior, on a CPU as dear as two factorisations; a layerwise one changes the eigenvectors.
+
+        For that the Gram of every tensor is made, and its rows are let go.
+        """
         if prior_kind == "scalar":
             self._spectrum = self.spectrum()
             self._unit = None  # made again where the eigenvalues do not do
+        elif prior_kind == "layerwise":
+            self._grams = self._gram_of_every_tensor(forget=True)
 
     def adjoint(self, prior: PriorPrecision) -> RowAdjoint | WholeAdjoint:
         if self._narrow:
@@ -72,10 +77,20 @@ class NTK:
         if self._grams is None and not torch.is_grad_enabled():
             return self._rows.total_gram(dict(zip(names, precisions, strict=True)))
         if self._grams is None:
-            self._grams = torch.empty(len(names), num_rows, num_rows, dtype=torch.float64, device=precisions.device)
-            for index, name in enumerate(names):
-                self._grams[index] = self._rows.gram(name)
+            self._grams = self._gram_of_every_tensor()
         return (precisions.reciprocal() @ self._grams.flatten(1)).reshape(num_rows, num_rows)
+
+    def _gram_of_every_tensor(self, forget: bool = False) -> Tensor:
+        """R_l R_l^T side by side, (tensors, b, b); ``forget``: the rows are let go, tensor by tensor."""
+        grams: Tensor | None = None
+        for index, name in enumerate(self._rows.shapes):
+            gram = self._rows.gram(name)
+            grams = gram.new_empty(len(self._rows.shapes), *gram.shape) if grams is None else grams
+            grams[index] = gram
+            if forget:
+                self._rows.forget(name)
+        assert grams is not None, "a network without parameters has no rows"
+        return grams
 
     @property
     def _narrow(self) -> bool:

@@ -121,4 +121,5 @@ class PartitionedNetwork(System):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         super().restore(state)
-        self.defaults = dict(state["defaults"])
+        weights = trainable_parameters(self.objective.model)  # a checkpoint is read to the CPU
+        self.defaults = {name: value.to(weights[name].device) for name, value in state["defaults"].items()}

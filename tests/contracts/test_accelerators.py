@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 import ntkml
 from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.learning import loop
-from ntkml.learning.state import new_learner
+from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.protocols.train import load_train
@@ -128,6 +129,28 @@ def test_rows_are_those_of_the_cpu(device, model, hparam, settings, tmp_path):
         assert ours[column].tolist() == pytest.approx(theirs[column].tolist(), rel=2e-3, abs=2e-4, nan_ok=True), column
 
 
+@pytest.mark.parametrize(("hparam", "estimator"), [("invariance", "partitioned-2"), ("prior", "hoag")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_a_system_keeps_follows_the_weights(device, hparam, estimator):
+    """A checkpoint is read to the CPU."""
+    data, devices = images(), (torch.device("cpu"), device_called(device))
+    protocol = replace(load_train("train-digits", hparam), model="mininet", estimator=estimator, **SETTINGS)
+    protocol, state, found = replace(protocol, samples=2, burn_in=0), None, []
+    for place in devices:
+        model = build_model(protocol.model, data.input_shape, 3, generator_for(0, "init"))
+        learner = new_learner(protocol, model, place)
+        here = replace(data, **{part: getattr(data, part).to(place) for part in DATA_PARTS})
+        if state is None:
+            going = loop.steps(learner, here)
+            next(record for record in going if record is not None)
+            state = copy.deepcopy(state_of(learner))
+        else:
+            restore(learner, state)
+            going = loop.steps(learner, here)
+        found.append([record.train_loss for record in going if record is not None])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("hparam", ["prior", "rotation"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_bound_grid_is_that_of_the_cpu(device, hparam, tmp_path):
@@ -234,6 +257,21 @@ def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
     tolerance = 1e-7 if (device, name) == ("cuda", "weight norm") else 1e-10
     for part, expected in theirs.items():
         assert_same(ours[part], expected, tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_objective_is_made_where_the_weights_lie(device):
+    place, numbers = device_called(device), []
+    x = images().train_inputs[:6]
+    y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for at in (place, torch.device("cpu")):
+        network = build_model("mlp", (3, 8, 8), 3, generator_for(0, "init")).to(at)
+        views = ntkml.AffineInvariance(2, torch.full((6,), 0.1))
+        objective = ntkml.MarginalLikelihood(network, "ntk-3-C", "gaussian", augmentation=views)
+        assert {parameter.device.type for parameter in objective.parameters()} == {at.type}
+        numbers.append({name: number.cpu() for name, number in everything(objective, x.to(at), y.to(at)).items()})
+    for name, expected in numbers[1].items():
+        assert_same(numbers[0][name], expected, 1e-4)
 
 
 @pytest.mark.parametrize(

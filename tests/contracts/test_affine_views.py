@@ -54,6 +54,17 @@ def test_without_half_widths_a_view_is_the_image():
     assert_same(views, images().repeat_interleave(4, 0), 1e-12)
 
 
+def test_views_are_in_full_precision_whatever_the_caller_computes_in():
+    """The exponential of a matrix in bfloat16 left black images."""
+    eta, noise = torch.full((6,), 0.3), draw_noise(4, 3, generator())
+    x = torch.rand(4, 1, 8, 8, generator=generator())
+    expected = affine_views(x, eta, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = affine_views(x, eta, noise)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("u", "quarter_turns"), [(1.0, 1), (-1.0, -1)])
 def test_a_rotation_by_a_quarter_is_exact(u, quarter_turns):
     """Positive noise turns the picture as torch.rot90 does: counter-clockwise on the screen, where y points down."""

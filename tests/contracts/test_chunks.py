@@ -180,6 +180,26 @@ def test_the_automatic_chunk_shrinks_with_views_columns_and_width_and_is_always_
     assert len({chunk_of(wide(400)) for _ in range(3)}) == 1
 
 
+class Raw(nn.Module):
+    """A weight of its own, which takes exact rows: far more numbers than what its layer is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2000, 4, dtype=torch.float64))
+
+    def forward(self, x):
+        return (x @ self.weight.T).sum(1, keepdim=True)
+
+
+def test_exact_rows_of_an_input_are_counted_once_for_all_its_views():
+    plan, sizes = RowPlan({"weight": "raw"}), []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(chunking.CHUNK_BYTES, "cpu", 2**22)
+        for views in (1, 4):
+            sizes.append(automatic_chunk(Raw(), plan, torch.zeros(views, 4, dtype=torch.float64), 1))
+    assert sizes == [2**22 // (8 * 8 * 8000 + 8)] * 2
+
+
 def test_the_automatic_chunk_is_one_at_least_and_keeps_to_the_caches_of_a_cpu():
     assert chunk_of(wide(400), num_views=3, num_columns=10, budget=1) == 1
     assert chunk_of(wide(4), budget=2**40) == chunking.MAX_CPU_INPUTS

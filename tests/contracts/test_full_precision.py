@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import ntkml
+from ntkml.datasets import load_dataset, subset
+from ntkml.learning.loop import learn
+from ntkml.learning.state import new_learner
 from ntkml.machine.full_precision import full_precision
+from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
+from ntkml.protocols.train import load_train
+from ntkml.randomness import generator_for
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import tabulate
 
@@ -147,3 +155,22 @@ def test_what_enters_an_estimate_ignores_tf32_and_autocast(compute):
     assert len(probe.seen) > 2
     assert set(probe.seen) == {(False, False)}
     assert rounds()
+
+
+def test_every_hyperparameter_step_is_in_full_precision():
+    """Those of the systems that are no bound too."""
+    data = subset(load_dataset("digits"), 20, generator_for(0, "data"))
+    settings = {"estimator": "hoag", "num_data": 20, "epochs": 1, "batch_size": 20, "burn_in": 0}
+    protocol = replace(load_train("train-digits", "prior"), update_every=1, hyper_steps=1, **settings)
+    learner = new_learner(protocol, build_model("mlp", (1, 8, 8), 10, generator_for(0, "init")), torch.device("cpu"))
+    seen, update = [], learner.system.backward
+
+    def noted(*given):
+        seen.append((rounds(), torch.is_autocast_enabled("cpu")))
+        return update(*given)
+
+    learner.system.backward = noted
+    older_on()
+    with torch.autocast("cpu", torch.bfloat16):
+        list(learn(learner, data))
+    assert seen == [(False, False)]

@@ -155,3 +155,167 @@ def test_half_widths_are_one_for_each_generator(eta):
         ValueError, match=r"eta holds 6 .*\(x-translation, y-translation, rotation, .*shear\); got shape"
     ):
         ntkml.AffineInvariance(2, eta)
+
+
+class Coupled:
+    """A regression whose outputs are coupled by a full 3 x 3 Hessian; its factor is Cholesky's, with three columns."""
+
+    noise_variance = 1.0
+    precision = torch.tensor([[2.0, 0.6, 0.1], [0.6, 1.0, 0.3], [0.1, 0.3, 1.5]], dtype=torch.float64)
+
+    def __init__(self, softmax):
+        self.softmax = softmax
+
+    def check_targets(self, outputs, targets):
+        pass
+
+    def log_prob(self, outputs, targets):
+        return -0.5 * torch.einsum("nc,cd,nd->n", targets - outputs, self.precision, targets - outputs)
+
+    def hessian(self, outputs):
+        return self.precision.expand(len(outputs), CLASSES, CLASSES)
+
+    def factor(self, outputs, split, tree):
+        return torch.linalg.cholesky(self.hessian(outputs))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_blocks_hold_all_columns_of_an_own_factor(softmax):
+    model, targets, likelihood = network(), torch.randn(N, CLASSES, dtype=torch.float64), Coupled(softmax)
+    jacobian = jacobian_of(model)
+    rows = (likelihood.factor(model(X), "C", None).mT.detach() @ jacobian).flatten(0, 1)
+    exact = torch.logdet(torch.eye(len(rows), dtype=torch.float64) + rows @ rows.T)
+    objective = ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=likelihood)
+    for whole in (
+        objective.estimate(X, targets),
+        ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-C", likelihood=likelihood),
+    ):
+        assert_same(whole.log_det, exact, 1e-10)
+        assert whole.certified
+    parts = ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-1", likelihood=likelihood)
+    assert parts.num_blocks == CLASSES
+    assert parts.log_det > exact
+    assert parts.certified is not softmax
+
+
+def jacobian_of(model):
+    """The Jacobian of a network, (N, C, P)."""
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(output, list(model.parameters()), retain_graph=True)])
+        for output in model(X).flatten()
+    ]
+    return torch.stack(rows).unflatten(0, (N, CLASSES))
+
+
+@pytest.mark.parametrize("estimator", ["ntk-4-C", "diag-4-1"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("prior_precision", 900.0), ("prior_precision", -900.0), ("observation_noise", 400.0)]
+)
+def test_a_precision_or_noise_out_of_range_is_refused_with_every_estimate(estimator, name, value):
+    objective = ntkml.MarginalLikelihood(network(), estimator, "gaussian")
+    targets = torch.zeros(N, CLASSES, dtype=torch.float64)
+    cached = objective.cached_backward(X, targets)
+    getattr(objective, f"log_{name}").data.fill_(value)
+    objective.zero_grad()
+    for compute in (lambda: objective.backward(X, targets), lambda: objective.estimate(X, targets), cached):
+        with pytest.raises(
+            ValueError, match=f"log_{name} holds {value:g}, .*: set it back, and lower its learning rate"
+        ):
+            compute()
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+
+def test_gradients_come_under_no_grad_too():
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-C")
+    objective.resample(X, Y, generator(2))
+    expected = everything(objective, X, Y)
+    with torch.no_grad():
+        found = everything(objective, X, Y)
+        objective.zero_grad()
+        objective.cached_backward(X, Y, None)()
+    for name, value in expected.items():
+        assert_same(found[name], value)
+    assert_same(objective.log_prior_precision.grad, expected["log_prior_precision"])
+
+
+class Shifts:
+    """Views without the members of a module."""
+
+    num_views = 2
+
+    def draw(self, num_inputs, generator=None):
+        return torch.randn(num_inputs, 2, 4, generator=generator)
+
+    def forward(self, x, noise):
+        return (x.unsqueeze(1) + noise).flatten(0, 1)
+
+
+class ShiftsWithoutViews(torch.nn.Module):
+    def draw(self, num_inputs, generator=None):
+        return torch.zeros(num_inputs)
+
+
+@pytest.mark.parametrize("given", [Shifts(), ShiftsWithoutViews(), ntkml.AffineInvariance])
+def test_an_augmentation_is_a_module_with_views(given):
+    name = "the class AffineInvariance: call it" if isinstance(given, type) else type(given).__name__
+    with pytest.raises(ValueError, match=f"is an nn.Module and has num_views, draw, forward, as .*; got {name}$"):
+        ntkml.MarginalLikelihood(network(), "ntk-4-C", augmentation=given)
+
+
+def of_a_function(model, x, y, generator=None, **given):
+    return ntkml.log_marginal_likelihood(model, x, y, "ntk-4-C", generator=generator, **given)
+
+
+def of_an_objective(model, x, y, generator=None, **given):
+    return ntkml.MarginalLikelihood(model, "ntk-4-C", **given).backward(x, y, 1, generator)
+
+
+def of_a_later_call(model, x, y, generator=None):
+    objective = ntkml.MarginalLikelihood(network(), "ntk-4-C")
+    objective.backward(X, Y)
+    return objective.backward(x, y, 1, generator)
+
+
+IN_EVERY_CALL = {
+    "x without a dimension": ({"x": torch.tensor(1.0)}, "x holds real numbers, first dimension the data; got torch.float32 of shape"),
+    "y without a dimension": ({"y": torch.tensor(1)}, "y holds real numbers, first dimension the data; got torch.int64 of shape"),
+    "complex x": ({"x": X.to(torch.cfloat)}, "x holds real numbers, .*; got torch.complex64 of shape"),
+    "x without numbers": ({"x": X.to("meta")}, "x holds real numbers, .* on meta"),
+    "sparse x": ({"x": X.to_sparse()}, "x is a dense tensor; got torch.sparse_coo: use to_dense"),
+    "generator": ({"generator": 0}, r"generator is None or a torch.Generator; got int: use torch.Generator\(\).manual_seed"),
+}  # fmt: skip
+AT_FIRST = {
+    "whole numbers": ({"x": X.long()}, r"does not take inputs of type torch.int64 \(.*\): convert them with .float\(\)"),
+    "function": ({"model": torch.tanh}, "the model is an nn.Module, .*; got builtin_function_or_method"),
+    "class of a model": ({"model": torch.nn.Linear}, "the model is an nn.Module, .*; got the class Linear: call it"),
+    "model without numbers": ({"model": network().to("meta")}, "parameter '0.weight' lies on the meta device, .*: use to_empty"),
+    "model without outputs": ({"model": torch.nn.Linear(4, 0)}, r"'weight' of shape \(0, 4\) is empty: give its layer outputs"),
+    "loss": ({"likelihood": torch.nn.CrossEntropyLoss()}, "a likelihood is a name, or an object that has softmax, .*; got CrossEntropyLoss"),
+    "no likelihood": ({"likelihood": None}, "a likelihood is a name, or an object that has softmax, .*; got NoneType"),
+    "class of a likelihood": ({"likelihood": Gaussian}, "a likelihood .*; got the class Gaussian: call it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [of_a_function, of_an_objective, of_a_later_call])
+@pytest.mark.parametrize(("given", "message"), IN_EVERY_CALL.values(), ids=IN_EVERY_CALL)
+def test_what_is_no_argument_of_any_call_is_refused_in_one_line(given, message, call):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(**{"model": network(), "x": X, "y": Y} | given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [of_a_function, of_an_objective])
+@pytest.mark.parametrize(("given", "message"), AT_FIRST.values(), ids=AT_FIRST)
+def test_what_is_no_argument_is_refused_in_one_line(given, message, call):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(**{"model": network(), "x": X, "y": Y} | given)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_are_grouped_by_labels_alone():
+    with pytest.raises(
+        ValueError, match=r"\+class needs class labels, one integer per input; got torch.float64 of shape \(12, 3\)"
+    ):
+        ntkml.log_marginal_likelihood(
+            network(), X, torch.zeros(N, CLASSES).double(), "ntk-4-C+class", likelihood=Coupled(True)
+        )

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ntkml
 from ntkml.dichotomies import sequential
@@ -216,3 +217,56 @@ def test_a_tree_over_other_classes_is_refused():
     objective.tree = sequential(CLASSES + 1)
     with pytest.raises(ValueError, match=f"is over {CLASSES + 1} classes, the network has {CLASSES} outputs"):
         objective.estimate(X, Y)
+
+
+class Checkpointed(Sloped):
+    """The slope is used in a segment whose activations are computed again in the backward pass."""
+
+    def forward(self, x):
+        return self.head(checkpoint(lambda x: torch.tanh(self.slope * self.first(x)), x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("kind", [Sloped, Checkpointed])
+def test_the_loss_and_the_outputs_leave_no_gradient_in_hyperparameters(kind):
+    """Or the next backward of the objective would add to it."""
+    model, targets = seeded(kind()), torch.zeros(len(X), CLASSES, dtype=torch.float64)
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C", likelihood="gaussian")
+    for loss in (objective.weight_loss(X, targets, num_data=len(X)), objective.outputs(X).square().sum()):
+        model.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is None for parameter in objective.parameters())
+        found = model.first.weight.grad
+    (expected,) = torch.autograd.grad(model(X).square().sum(), [model.first.weight])
+    assert_same(found, expected)
+    assert model.slope.requires_grad
+
+
+REPLACED = {
+    "replaced": lambda model: setattr(model, "slope", ntkml.Hyperparameter(torch.tensor(0.7))),
+    "added": lambda model: setattr(model, "other", ntkml.Hyperparameter(torch.tensor(0.7))),
+    "removed": lambda model: delattr(model, "slope"),
+    "assigned": lambda model: model.load_state_dict(model.state_dict(), assign=True),
+}
+
+
+@pytest.mark.parametrize("change", REPLACED)
+def test_hyperparameters_that_an_objective_would_miss_are_refused(change):
+    model = seeded(Sloped())
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    objective.backward(X, Y)
+    REPLACED[change](model)
+    for call in (objective.backward, objective.estimate):
+        with pytest.raises(
+            ValueError, match="a Hyperparameter of the network was .* replaced since .*: make a new objective"
+        ):
+            call(X, Y)
+
+
+@pytest.mark.parametrize("prior", ["scalar", "layerwise", "diagonal"])
+def test_a_layer_of_another_shape_is_named(prior):
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C", prior=prior)
+    objective.backward(X, Y)
+    model[-1] = nn.Linear(5, CLASSES + 1).double()
+    with pytest.raises(ValueError, match=r"parameter '2.weight' became one of shape \(4, 5\) since .*: make a new one"):
+        objective.backward(X, Y)

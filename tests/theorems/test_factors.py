@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 from ntkml.dichotomies import average_linkage, balanced, sequential
-from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, column_groups
+from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, groups_of
 from tests.dense import dense_hessians, dense_log_prob, naive_tree_factor
 from tests.factories import (
     LIKELIHOODS,
@@ -57,7 +57,7 @@ def test_every_group_of_columns_gives_its_block_of_lambda(name, split):
     if groups is None:
         groups = SPLITS["1"][1]  # without a softmax tree is refused by its name; its factor is that of single outputs
     else:
-        assert [list(group) for group in column_groups(split, 5, likelihood.softmax)] == groups
+        assert [list(group) for group in groups_of(likelihood, split, f)] == groups
     factor = likelihood.factor(f, split, balanced(range(5)))
     assert factor.shape == (6, 5, sum(len(group) for group in groups))
     hessians = likelihood.hessian(f) * likelihood.noise_variance
