@@ -105,18 +105,18 @@ REFUSED_ON_VECTORS = {
     "coupled batch": (Coupled, "the outputs of an input depend on the other inputs of its batch"),
     "random outputs": (
         lambda: Returns(lambda h: h + torch.randn_like(h)),
-        r"depend on the other inputs of its batch \(or are random\): call model.eval\(\)",
+        r"draws random numbers in its forward pass .*: call model.eval\(\), and let functions follow it",
     ),
     "one output less": (
         lambda: Returns(lambda h: h[:, 0]),
-        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(2,\)",
+        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(4,\)",
     ),
     "image outputs": (
         lambda: Returns(lambda h: h.reshape(-1, 3, 1)),
-        r"inputs to \(n, C\) outputs; \(2, 4\) gave \(2, 3, 1\)",
+        r"inputs to \(n, C\) outputs; \(4, 4\) gave \(4, 3, 1\)",
     ),
-    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(6, 1\)"),
-    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(2, 4\) gave tuple"),
+    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(12, 1\)"),
+    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(4, 4\) gave tuple"),
     "batch of raw parameters": (WeaklyCoupled, "parameter 'scale' has a gradient that changes with the other inputs"),
     "encoder that takes the batch for the sequence": (Encoder, "the outputs of an input depend on the other inputs"),
     "detached outputs": (lambda: Returns(torch.detach), "outputs do not depend on any trainable layer"),
