@@ -188,6 +188,18 @@ class SortedByLength(nn.Module):
         return self.head(h.sum(1)[order.argsort()])
 
 
+class Trimmed(nn.Module):
+    """Cuts its batch to the longest sequence in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, : int((x > 0).sum(1).max())]
+        return self.head((torch.tanh(self.middle(self.embedding(x))) * (x > 0).unsqueeze(-1)).sum(1))
+
+
 class Dispatched(nn.Module):
     """A layer sees the inputs in the order of a value of each."""
 
@@ -343,6 +355,7 @@ NETWORKS = {
     "sequence first": Kind(lambda: Called("sequence first"), (3, 4), exact=("layer",)),
     "as long a sequence as the check": Kind(lambda: Called("sequence first"), (4, 4), exact=("layer",)),
     "batch sorted by length": Kind(SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
+    "batch cut to its longest": Kind(Trimmed, (4,), no_kfac=("embedding",), vocabulary=3),
     "batch sorted by a value": Kind(Dispatched, (4,), exact=("layer",)),
     "layer for a part of the batch": Kind(Routed, (4,), exact=("expert",), vectorised=False),
     "layer under vmap": Kind(UnderVmap, (4,), exact=("layer",)),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.capture import Capture, is_transformed, layer_hooks, survey
-from ntkml.rows.exact import RowPlan, plain_recurrence
+from ntkml.rows.exact import RowPlan, plain_attention, plain_recurrence
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
 
@@ -27,8 +27,7 @@ OUT_OF_PLACE = "it does not see every input at its place in the batch"
 class Look:
     """One forward pass over some of the few inputs, with cotangents (m, C) that are the same for an input in every look.
 
-    ``layer_inputs``: what captured layers were called with,
-    (m, ...) each, and ``problems`` what is wrong with capturing others, by name.
+    ``layer_inputs``: what captured layers were called with, (m, ...) each; ``problems``: what is wrong with capturing others.
     """
 
     weights: Mapping[str, nn.Parameter]
@@ -66,8 +65,10 @@ class Looks:
         for look in (self.together, *self.alone):
             found = {**look.problems, **found}
         for name, inputs in self.together.layer_inputs.items():
-            own = [look.layer_inputs.get(name, inputs[:0]) for look in self.alone]
-            if any(one.shape != inputs[:1].shape for one in own) or not _same(torch.cat(own), inputs):
+            own = [look.layer_inputs.get(name) for look in self.alone]
+            if not all(
+                one is not None and _same(*_overlap(one[0], each)) for one, each in zip(own, inputs, strict=True)
+            ):
                 found.setdefault(name, OUT_OF_PLACE)
         return found
 
@@ -95,7 +96,7 @@ def out_of_place(model: nn.Module, many: Tensor, reasons: Mapping[str, str]) -> 
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
-    with torch.no_grad(), plain_recurrence(model):
+    with torch.no_grad(), plain_attention(), plain_recurrence(model):
         (outputs, marks), (reversed_outputs, reversed_marks) = (
             _marked(model, each, reasons) for each in (many, many.flip(0))
         )
@@ -112,8 +113,8 @@ def _marked(model: nn.Module, inputs: Tensor, reasons: Mapping[str, str]) -> tup
     marks: dict[str, Tensor] = {}
 
     def mark(name: str, given: tuple[Any, ...]) -> None:
-        if given and not is_transformed(given[0]):  # else a survey finds it
-            flat = given[0].reshape(len(given[0]), -1)
+        if given and given[0].ndim and not is_transformed(given[0]):  # else a survey finds it
+            flat = given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             marks[name] = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
 
@@ -159,6 +160,12 @@ def _check_gradients(looks: Looks) -> None:
             raise ValueError(
                 f"parameter {name!r} has a gradient that changes with the other inputs of a batch (or that is random): {_REMEDY}"
             )
+
+
+def _overlap(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What both have: a network may cut its batch to the longest sequence in it, which leaves the rows right."""
+    common = tuple(slice(min(sizes)) for sizes in zip(own.shape, other.shape, strict=False))
+    return own[common], other[common]
 
 
 def _same(own: Tensor, other: Tensor) -> bool:
