@@ -1,4 +1,7 @@
-"""One random stream per purpose, so that changing one consumer (an estimator, say) never changes another (the data)."""
+"""One random stream per purpose, so that changing one consumer (an estimator, say) never changes another (the data).
+
+torch's own generators belong to whoever owns the process: they are looked at alone.
+"""
 
 from __future__ import annotations
 

@@ -19,13 +19,15 @@ from ntkml.rows.plans import not_captured, plan_rows
 def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     """Refuse a model whose rows would be wrong, by name and with what to do; say how the others get theirs.
 
-    Beside the types, two identities are checked on a few inputs: the outputs of an input do not depend on the rest of its
-    batch, and the rows are autograd's own gradient of the parameters. A module with a parameter whose captured rows are not
-    (a weight used outside its layer, a layer used twice) takes exact rows, and those are held against the same gradient.
+    Beside the types, two identities are checked on a few inputs: outputs and gradients of an input do not depend on the rest of
+    its batch, and the rows are autograd's own gradient of the parameters. A module with a parameter whose captured rows are not
+    (a weight used outside its layer, a layer used twice, or called with the batch in another order) takes exact rows, and those
+    are held against the same gradient.
 
     Raises:
-        ValueError: a scripted network, BatchNorm or Dropout in training mode, outputs that depend on the batch or are random,
-            a parameter that the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
+        ValueError: a scripted network, complex weights, BatchNorm or Dropout in training mode, outputs that depend on the batch
+            or are random, a parameter that the outputs do not depend on, or one whose exact rows are not autograd's gradient
+            either.
     """
     if any(isinstance(module, torch.jit.RecursiveScriptModule) for module in model.modules()):
         raise ValueError(
@@ -33,7 +35,7 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
         )
     check_modes(model)
     _check_numbers(model, inputs)
-    few, many = inputs[_different(inputs)].detach(), inputs[_spread(len(inputs), 32)].detach()
+    few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
     reasons = not_captured(model)
     looks = looks_at(model, few, reasons)
     problems = {**out_of_place(model, many, reasons), **looks.problems}
