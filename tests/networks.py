@@ -80,9 +80,9 @@ class Words(nn.Module):
 class Encoder(nn.Module):
     """A transformer's encoder layer between an embedding and a head."""
 
-    def __init__(self, norm_first: bool = False) -> None:
+    def __init__(self, norm_first: bool = False, padding: int | None = None) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(5, 4)
+        self.embedding = nn.Embedding(5, 4, padding_idx=padding)
         self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, batch_first=True, norm_first=norm_first)
         self.head = nn.Linear(4, CLASSES)
 
@@ -173,6 +173,76 @@ class Called(nn.Module):
         else:
             hidden = self.layer(input=x)
         return self.head(torch.tanh(hidden).mean(1))
+
+
+class SortedByLength(nn.Module):
+    """Works on its batch in another order, as before packed sequences, and puts it back; 0 stands behind a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = (x > 0).sum(1).argsort(descending=True, stable=True)
+        h = torch.tanh(self.middle(self.embedding(x[order]))) * (x[order] > 0).unsqueeze(-1)
+        return self.head(h.sum(1)[order.argsort()])
+
+
+class Trimmed(nn.Module):
+    """Cuts its batch to the longest sequence in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.middle, self.head = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        used = (x > 0).any(0).nonzero()
+        x = x[:, : int(used[-1]) + 1] if len(used) else x[:, :1]
+        return self.head((torch.tanh(self.middle(self.embedding(x))) * (x > 0).unsqueeze(-1)).sum(1))
+
+
+class Dispatched(nn.Module):
+    """A layer sees the inputs in the order of a value of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, order = self.first(x), x[:, 0].argsort()
+        return self.head(h + torch.tanh(self.layer(h[order]))[order.argsort()])
+
+
+class Routed(nn.Module):
+    """An expert for the inputs of which one value is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (x[:, 0] > 0).nonzero().squeeze(1)
+        return self.head(torch.tanh(self.first(x).index_add(0, chosen, self.expert(x[chosen]))))
+
+
+class UnderVmap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(torch.vmap(self.layer)(x)))
+
+
+class PaddedTable(nn.Module):
+    """A raw table that is looked up with a padding index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Parameter(torch.ones(6, 4)), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(nn.functional.embedding(x, self.table, padding_idx=1)).mean(1))
 
 
 class Looking(nn.Module):
@@ -272,6 +342,9 @@ NETWORKS = {
     "transformer, norm first": Kind(
         lambda: Encoder(norm_first=True), (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5
     ),
+    "transformer behind padding": Kind(
+        lambda: Encoder(padding=0), (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5
+    ),
     "raw parameters": Kind(OwnParameters, (4,), exact=("",)),
     "module used twice": Kind(Reused, (4,), exact=("layer", "norm")),
     "tied weights": Kind(Tied, (4,), exact=("first", "second")),
@@ -281,7 +354,13 @@ NETWORKS = {
     "sliced outputs": Kind(Sliced, (4,)),
     "flattened tokens": Kind(lambda: Called("flattened"), (3, 4), exact=("layer",)),
     "sequence first": Kind(lambda: Called("sequence first"), (3, 4), exact=("layer",)),
-    "as long a sequence as the check": Kind(lambda: Called("sequence first"), (2, 4), exact=("layer",)),
+    "as long a sequence as the check": Kind(lambda: Called("sequence first"), (4, 4), exact=("layer",)),
+    "batch sorted by length": Kind(SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
+    "batch cut to its longest": Kind(Trimmed, (4,), no_kfac=("embedding",), vocabulary=3),
+    "batch sorted by a value": Kind(Dispatched, (4,), exact=("layer",)),
+    "layer for a part of the batch": Kind(Routed, (4,), exact=("expert",), vectorised=False),
+    "layer under vmap": Kind(UnderVmap, (4,), exact=("layer",)),
+    "padding of a raw table": Kind(PaddedTable, (5,), exact=("",), vocabulary=6, vectorised=False),
     "called by keyword": Kind(lambda: Called("keyword"), (3, 4), exact=("layer",)),
     "branch on a value": Kind(Looking, (4,), exact=("",), vectorised=False),
     "recurrent": Kind(Recurrent, (3, 2), exact=("cell",), vectorised=False),

@@ -7,7 +7,7 @@ as a plain backward pass to the activations. Parameters that a :class:`~ntkml.ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,10 @@ from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse, average_views, unsupported, use_of
 from ntkml.parameters import Hyperparameter, is_weight, trainable_parameters
+from ntkml.randomness import generator_states, restore_generators
 from ntkml.rows.exact import ExactForward, RowPlan, plain_attention, plain_recurrence
+
+_ALL_INPUTS = "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where)"
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,30 @@ def capture(
         ValueError: a parameter has no rows, or the outputs are not (n * S, C).
     """
     plan = plan or RowPlan()
-    captured, problems = survey(model, inputs, plan, num_views, differentiable, checked=True)
-    for name, problem in problems.items():
-        raise ValueError(f"layer {name!r} cannot be captured: {problem}; take the plan of check_model on such inputs")
-    covered = {*plan.exact, *(qualified(use.name, key) for use in captured.layers for key in use.keys)}
+    seen = survey(model, inputs, plan, num_views, differentiable, checked=True)
+    for name, problem in seen.problems.items():
+        raise ValueError(
+            f"layer {name!r} cannot be captured: {problem}, unlike on the inputs that the network was checked on; {_ALL_INPUTS}"
+        )
+    covered = {*plan.exact, *(qualified(use.name, key) for use in seen.captured.layers for key in use.keys)}
     missing = [name for name in trainable_parameters(model) if name not in covered]
     if missing:
-        raise ValueError(f"parameter {missing[0]!r} has no captured layer: take the plan of check_model, or freeze it")
-    return captured
+        raise ValueError(
+            f"parameter {missing[0]!r} has no captured layer: take the plan of check_model, or freeze it; {_ALL_INPUTS}"
+        )
+    return seen.captured
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The capture of all layers that can be captured, and by layer what is wrong with the others.
+
+    ``layer_inputs``: copies of what the captured layers were called with, by layer, unless the plan was ``checked``.
+    """
+
+    captured: Capture
+    problems: dict[str, str]
+    layer_inputs: dict[str, Tensor]
 
 
 def survey(
@@ -102,15 +121,19 @@ def survey(
     num_views: int = 1,
     differentiable: bool = False,
     checked: bool = False,
-) -> tuple[Capture, dict[str, str]]:
-    """The capture of all layers that can be captured, and by layer what is wrong with the others.
+) -> Survey:
+    """Run ``model`` and see which layers can be captured.
 
     ``checked``: the plan was made by a survey, so that layers need not be held against what they should compute again.
+
+    Raises:
+        ValueError: the outputs are not (n * S, C) or random, or a layer ran without autograd.
     """
     recorder = _Recorder(len(inputs), num_views, differentiable, checked)
     convolutions = list(_constant_convolutions(model)) if differentiable else []
+    states = generator_states(inputs.device)
     with (
-        _hooks(model, plan, recorder),
+        layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
         plain_recurrence(model),
@@ -118,9 +141,23 @@ def survey(
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
         averaged = average_views(_checked(outputs, inputs), num_views)
+    # In every pass, not only where a plan is made: modes may have changed since, and dropout may be any function.
+    _refuse_random(states, inputs.device)
     recorder.check_versions()
     exact = ExactForward(model, plan, inputs, num_views, differentiable) if plan.exact else None
-    return Capture(averaged, recorder.uses(), differentiable, exact, num_views), recorder.problems
+    captured = Capture(averaged, recorder.uses(), differentiable, exact, num_views)
+    return Survey(captured, recorder.problems, recorder.layer_inputs)
+
+
+def _refuse_random(before: list[Tensor], device: torch.device) -> None:
+    after = generator_states(device)
+    if all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
+        return
+    restore_generators(before, device)
+    raise ValueError(
+        "the network draws random numbers in its forward pass (dropout, stochastic depth), so outputs and rows are random: call "
+        "model.eval(), and let functions follow it, as in dropout(h, training=self.training)"
+    )
 
 
 def _checked(outputs: Any, inputs: Tensor) -> Tensor:
@@ -139,6 +176,7 @@ class _Recorder:
 
     def __init__(self, num_inputs: int, num_views: int, graph: bool, checked: bool):
         self.problems: dict[str, str] = {}
+        self.layer_inputs: dict[str, Tensor] = {}
         self._num_inputs, self._num_views, self._graph = num_inputs, num_views, graph
         self._checked = checked
         self._seen: dict[str, LayerUse] = {}
@@ -148,11 +186,13 @@ class _Recorder:
         self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
     ) -> Tensor | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
-        if not output.requires_grad:
+        transformed = is_transformed(output)
+        if not (output.requires_grad or transformed):
             raise ValueError(
-                f"layer {name!r} ran without autograd: leave torch.inference_mode(), and keep torch.no_grad() out of forward"
+                f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
+                "checkpoint use_reentrant=False"
             )
-        problem = self._problem(name, given)
+        problem = "it is called under torch.vmap" if transformed else self._problem(name, given)
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -161,6 +201,8 @@ class _Recorder:
             self.problems[name] = "a hook or a subclass changes what it computes"
             return None
         self._seen[name] = use
+        if not self._checked:
+            self.layer_inputs[name] = given[0].detach().clone()  # what comes after the layer may write over it
         if replaced is None:
             self._versions[name] = given[0], given[0]._version
         return replaced
@@ -190,11 +232,17 @@ def _close(replaced: Tensor, output: Tensor) -> bool:
     return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is one within :func:`torch.vmap` or its like, which never says that it requires a gradient."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 @contextmanager
-def _hooks(model: nn.Module, plan: RowPlan, recorder: _Recorder) -> Iterator[None]:
+def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    """Call hook(name, keys, module, given, output) after every layer that can be captured."""
     handles = [
         module.register_forward_hook(
-            lambda module, given, output, name=name, keys=keys: recorder.record(name, keys, module, given, output)
+            lambda module, given, output, name=name, keys=keys: hook(name, keys, module, given, output)
         )
         for name, keys, module in _captured_layers(model, plan)
     ]

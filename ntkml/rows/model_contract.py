@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
-from ntkml.rows.capture import survey
 from ntkml.rows.exact import RowPlan
+from ntkml.rows.looks import looks_at, out_of_place
 from ntkml.rows.plans import not_captured, plan_rows
 
 
@@ -19,13 +19,15 @@ from ntkml.rows.plans import not_captured, plan_rows
 def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     """Refuse a model whose rows would be wrong, by name and with what to do; say how the others get theirs.
 
-    Beside the types, two identities are checked on a few inputs: the outputs of an input do not depend on the rest of its
-    batch, and the rows are autograd's own gradient of the parameters. A module with a parameter whose captured rows are not
-    (a weight used outside its layer, a layer used twice) takes exact rows, and those are held against the same gradient.
+    Beside the types, two identities are checked on a few inputs: outputs and gradients of an input do not depend on the rest of
+    its batch, and the rows are autograd's own gradient of the parameters. A module with a parameter whose captured rows are not
+    (a weight used outside its layer, a layer used twice, or called with the batch in another order) takes exact rows, and those
+    are held against the same gradient.
 
     Raises:
-        ValueError: a scripted network, BatchNorm or Dropout in training mode, outputs that depend on the batch or are random,
-            a parameter that the outputs do not depend on, or one whose exact rows are not autograd's gradient either.
+        ValueError: a scripted network, complex weights, BatchNorm or Dropout in training mode, outputs that depend on the batch
+            or are random, a parameter that the outputs do not depend on, or one whose exact rows are not autograd's gradient
+            either.
     """
     if any(isinstance(module, torch.jit.RecursiveScriptModule) for module in model.modules()):
         raise ValueError(
@@ -33,11 +35,11 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
         )
     check_modes(model)
     _check_numbers(model, inputs)
-    few = inputs[_two_different(inputs)].detach()
+    few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
     reasons = not_captured(model)
-    captured, problems = survey(model, few, RowPlan(reasons))
-    _check_coupling(model, few, captured.outputs)
-    return plan_rows(model, few, captured, reasons, problems)
+    looks = looks_at(model, few, reasons)
+    problems = {**out_of_place(model, many, reasons), **looks.problems}
+    return plan_rows(model, few, looks, reasons, problems)
 
 
 def check_modes(model: nn.Module) -> None:
@@ -68,24 +70,25 @@ def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
     for name, parameter in weights.items():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"parameter {name!r} holds NaN or infinite values: train or load the network again")
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is complex: hold it as torch.view_as_real gives it, and take torch.view_as_complex in forward"
+            )
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the network is {parameter.dtype}: estimates need float32 or float64 rows; convert it with .float()"
+            )
     dtype = next(iter(weights.values())).dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the network is {dtype}: estimates need float32 or float64 rows; convert it with .float()")
     if inputs.is_floating_point() and inputs.dtype != dtype:
         raise ValueError(f"the inputs are {inputs.dtype} but the network is {dtype}: convert one of them")
 
 
-def _two_different(inputs: Tensor) -> list[int]:
-    differing = (inputs != inputs[:1]).reshape(len(inputs), -1).any(1).nonzero()
-    return [0, int(differing[0])] if len(differing) else [0]
+def _different(inputs: Tensor) -> list[int]:
+    """The first input and up to three that differ from it."""
+    differing = (inputs != inputs[:1]).reshape(len(inputs), -1).any(1).nonzero().squeeze(1)
+    return [0, *(int(differing[place]) for place in _spread(len(differing), 3))]
 
 
-def _check_coupling(model: nn.Module, few: Tensor, outputs: Tensor) -> None:
-    with torch.no_grad():
-        alone = model(few[:1].clone())
-    together = outputs[:1].detach()
-    scale = together.abs().max().clamp_min(1.0)
-    if not bool(((alone - together).abs() <= 1e-3 * scale).all()) and bool(torch.isfinite(alone).all()):
-        raise ValueError(
-            "the outputs of an input depend on the other inputs of its batch (or are random): call model.eval() or remove such layers"
-        )
+def _spread(count: int, most: int) -> list[int]:
+    """Up to ``most`` indices below ``count``, far apart: neighbours may be of one length, or of one class."""
+    return torch.linspace(0, max(0, count - 1), min(most, count)).long().tolist()

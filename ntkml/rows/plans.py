@@ -1,47 +1,49 @@
 """How every parameter gets its rows: from a captured layer, or exact ones (:mod:`ntkml.rows.exact`).
 
 Nothing is trusted: on a few inputs the captured rows are held against autograd's own gradient, a module with a parameter
-whose rows differ takes exact rows, and those are held against the same gradient.
+whose rows differ, or that sees the inputs in another order, takes exact rows, and those are held against the same gradient.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import unsupported
 from ntkml.parameters import is_weight, trainable_parameters
-from ntkml.rows.capture import Capture
 from ntkml.rows.exact import ExactForward, RowPlan
+from ntkml.rows.looks import Look, Looks
 
 _LOG = logging.getLogger("ntkml")
+#: From here on, torch's index of no padding (-1) without its sign.
+_NO_PADDING = 2**63
 #: Networks whose exact rows the log has named.
 _NAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def plan_rows(
-    model: nn.Module, few: Tensor, captured: Capture, reasons: Mapping[str, str], problems: Mapping[str, str]
+    model: nn.Module, few: Tensor, looks: Looks, reasons: Mapping[str, str], problems: Mapping[str, str]
 ) -> RowPlan:
-    """The plan of a network, from the survey of a few inputs (see :func:`ntkml.rows.capture.survey`).
+    """The plan of a network, from looks at a few inputs.
 
     Args:
         reasons: parameters known to need exact rows, from :func:`not_captured`.
-        problems: what the survey found, by layer.
+        problems: what the looks found, by layer.
 
     Raises:
         ValueError: the outputs do not depend on a parameter, or its exact rows are not autograd's gradient either.
     """
-    truth = _autograd_rows(model, captured)
-    exact = _exact(captured, trainable_parameters(model), reasons, problems, truth)
+    exact = _exact(looks.together, trainable_parameters(model), reasons, problems)
     if not exact:
         return RowPlan()
-    plan = _route(model, few, exact, truth, captured.outputs)
+    plan = _route(model, few, exact, looks)
     _say(model, plan)
     return plan
 
@@ -89,120 +91,94 @@ def not_captured(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _probes(outputs: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """One cotangent for every input, which weighs all its outputs."""
-    for index in range(len(outputs)):
-        probe = torch.zeros_like(outputs).detach()
-        probe[index] = torch.linspace(1.0, 2.0, outputs.shape[1])
-        yield index, probe
-
-
-def _autograd_rows(model: nn.Module, captured: Capture) -> list[dict[str, Tensor]]:
-    """Autograd's gradient of every parameter, input by input.
-
-    Raises:
-        ValueError: the outputs do not depend on a parameter.
-    """
-    weights = trainable_parameters(model)
-    rows = []
-    for _, probe in _probes(captured.outputs):
-        gradients = torch.autograd.grad(
-            captured.outputs, list(weights.values()), probe, retain_graph=True, allow_unused=True
-        )
-        found = dict(zip(weights, gradients, strict=True))
-        for name, gradient in found.items():
-            if gradient is None:
-                raise ValueError(
-                    f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)"
-                )
-        rows.append({name: (g.to_dense() if g.is_sparse else g).reshape(-1) for name, g in found.items()})
-    return rows
-
-
 def _exact(
-    captured: Capture,
-    weights: Mapping[str, nn.Parameter],
-    reasons: Mapping[str, str],
-    problems: Mapping[str, str],
-    truth: list[dict[str, Tensor]],
+    batch: Look, weights: Mapping[str, nn.Parameter], reasons: Mapping[str, str], problems: Mapping[str, str]
 ) -> dict[str, str]:
     """Every parameter of a module with one whose captured rows are missing or wrong, and why.
 
     A use outside the layer is found in the graph as well as in the numbers, which say nothing where gradients vanish, as
     behind a head that starts at zero.
+
+    Raises:
+        ValueError: the outputs do not depend on a parameter.
     """
-    rows = _captured_rows(captured)
-    scale = max(float(exact.abs().max()) for found in truth for exact in found.values())
-    uses = _uses(captured.outputs, weights)
+    sums, uses = _sums_of_rows(batch), _uses(batch.captured.outputs, weights)
     wrong: dict[str, str] = {}
     for name in weights:
         layer = name.rpartition(".")[0]
+        if uses[name] == 0:
+            raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")
         if name in reasons:
             wrong[layer] = reasons[name]
         elif layer in problems:
             wrong[layer] = problems[layer]
-        elif any(name not in found for found in rows):
+        elif name not in sums:
             wrong.setdefault(layer, "it is used without calling its layer")
-        elif uses[name] > 1 or not all(_agree(r[name], t[name], scale) for r, t in zip(rows, truth, strict=True)):
+        elif uses[name] > 1 or not _agree(sums[name], batch, name):
             wrong[layer] = "it is also used outside its layer"
     return {name: wrong[name.rpartition(".")[0]] for name in weights if name.rpartition(".")[0] in wrong}
+
+
+def _root(outputs: Tensor) -> Node:
+    assert outputs.grad_fn is not None  # a survey refuses outputs without a graph
+    return outputs.grad_fn
+
+
+def _nodes(start: Node) -> Iterator[Node]:
+    """The operations of the graph behind one, and its leaves as often as they are used."""
+    seen, waiting = {start}, [start]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for before, _ in node.next_functions:
+            if before is not None and (hasattr(before, "variable") or before not in seen):
+                seen.add(before)
+                waiting.append(before)
 
 
 def _uses(outputs: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, int]:
     """How many operations of the graph behind the outputs take a parameter."""
     names = {id(weight): name for name, weight in weights.items()}
     counts = dict.fromkeys(weights, 0)
-    seen, waiting = set(), [outputs.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        for before, _ in node.next_functions if node is not None else ():
-            if before is None:
-                continue
-            name = names.get(id(getattr(before, "variable", None)))
-            if name is not None:
-                counts[name] += 1
-            elif before not in seen:
-                seen.add(before)
-                waiting.append(before)
+    for node in _nodes(_root(outputs)):
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            counts[name] += 1
     return counts
 
 
-def _captured_rows(captured: Capture) -> list[dict[str, Tensor]]:
-    """The captured rows of every input for its probe."""
-    rows = []
-    for index, probe in _probes(captured.outputs):
-        found = {}
-        for layer, pulled in zip(captured.layers, captured.gradients(probe), strict=True):
-            gradients = [g.unsqueeze(1) for g in pulled if g is not None]
-            if len(gradients) == len(pulled):
-                own = layer.rows(gradients).rows()
-                found.update({qualified(layer.name, key): row[index, 0].detach() for key, row in own.items()})
-        rows.append(found)
-    return rows
+def _sums_of_rows(look: Look) -> dict[str, Tensor]:
+    """The captured rows for the look's cotangents, summed over its inputs, flat."""
+    found = {}
+    for layer, pulled in zip(look.captured.layers, look.captured.gradients(look.cotangents), strict=True):
+        gradients = [g.unsqueeze(1) for g in pulled if g is not None]
+        if len(gradients) == len(pulled):
+            own = layer.rows(gradients).rows()
+            found.update({qualified(layer.name, key): row[:, 0].sum(0).detach() for key, row in own.items()})
+    return found
 
 
-def _agree(row: Tensor, exact: Tensor, scale: float) -> bool:
+def _agree(row: Tensor, look: Look, name: str) -> bool:
     """Whether a row is autograd's gradient but for rounding; of a gradient that is no number, nothing is known.
 
-    ``scale``: the largest entry of the gradient in any parameter, below whose rounding a gradient that cancels may lie.
+    A gradient that cancels may lie below the rounding of the largest entry in any parameter.
     """
+    exact = look.gradients[name]
     error = (row - exact).abs().max()
-    return bool(error <= 1e-3 * exact.abs().max() + 1e-6 * max(1.0, scale)) or not bool(torch.isfinite(exact).all())
+    return bool(error <= 1e-3 * exact.abs().max() + 1e-6 * max(1.0, look.largest)) or not bool(
+        torch.isfinite(exact).all()
+    )
 
 
-def _route(
-    model: nn.Module, few: Tensor, exact: Mapping[str, str], truth: list[dict[str, Tensor]], outputs: Tensor
-) -> RowPlan:
+def _route(model: nn.Module, few: Tensor, exact: Mapping[str, str], looks: Looks) -> RowPlan:
     """Rows by vmap where those are autograd's gradient, else input by input.
 
     Raises:
         ValueError: neither are.
     """
-    # vmap forgets the padding index of an embedding that it has several copies of.
-    padded = any(isinstance(module, nn.Embedding) and module.padding_idx is not None for module in model.modules())
-    cotangents = torch.stack([probe for _, probe in _probes(outputs)]).sum(0)
-    scale = max(float(row.abs().max()) for found in truth for row in found.values())
-    for vectorised in (False,) if padded else (True, False):
+    forgetful = _vmap_forgets_padding(looks.together.captured.outputs, [model.get_parameter(name) for name in exact])
+    cotangents = torch.cat([look.cotangents for look in looks.alone])
+    for vectorised in (False,) if forgetful else (True, False):
         plan = RowPlan(exact, vectorised)
         try:
             rows = ExactForward(model, plan, few, num_views=1, differentiable=False).pull_back(cotangents)
@@ -213,13 +189,24 @@ def _route(
                 raise
             _LOG.debug("no exact rows by vmap, trying input by input: %r", error)
             continue
-        wrong = [n for n in exact if not all(_agree(rows[n][i], t[n], scale) for i, t in enumerate(truth))]
+        wrong = [
+            name
+            for name in exact
+            if not all(_agree(row, look, name) for row, look in zip(rows[name], looks.alone, strict=True))
+        ]
         if not wrong:
             return plan
-    raise ValueError(
-        f"parameter {wrong[0]!r} has a gradient that changes with the other inputs of a batch, or that is random: call model.eval(), "
-        "or freeze it with requires_grad_(False)"
-    )
+    raise ValueError(f"parameter {wrong[0]!r} has a random gradient: call model.eval()")
+
+
+def _vmap_forgets_padding(outputs: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether one of the parameters is looked up, or what it is made into, by an embedding with a padding index.
+
+    vmap forgets that index of an embedding that it has several copies of.
+    """
+    copied = {id(parameter) for parameter in parameters}
+    embeddings = (node for node in _nodes(_root(outputs)) if 0 <= getattr(node, "_saved_padding_idx", -1) < _NO_PADDING)
+    return any(id(getattr(node, "variable", None)) in copied for one in embeddings for node in _nodes(one))
 
 
 def _say(model: nn.Module, plan: RowPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ntkml import log_marginal_likelihood
 from ntkml.rows.capture import capture
@@ -105,18 +106,18 @@ REFUSED_ON_VECTORS = {
     "coupled batch": (Coupled, "the outputs of an input depend on the other inputs of its batch"),
     "random outputs": (
         lambda: Returns(lambda h: h + torch.randn_like(h)),
-        r"depend on the other inputs of its batch \(or are random\): call model.eval\(\)",
+        r"draws random numbers in its forward pass .*: call model.eval\(\), and let functions follow it",
     ),
     "one output less": (
         lambda: Returns(lambda h: h[:, 0]),
-        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(2,\)",
+        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(4,\)",
     ),
     "image outputs": (
         lambda: Returns(lambda h: h.reshape(-1, 3, 1)),
-        r"inputs to \(n, C\) outputs; \(2, 4\) gave \(2, 3, 1\)",
+        r"inputs to \(n, C\) outputs; \(4, 4\) gave \(4, 3, 1\)",
     ),
-    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(6, 1\)"),
-    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(2, 4\) gave tuple"),
+    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(12, 1\)"),
+    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(4, 4\) gave tuple"),
     "batch of raw parameters": (WeaklyCoupled, "parameter 'scale' has a gradient that changes with the other inputs"),
     "encoder that takes the batch for the sequence": (Encoder, "the outputs of an input depend on the other inputs"),
     "detached outputs": (lambda: Returns(torch.detach), "outputs do not depend on any trainable layer"),
@@ -173,6 +174,34 @@ def test_other_precisions_than_float32_and_float64_are_refused():
         log_marginal_likelihood(model.bfloat16(), torch.randn(5, 4).bfloat16(), y, "ntk-N-C")
     with pytest.raises(ValueError, match=r"the inputs are torch.float32 but the network is torch.float64"):
         log_marginal_likelihood(model.double(), torch.randn(5, 4), y, "ntk-N-C")
+
+
+def test_complex_weights_are_refused_with_the_way_to_hold_them():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.weight = nn.Linear(4, 3), nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.layer(x) @ self.weight.real) + (self.layer(x) @ self.weight.imag)
+
+    with pytest.raises(ValueError, match="parameter 'weight' is complex: hold it as torch.view_as_real gives it"):
+        log_marginal_likelihood(Spectral(), vectors().float(), torch.zeros(6, dtype=torch.long), "ntk-N-C")
+
+
+def test_reentrant_checkpoints_are_refused_by_name():
+    class Checkpointed(nn.Module):
+        def __init__(self, use_reentrant):
+            super().__init__()
+            self.first, self.head, self.use_reentrant = nn.Linear(4, 4), nn.Linear(4, 3), use_reentrant
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.head, torch.tanh(self.first(x)), use_reentrant=self.use_reentrant)
+
+    y = torch.zeros(6, dtype=torch.long)
+    with pytest.raises(ValueError, match="layer 'head' ran without autograd: .*checkpoint use_reentrant=False"):
+        log_marginal_likelihood(seeded(Checkpointed(True)), vectors(), y, "ntk-N-C")
+    assert torch.isfinite(log_marginal_likelihood(seeded(Checkpointed(False)), vectors(), y, "ntk-N-C").total)
 
 
 def test_mixing_of_a_batch_is_noticed_behind_equal_first_inputs():
