@@ -103,8 +103,7 @@ def parse_system(text: str) -> SystemSpec:
         return SystemSpec(text)
     family, _, number = text.rpartition("-")
     if family not in FAMILIES or not FAMILIES[family].counts:
-        names = [f"{name}-K" if known.counts else name for name, known in FAMILIES.items()]
-        raise ValueError(unknown_name("system", text, [*names, *ALIASES]))
+        raise ValueError(unknown_name("system", text, _system_names()))
     if not re.fullmatch(r"[1-9][0-9]*", number):
         raise ValueError(f"{text!r}: the number of {FAMILIES[family].counts} is a positive integer, got {number!r}")
     if len(number) > len(str(MOST_COUNTED)) or int(number) > MOST_COUNTED:
@@ -134,6 +133,11 @@ def canonical_name(text: str) -> str:
     text = ALIASES.get(text, text)
     if is_bound(text):
         return str(parse_estimator(text))
-    head = text.split("-")[0]
-    known = {name.split("-")[0] for name in FAMILIES}
-    return str(parse_system(text)) if head in known else str(parse_estimator(text))
+    if text.split("-")[0] in {name.split("-")[0] for name in FAMILIES}:
+        return str(parse_system(text))
+    estimators = [f"{structure}-100-1" for structure in STRUCTURES]
+    raise ValueError(unknown_name("estimator or system", text, [*estimators, *_system_names()]))
+
+
+def _system_names() -> list[str]:
+    return [*(f"{name}-K" if family.counts else name for name, family in FAMILIES.items()), *ALIASES]

@@ -56,8 +56,6 @@ class NamedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-_SYSTEMS = ", ".join(f"{name}-K" if family.counts else name for name, family in FAMILIES.items())
-
 #: What is completed: common spellings of every structure, a few sizes, every split and grouping; systems; data sets.
 _ESTIMATOR_NAMES = [
     f"{structure}-{inputs}-{outputs}"
@@ -122,7 +120,7 @@ class TrainEstimator(click.ParamType):
         try:
             return canonical_name(str(value))
         except ValueError as error:
-            self.fail(f"{error}; none trains without one, and other systems are called {_SYSTEMS}", param, ctx)
+            self.fail(str(error), param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(name) for name in _SYSTEM_NAMES if name.startswith(incomplete)]

@@ -33,10 +33,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
     "test_log_likelihood": ("number", False),
     "test_accuracy": ("number", False),
     "test_ece": ("number", True),
-    "prior_precision_median": (
-        "number",
-        False,
-    ),  # over parameter tensors, at the end; of two middle values the lower one
+    "prior_precision_median": ("number", False),  # over tensors at the end, of two middle values the lower one
     "eta_2": ("number", True),  # half-width of the rotation at the end, radians, of either sign
     "fits": ("integer", False),
     "data_passes": ("number", False),

@@ -262,7 +262,7 @@ def test_rows_of_other_systems_claim_no_marginal_likelihood(in_empty_folder, onl
         (("--estimator", "grid-0"), "the number of fits is a positive integer, got '0'"),
         (("--estimator", "grid-10001"), "'grid-10001': the number of fits is at most 10000"),
         (("--estimator", "grid-" + "9" * 5000), "the number of fits is at most 10000"),
-        (("--estimator", "hoagg"), "none trains without one, and other systems are called"),
+        (("--estimator", "hoagg"), "unknown estimator or system 'hoagg'; did you mean 'hoag'? known: ntk-100-1, "),
         (("--estimator", "hoag", "--prior", "diagonal"), "takes a scalar or layerwise prior"),
         (("--estimator", "hoag", "--epochs", 3), "no hyperparameter is updated"),
         (("--estimator", "hoag", "--likelihood", "gaussian"), "is offered for --likelihood categorical"),

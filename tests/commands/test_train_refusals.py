@@ -25,7 +25,7 @@ def run(in_empty_folder):
     [
         (["--hparam", "momentum"], 2, "'momentum' is not one of 'prior', 'invariance', 'rotation'"),
         (["--estimator", "ntk-10"], 2, "write <structure>-<inputs>-<outputs>"),
-        (["--estimator", "nonne"], 2, "none trains without one"),
+        (["--estimator", "nonne"], 2, "did you mean 'none'?"),
         (["--estimator", "ntk-2000-1"], 2, "needs 2000 inputs but there are 1000"),
         (["--estimator", "ntk-100-10"], 2, "write C for all outputs"),
         (["--estimator", "kfac-100-1", "--prior", "diagonal"], 2, "kfac-100-1 takes a scalar or layerwise prior"),
