@@ -186,13 +186,14 @@ class _Recorder:
         self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
     ) -> Tensor | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
-        transformed = is_transformed(output)
-        if not (output.requires_grad or transformed):
-            raise ValueError(
-                f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
-                "checkpoint use_reentrant=False"
-            )
-        problem = "it is called under torch.vmap" if transformed else self._problem(name, given)
+        problem = self._problem(name, given)
+        if not output.requires_grad:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(output):
+                raise ValueError(
+                    f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
+                    "checkpoint use_reentrant=False"
+                )
+            problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -230,11 +231,6 @@ def _close(replaced: Tensor, output: Tensor) -> bool:
     """Equal but for rounding."""
     tolerance = 1e-4 * output.detach().abs().max().clamp_min(1.0)
     return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is one within :func:`torch.vmap` or its like, which never says that it requires a gradient."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.parameters import trainable_parameters
-from ntkml.rows.capture import Capture, is_transformed, layer_hooks, survey
+from ntkml.rows.capture import Capture, layer_hooks, survey
 from ntkml.rows.exact import RowPlan, plain_attention, plain_recurrence
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
@@ -87,18 +87,20 @@ def looks_at(model: nn.Module, few: Tensor, reasons: Mapping[str, str]) -> Looks
     return looks
 
 
-def out_of_place(model: nn.Module, many: Tensor, reasons: Mapping[str, str]) -> dict[str, str]:
+def out_of_place(
+    model: nn.Module, many: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
+) -> dict[str, str]:
     """Layers that see other inputs, or see them elsewhere in the batch, than the network was given, by name, with the reason.
 
     Two forward passes, the second with the inputs reversed: a batch that is sorted by something of its inputs shows it unless that
-    is the same for all, so that there are to be more of them than rows are computed for.
+    is the same for all, so that there are to be more of them than rows are computed for. ``known``: layers that are not to be captured anyway.
 
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
     with torch.no_grad(), plain_attention(), plain_recurrence(model):
         (outputs, marks), (reversed_outputs, reversed_marks) = (
-            _marked(model, each, reasons) for each in (many, many.flip(0))
+            _marked(model, each, reasons, known) for each in (many, many.flip(0))
         )
     _check_outputs(outputs, reversed_outputs.flip(0))
     return {
@@ -108,12 +110,14 @@ def out_of_place(model: nn.Module, many: Tensor, reasons: Mapping[str, str]) -> 
     }
 
 
-def _marked(model: nn.Module, inputs: Tensor, reasons: Mapping[str, str]) -> tuple[Tensor, dict[str, Tensor]]:
+def _marked(
+    model: nn.Module, inputs: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs, and one number for every input of a layer, by its name: the inputs themselves could fill the memory."""
     marks: dict[str, Tensor] = {}
 
     def mark(name: str, given: tuple[Any, ...]) -> None:
-        if given and given[0].ndim and not is_transformed(given[0]):  # else a survey finds it
+        if given and name not in known:
             flat = given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             marks[name] = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
