@@ -6,7 +6,9 @@ network was given, or sees them in another order, is named: its captured rows wo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,7 +83,8 @@ def looks_at(model: nn.Module, few: Tensor, reasons: Mapping[str, str]) -> Looks
     """
     indices = list(range(len(few)))
     together = _look(model, few, indices, reasons)
-    looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
+    with _not_compiled():
+        looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
     _check_outputs(torch.cat([look.outputs for look in looks.alone]), together.outputs)
     _check_gradients(looks)
     return looks
@@ -98,7 +101,7 @@ def out_of_place(
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
-    with torch.no_grad(), plain_attention(), plain_recurrence(model):
+    with torch.no_grad(), plain_attention(), plain_recurrence(model), _not_compiled():
         (outputs, marks), (reversed_outputs, reversed_marks) = (
             _marked(model, each, reasons, known) for each in (many, many.flip(0))
         )
@@ -124,6 +127,12 @@ def _marked(
 
     with layer_hooks(model, RowPlan(reasons), lambda name, keys, module, given, output: mark(name, given)):
         return model(inputs.clone()), marks
+
+
+def _not_compiled() -> AbstractContextManager[Any]:
+    """A compiled network as it was before: else it would be compiled once more for every size of these batches."""
+    # What is compiled has imported this, which takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[str, str]) -> Look:
