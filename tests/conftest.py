@@ -2,11 +2,13 @@
 
 import gc
 import shutil
+import signal
 
 import pytest
 import torch
 
 from ntkml import commands
+from ntkml.commands.stops import EXIT_CODES
 
 
 def pytest_collection_finish():
@@ -36,6 +38,17 @@ def in_empty_folder(tmp_path, monkeypatch, capsys):
         return leaving.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def heard_signals():
+    """No signal is ignored, as SIGINT is by a shell for jobs in the background and SIGHUP by nohup; handlers are put back."""
+    heard = {signal.SIGINT: signal.default_int_handler}
+    heard |= {getattr(signal, name): signal.SIG_DFL for name in EXIT_CODES if name != "SIGINT"}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
+    yield
+    now = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert now == heard
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse, average_views, unsupported, use_of
 from ntkml.parameters import Hyperparameter, is_weight, trainable_parameters
-from ntkml.randomness import generator_states, restore_generators
+from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan, plain_attention, plain_recurrence
 
 _ALL_INPUTS = "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where)"
@@ -131,8 +131,9 @@ def survey(
     """
     recorder = _Recorder(len(inputs), num_views, differentiable, checked)
     convolutions = list(_constant_convolutions(model)) if differentiable else []
-    states = generator_states(inputs.device)
     with (
+        # In every pass, not only where a plan is made: modes may have changed since, and dropout may be any function.
+        no_random_numbers(inputs.device),
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
@@ -141,23 +142,10 @@ def survey(
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
         averaged = average_views(_checked(outputs, inputs), num_views)
-    # In every pass, not only where a plan is made: modes may have changed since, and dropout may be any function.
-    _refuse_random(states, inputs.device)
     recorder.check_versions()
     exact = ExactForward(model, plan, inputs, num_views, differentiable) if plan.exact else None
     captured = Capture(averaged, recorder.uses(), differentiable, exact, num_views)
     return Survey(captured, recorder.problems, recorder.layer_inputs)
-
-
-def _refuse_random(before: list[Tensor], device: torch.device) -> None:
-    after = generator_states(device)
-    if all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
-        return
-    restore_generators(before, device)
-    raise ValueError(
-        "the network draws random numbers in its forward pass (dropout, stochastic depth), so outputs and rows are random: call "
-        "model.eval(), and let functions follow it, as in dropout(h, training=self.training)"
-    )
 
 
 def _checked(outputs: Any, inputs: Tensor) -> Tensor:
@@ -186,13 +174,14 @@ class _Recorder:
         self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
     ) -> Tensor | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
-        transformed = is_transformed(output)
-        if not (output.requires_grad or transformed):
-            raise ValueError(
-                f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
-                "checkpoint use_reentrant=False"
-            )
-        problem = "it is called under torch.vmap" if transformed else self._problem(name, given)
+        problem = self._problem(name, given)
+        if not output.requires_grad:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(output):
+                raise ValueError(
+                    f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
+                    "checkpoint use_reentrant=False"
+                )
+            problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -230,11 +219,6 @@ def _close(replaced: Tensor, output: Tensor) -> bool:
     """Equal but for rounding."""
     tolerance = 1e-4 * output.detach().abs().max().clamp_min(1.0)
     return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is one within :func:`torch.vmap` or its like, which never says that it requires a gradient."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ network was given, or sees them in another order, is named: its captured rows wo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.parameters import trainable_parameters
-from ntkml.rows.capture import Capture, is_transformed, layer_hooks, survey
+from ntkml.rows.capture import Capture, layer_hooks, survey
 from ntkml.rows.exact import RowPlan, plain_attention, plain_recurrence
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
@@ -81,24 +83,27 @@ def looks_at(model: nn.Module, few: Tensor, reasons: Mapping[str, str]) -> Looks
     """
     indices = list(range(len(few)))
     together = _look(model, few, indices, reasons)
-    looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
+    with _not_compiled():
+        looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
     _check_outputs(torch.cat([look.outputs for look in looks.alone]), together.outputs)
     _check_gradients(looks)
     return looks
 
 
-def out_of_place(model: nn.Module, many: Tensor, reasons: Mapping[str, str]) -> dict[str, str]:
+def out_of_place(
+    model: nn.Module, many: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
+) -> dict[str, str]:
     """Layers that see other inputs, or see them elsewhere in the batch, than the network was given, by name, with the reason.
 
     Two forward passes, the second with the inputs reversed: a batch that is sorted by something of its inputs shows it unless that
-    is the same for all, so that there are to be more of them than rows are computed for.
+    is the same for all, so that there are to be more of them than rows are computed for. ``known``: layers that are not to be captured anyway.
 
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
-    with torch.no_grad(), plain_attention(), plain_recurrence(model):
+    with torch.no_grad(), plain_attention(), plain_recurrence(model), _not_compiled():
         (outputs, marks), (reversed_outputs, reversed_marks) = (
-            _marked(model, each, reasons) for each in (many, many.flip(0))
+            _marked(model, each, reasons, known) for each in (many, many.flip(0))
         )
     _check_outputs(outputs, reversed_outputs.flip(0))
     return {
@@ -108,18 +113,26 @@ def out_of_place(model: nn.Module, many: Tensor, reasons: Mapping[str, str]) -> 
     }
 
 
-def _marked(model: nn.Module, inputs: Tensor, reasons: Mapping[str, str]) -> tuple[Tensor, dict[str, Tensor]]:
+def _marked(
+    model: nn.Module, inputs: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs, and one number for every input of a layer, by its name: the inputs themselves could fill the memory."""
     marks: dict[str, Tensor] = {}
 
     def mark(name: str, given: tuple[Any, ...]) -> None:
-        if given and given[0].ndim and not is_transformed(given[0]):  # else a survey finds it
+        if given and name not in known:
             flat = given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             marks[name] = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
 
     with layer_hooks(model, RowPlan(reasons), lambda name, keys, module, given, output: mark(name, given)):
         return model(inputs.clone()), marks
+
+
+def _not_compiled() -> AbstractContextManager[Any]:
+    """A compiled network as it was before: else it would be compiled once more for every size of these batches."""
+    # What is compiled has imported this, which takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[str, str]) -> Look:

@@ -38,7 +38,8 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
     reasons = not_captured(model)
     looks = looks_at(model, few, reasons)
-    problems = {**out_of_place(model, many, reasons), **looks.problems}
+    problems = looks.problems
+    problems.update(out_of_place(model, many, reasons, problems))
     return plan_rows(model, few, looks, reasons, problems)
 
 

@@ -77,6 +77,7 @@ def test_parts_of_another_device_are_computed_again(run, tmp_path, monkeypatch, 
     assert set(bound_records.read_rows(only(tmp_path, "rows.csv"))["device"]) == {"cpu"}
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)])
 def test_a_signal_drops_the_part_in_progress_and_the_same_command_goes_on(run, tmp_path, monkeypatch, only, sent, code):
     from ntkml.runs import bound_grid
@@ -89,18 +90,12 @@ def test_a_signal_drops_the_part_in_progress_and_the_same_command_goes_on(run, t
             signal.raise_signal(getattr(signal, sent))
         return whole(*arguments)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(bound_grid, "estimator_rows", signalled_in_the_second_cell)
-            left, _, error = run(*SMALL, "--estimators", "ntk-10-1")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with monkeypatch.context() as patch:
+        patch.setattr(bound_grid, "estimator_rows", signalled_in_the_second_cell)
+        left, _, error = run(*SMALL, "--estimators", "ntk-10-1")
     assert left == code
     said = "Interrupted" if sent == "SIGINT" else f"Stopped by {sent}"
     assert error.splitlines()[-1] == f"{said}: the same command continues it"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [path.name for path in tmp_path.rglob("parts/*")] == ["0000.csv"]
     assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
     assert len(bound_records.read_rows(only(tmp_path, "rows.csv"))) == 2 * (

@@ -39,23 +39,13 @@ INVARIANCE = (
     *SMALL,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "heard_signals")
 
 
 @pytest.fixture
 def run(in_empty_folder):
     """``ntkml train ...``"""
     return partial(in_empty_folder, "train")
-
-
-@pytest.fixture(autouse=True)
-def handlers_are_put_back():
-    before = {name: signal.getsignal(getattr(signal, name)) for name in EXIT_CODES}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for jobs in the background
-    yield
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, before["SIGINT"])
-    assert before == {name: signal.getsignal(getattr(signal, name)) for name in EXIT_CODES}
 
 
 def signalled(monkeypatch, owner, name, call, *signals):

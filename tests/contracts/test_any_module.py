@@ -315,6 +315,13 @@ def test_use_outside_a_layer_is_seen_where_gradients_vanish():
     assert {module_of(parameter) for parameter in plan.exact} == {"layer"}
 
 
+@pytest.mark.parametrize("name", ["padding of a raw table", "tied embedding"])
+def test_padding_that_the_inputs_of_the_check_do_not_show_is_remembered(name):
+    """vmap forgets it, which rows of other inputs do not tell."""
+    x = torch.randint(2, 6, (5, 5), generator=generator(5))
+    assert not check_model(NETWORKS[name].build(), x).vectorised
+
+
 def test_exact_rows_leave_the_settings_of_attention_alone():
     before = torch.backends.mha.get_fastpath_enabled()
     case_of("transformer").estimate("ntk-3-1")
