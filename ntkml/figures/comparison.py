@@ -19,6 +19,7 @@ from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
 from ntkml.records.notes import first_few
 from ntkml.specs import is_certified, parse_estimator
+from ntkml.system_specs import family_of
 
 PANEL_HEIGHT = 2.0  # inches
 #: The least range of an axis of the quality, in nats: a smaller one magnifies chance, and its numbers need more room than there is.
@@ -47,8 +48,8 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
     sentences = [_provenance(group) for group in groups] + [_findings(group) for group in groups]
     sentences += [
         "Filled marks: proven bounds of the marginal likelihood; open marks: unproven ones and other systems.",
-        "A data pass is a gradient, or a product with the Jacobian, of N inputs; all fits of a search count. "
-        "hoag holds out a fifth of the training data and keeps the weights of the rest; searches fit once more on all of it.",
+        "A data pass is a gradient, or a product with the Jacobian, of N inputs.",
+        *_about_systems(names),
         *notes,
     ]
     with style.context():
@@ -108,6 +109,17 @@ def _fill(part: Axes, group: pandas.DataFrame, cost: str, looks: Mapping[str, di
     low, high = part.get_ylim()
     if (missing := LEAST_RANGE - (high - low)) > 0:
         part.set_ylim(low - missing / 2, high + missing / 2)
+
+
+def _about_systems(names: Iterable[str]) -> list[str]:
+    """What the costs and the data of the drawn systems are that are not those of one fit on all data."""
+    families = [family_of(name) for name in names]
+    sentences = []
+    if any(family.data == "train + validation" and not family.searches for family in families):
+        sentences.append("hoag holds out a fifth of the training data and keeps the weights of the rest.")
+    if any(family.searches for family in families):
+        sentences.append("Of a search all fits count; it fits once more on all data.")
+    return sentences
 
 
 def _provenance(group: pandas.DataFrame) -> str:

@@ -8,6 +8,7 @@ import pytest
 from ntkml.figures import comparison
 from ntkml.records import compare as compare_records
 from ntkml.records.tables import write_rows
+from tests.pictures import caption_of
 
 SYSTEMS = {"none": ("none", -0.9), "ntk-50-tree": ("bound", -0.6), "grid-5": ("grid", -0.5)}
 
@@ -38,6 +39,16 @@ def test_points_are_means_over_seeds_and_the_best_is_named(tmp_path):
     caption = next(text.get_text() for text in figure.texts if text.get_gid() == "caption").replace("\n", " ")
     assert "Best on digits (prior): grid-5 at -0.450 nats." in caption
     assert "A note." in caption
+
+
+def test_the_caption_speaks_of_systems_that_are_drawn_alone(tmp_path, monkeypatch):
+    hoag, search = "hoag holds out a fifth of the training data", "Of a search all fits count"
+    caption = caption_of(comparison.draw(compare_records.read_rows(rows_file(tmp_path))))
+    assert (hoag in caption, search in caption) == (False, True)
+    monkeypatch.delitem(SYSTEMS, "grid-5")
+    monkeypatch.setitem(SYSTEMS, "hoag-cubic", ("hoag-cubic", -0.65))
+    caption = caption_of(comparison.draw(compare_records.read_rows(rows_file(tmp_path))))
+    assert (hoag in caption, search in caption) == (True, False)
 
 
 def test_a_row_that_is_there_twice_is_refused(tmp_path):
