@@ -60,12 +60,13 @@ def check_generator(generator: object) -> None:
 
 
 @contextmanager
-def whole_numbers_explained(x: Tensor) -> Iterator[None]:
+def whole_numbers_explained(model: nn.Module, x: Tensor) -> Iterator[None]:
     """What torch raises where a network does not take whole numbers, as a ValueError that says what to do."""
+    takes_them = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
     try:
         yield
     except RuntimeError as error:
-        if x.is_floating_point() or is_out_of_memory(error):
+        if takes_them or x.is_floating_point() or is_out_of_memory(error):
             raise
         raise ValueError(
             f"the network does not take inputs of type {x.dtype} ({str(error).splitlines()[0]}): convert them with .float()"

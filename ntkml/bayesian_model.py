@@ -7,14 +7,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ntkml.arguments import check_generator, check_members, check_network, check_tensors
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.parameters import hyperparameters, parameter_shapes, trainable_parameters
+from ntkml.parameters import Hyperparameter, called_with, hyperparameters, parameter_shapes, trainable_parameters
 from ntkml.priors import PriorPrecision, as_prior, as_values
 from ntkml.rows.model_contract import check_modes
 
@@ -138,9 +137,8 @@ class BayesianModel(nn.Module):
         # Other leaves stand in for what is learned in the network, or its gradients would be left there. They require a gradient
         # too: checkpointing computes a forward pass again, with the network's own, and holds it against the first one.
         learned = {name: p for name, p in hyperparameters(self.model).items() if p.requires_grad}
-        fixed = {name: p.detach().requires_grad_() for name, p in learned.items()}
-        outputs = [functional_call(self.model, fixed, (part,)) if fixed else self.model(part) for part in own]
-        return average_views(torch.cat(outputs), self._num_views)
+        fixed = {name: Hyperparameter(p.detach()) for name, p in learned.items()}
+        return average_views(torch.cat([called_with(self.model, fixed, part) for part in own]), self._num_views)
 
     def _check_exponentials(self) -> None:
         """A step that is too long leaves a precision or a noise of 0 or infinity, of which not every structure says a word."""

@@ -86,7 +86,7 @@ def log_marginal_likelihood(
     check_network(model)
     check_data(x, y)
     check_generator(generator)
-    with whole_numbers_explained(x):
+    with whole_numbers_explained(model, x):
         plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())

@@ -304,7 +304,7 @@ class MarginalLikelihood(BayesianModel):
         """The network's plan, made where there is none yet and where a module or a hook came or went since."""
         now = layout(self.model)
         if self._planned is None or self._planned[0] != now:
-            with whole_numbers_explained(inputs):
+            with whole_numbers_explained(self.model, inputs):
                 self._planned = now, check_model(self.model, inputs)
         return self._planned[1]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Hyperparameter(nn.Parameter):
@@ -42,6 +44,35 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not parameters:
         raise ValueError("the network has no trainable parameter: set requires_grad=True on what the prior is about")
     return parameters
+
+
+@contextmanager
+def standing_in(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let ``tensors`` stand in for the parameters of these names, wherever a module holds one of them.
+
+    torch.func.functional_call does so by names alone: of a module that stands under two names it keeps the stand-ins.
+    """
+    ours = {id(model.get_parameter(name)): tensor for name, tensor in tensors.items()}
+    places = [
+        (module._parameters, key, parameter)
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if id(parameter) in ours
+    ]
+    try:
+        for held, key, parameter in places:
+            held[key] = ours[id(parameter)]  # type: ignore[assignment]
+        yield
+    finally:
+        for held, key, parameter in places:
+            held[key] = parameter
+
+
+def called_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The outputs of a network with :func:`standing_in` for some of its parameters."""
+    with standing_in(model, tensors):
+        outputs: Tensor = model(inputs)
+    return outputs
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -188,6 +188,11 @@ class SortedByLength(nn.Module):
         return self.head(h.sum(1)[order.argsort()])
 
 
+def two_names() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(4, CLASSES))
+
+
 class Trimmed(nn.Module):
     """Cuts its batch to the longest sequence in it."""
 
@@ -348,6 +353,7 @@ NETWORKS = {
     "raw parameters": Kind(OwnParameters, (4,), exact=("",)),
     "module used twice": Kind(Reused, (4,), exact=("layer", "norm")),
     "tied weights": Kind(Tied, (4,), exact=("first", "second")),
+    "layer under two names": Kind(two_names, (4,), exact=("0",)),
     "weight beside its layer": Kind(lambda: Outside(False), (4,), exact=("layer",)),
     "weight without its layer": Kind(lambda: Outside(True), (4,), exact=("layer",)),
     "head before another layer": Kind(Gated, (4,)),

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 import ntkml
 from ntkml.commands.own_process import arrange_process
+from ntkml.commands.stops import ignore_signals
 from ntkml.machine.memory import is_out_of_memory
 from ntkml.registry import COMMANDS, resolve, unknown_name
 
@@ -92,8 +93,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)  # disk, quota
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code. Without ``args`` those of the process, which is then ours alone."""
-    if args is None:
-        arrange_process()
+    if args is not None:
+        _run(args)
+    arrange_process()
+    try:
+        _run(None)
+    finally:  # leaving takes a moment, in which an impatient second signal would take the exit code's place
+        ignore_signals()
+
+
+def _run(args: list[str] | None) -> NoReturn:
     try:
         status = cli.main(args=args, prog_name="ntkml", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -53,7 +53,7 @@ def compare(hparam: str, protocol: str, **options: Any) -> None:
         cells = compare_protocols.load_compare(protocol, hparam, options["systems"], options["seeds"], settings)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--protocol") from None
-    with orderly_stops() as stops:
+    with orderly_stops("" if options["force"] else "the same command continues it") as stops:
         _run(cells, options, stops)
 
 

@@ -64,7 +64,7 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
         cells = pareto_protocols.restricted(cells, options["estimators"], options["seeds"], settings)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with orderly_stops() as stops:
+    with orderly_stops("" if options["force"] else "the same command continues it") as stops:
         _run(replace(cells, repeats=options["repeats"] or cells.repeats), options, stops)
 
 

@@ -58,6 +58,13 @@ class Stops:
             raise Left(name)
 
 
+def ignore_signals() -> None:
+    """Leave the signals of :data:`EXIT_CODES` unheard from now on."""
+    for name in EXIT_CODES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 @contextmanager
 def orderly_stops(then: str = "") -> Iterator[Stops]:
     """Listen to the signals of :data:`EXIT_CODES` inside the block, in the main thread (no other one can).

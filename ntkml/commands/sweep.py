@@ -67,8 +67,8 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
 
     Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
-    cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1 and Ctrl-C stop
-    all workers after their step. Workers take GPUs in turn; each has $OMP_NUM_THREADS threads, or its share of the cores.
+    cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1, SIGHUP and
+    Ctrl-C stop all workers after their step. Workers take GPUs in turn; each has $OMP_NUM_THREADS threads, or its share of the cores.
 
     With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which goes back into the queue
     when its time is over, or while another process trains its cell. The command shows how far they are; the tasks go on
@@ -84,7 +84,7 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
         chosen = _chosen(asked, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with orderly_stops() as stops:
+    with orderly_stops("the same command continues it") as stops:
         _run(chosen, options, stops)
 
 

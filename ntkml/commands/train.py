@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -166,12 +166,11 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
         precision = options["precision"]
         notes += ["Weights trained in bfloat16 (autocast)."] if precision == "bf16" else []
         run = TrainRun(protocol, data, device, options["chunk"], tuple(notes), processes, precision)
-        again = "the same command without --force" if options["force"] else "the same command"
-        with _stopping(stops, processes, f"{again} continues it"):
+        folder = run.folder(options["out"])
+        with _stopping(stops, processes, lambda: _how_to_go_on(folder, options["force"])):
             if not processes.first:
                 follow_train(run, stops.requested)
                 return
-            folder = run.folder(options["out"])
             _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
         click.echo(f"{name + ':':<14} {folder / name}")
@@ -200,8 +199,18 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     replace_when_finished(folder, compute, afresh=force) if replacing else compute(folder)
 
 
+def _how_to_go_on(folder: Path, force: bool) -> str:
+    """With a run that was stopped."""
+    from ntkml.runs.any_run import begun
+    from ntkml.runs.folders import replacement
+
+    if not force:
+        return "the same command continues it"
+    return f"the same command {'without --force continues' if begun(replacement(folder)) else 'starts'} it"
+
+
 @contextmanager
-def _stopping(stops: Stops, processes: Processes, then: str) -> Iterator[None]:
+def _stopping(stops: Stops, processes: Processes, then: Callable[[], str]) -> Iterator[None]:
     """Signals wait for the step in progress; the first process says that the run was left, and ``then``, how to go on."""
     from ntkml.runs.stopping import Stopped
 
@@ -210,11 +219,11 @@ def _stopping(stops: Stops, processes: Processes, then: str) -> Iterator[None]:
             yield
     except Stopped as stopped:
         if processes.first:
-            warn(f"{stopped}: {then}")
+            warn(f"{stopped}: {then()}")
         raise click.exceptions.Exit(EXIT_CODES[stopped.reason]) from None
     except KeyboardInterrupt:
         if processes.first:
-            warn(f"Interrupted: {then} from its last checkpoint")
+            warn(f"Interrupted: {then()}, without the steps since its last checkpoint")
         raise click.exceptions.Exit(EXIT_CODES["SIGINT"]) from None
 
 

@@ -142,8 +142,11 @@ def _findings(group: pandas.DataFrame) -> str:
         else "prior precision (median, of two middle values the lower)"
     )
     # The sign of a half-width is free: seeds that end at plus and minus the same value agree. Precisions are above zero.
-    found = group[column].abs().groupby(group["system"], sort=False).mean().dropna()
-    ends = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    ends = ", ".join(
+        f"{name} {own.mean():.3g}" + (f" ({own.count()} of {len(own)} seeds)" if own.hasnans else "")
+        for name, own in group[column].abs().groupby(group["system"], sort=False)
+        if own.count()  # a search may end without the hyperparameter
+    )
     return (
         f"Best on {group['dataset'].iloc[0]} ({group['hparam'].iloc[0]}): {means.idxmax()} at {means.max():.3f} nats. "
         f"Final {words}: {ends}."

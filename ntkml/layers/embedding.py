@@ -84,7 +84,9 @@ class EmbeddingRows:
         n, k, t, d = self.gradients.shape
         return k * self.num_entries * d > t + k * t * d
 
-    def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows:
+    def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows | None:
+        if any(other.indices.shape[1:] != self.indices.shape[1:] for other in others):
+            return None
         indices = torch.cat([self.indices, *(other.indices for other in others)])
         gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
         return EmbeddingRows(self.layer, indices, gradients, self.num_entries)

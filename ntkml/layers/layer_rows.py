@@ -45,8 +45,11 @@ class LayerRows(Protocol):
     def rows_are_larger(self) -> bool:
         """Whether explicit rows take more memory than what they can be made from at any time."""
 
-    def joined(self, others: Sequence[Any]) -> LayerRows:
-        """The rows of these inputs and those of ``others`` behind them; only where the direct route is the cheaper one."""
+    def joined(self, others: Sequence[Any]) -> LayerRows | None:
+        """The rows of these inputs and those of ``others`` behind them; only where the direct route is the cheaper one.
+
+        None where their positions differ: a network may cut its batch to the longest sequence in it.
+        """
 
     def reduced(self) -> KroneckerPart:
         """What KFAC keeps."""

@@ -162,7 +162,9 @@ class Positions:
         n, views, k, q, o, t = self.gradients.shape
         return self.weight and n * k * q * o * self.fan_in > self.source.numel() + self.gradients.numel()
 
-    def joined(self, others: Sequence[Positions]) -> Positions:
+    def joined(self, others: Sequence[Positions]) -> Positions | None:
+        if any(other.source.shape[1:] != self.source.shape[1:] for other in others):
+            return None
         source = torch.cat([self.source, *(other.source for other in others)])
         gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
         return Positions(source, self.patches, self.fan_in, gradients, self.weight, self.bias)

@@ -131,9 +131,14 @@ def survey(
     """
     recorder = _Recorder(len(inputs), num_views, differentiable, checked)
     convolutions = list(_constant_convolutions(model)) if differentiable else []
+
+    def again() -> None:
+        with plain_attention(), plain_recurrence(model):  # fused attention counts as random, whatever it drops
+            model(inputs.clone())
+
     with (
         # In every pass, not only where a plan is made: modes may have changed since, and dropout may be any function.
-        no_random_numbers(inputs.device),
+        no_random_numbers(inputs.device, again),
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),

@@ -149,9 +149,8 @@ class ChunkedRows:
     def gram(self, name: str) -> Tensor:
         self._have(name)
         layer, _, key = name.rpartition(".")
-        if name not in self._rows and self._kept[layer][0].direct_is_cheaper():
-            return self._joined(layer).gram(key)
-        return gram(*self._parts(name))
+        direct = self._joined(layer) if name not in self._rows else None
+        return gram(*self._parts(name)) if direct is None else direct.gram(key)
 
     def _parts(self, name: str) -> list[Tensor]:
         """The rows of a tensor, or by chunk as they are made from what is kept of its layer."""
@@ -165,12 +164,15 @@ class ChunkedRows:
         if name not in self._rows and name.rpartition(".")[0] not in self._kept:
             self._load_group(next(group for group in self.groups if name in group))
 
-    def _joined(self, layer: str) -> LayerRows:
-        """What is kept of a layer that takes the direct route, its chunks as one."""
+    def _joined(self, layer: str) -> LayerRows | None:
+        """What is kept of a layer that takes the direct route, its chunks as one; None where it does not, or they are none."""
         first, *others = self._kept[layer]
-        if others:
-            self._kept[layer] = [first.joined(others)]
-        return self._kept[layer][0]
+        if not first.direct_is_cheaper():
+            return None
+        joined = first.joined(others) if others else first
+        if joined is not None:
+            self._kept[layer] = [joined]
+        return joined
 
     def total_gram(self, precisions: Precisions = None) -> Tensor:
         return sum_of_grams(self, self.shapes, precisions)

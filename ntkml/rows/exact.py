@@ -14,11 +14,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
+from ntkml.parameters import called_with
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,21 @@ class RowPlan:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by operations that vmap and second derivatives know, instead of fused ones."""
+def attention_by_layers() -> Iterator[None]:
+    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
+    with attention_by_layers(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager
@@ -117,8 +124,7 @@ class ExactForward:
         copies = {name: w.expand(n, *w.shape).requires_grad_() for name, w in weights.items()}
 
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(self._model, own, (views.clone(),))
-            return outputs.mean(0)
+            return called_with(self._model, own, views.clone()).mean(0)
 
         with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.capture import Capture, layer_hooks, survey
-from ntkml.rows.exact import RowPlan, plain_attention, plain_recurrence
+from ntkml.rows.exact import RowPlan, attention_by_layers, plain_recurrence
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
 
@@ -101,7 +101,7 @@ def out_of_place(
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
-    with torch.no_grad(), plain_attention(), plain_recurrence(model), _not_compiled():
+    with torch.no_grad(), attention_by_layers(), plain_recurrence(model), _not_compiled():
         (outputs, marks), (reversed_outputs, reversed_marks) = (
             _marked(model, each, reasons, known) for each in (many, many.flip(0))
         )

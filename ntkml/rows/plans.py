@@ -196,7 +196,10 @@ def _route(model: nn.Module, few: Tensor, exact: Mapping[str, str], looks: Looks
         ]
         if not wrong:
             return plan
-    raise ValueError(f"parameter {wrong[0]!r} has a random gradient: call model.eval()")
+    raise ValueError(
+        f"no rows of parameter {wrong[0]!r} agree with autograd's gradient, which is random or cancels but for rounding: call "
+        "model.eval(), take float64 (model.double()), or freeze it with requires_grad_(False)"
+    )
 
 
 def _vmap_forgets_padding(outputs: Tensor, parameters: Sequence[nn.Parameter]) -> bool:

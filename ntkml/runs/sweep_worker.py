@@ -1,6 +1,6 @@
 """A worker of a sweep: a process that trains one cell after another, as lines of JSON on its standard input say.
 
-It answers with lines of JSON on standard output (:class:`Report`). Data sets are read once. SIGTERM, SIGUSR1 and SIGINT
+It answers with lines of JSON on standard output (:class:`Report`). Data sets are read once. SIGTERM, SIGUSR1, SIGHUP and SIGINT
 stop it after the step in progress, and so does the end of the process that started it.
 """
 
@@ -106,10 +106,10 @@ def _reason(error: Exception) -> str:
 
 
 def stop_by_signals() -> StopRequest:
-    """Note SIGTERM, SIGUSR1, SIGINT and the end of the parent from now on."""
+    """Note SIGTERM, SIGUSR1, SIGHUP, SIGINT and the end of the parent from now on."""
     noted: list[str] = []
     parent = os.getppid()
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: noted.append(signal.Signals(number).name))
 

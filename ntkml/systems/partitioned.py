@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ntkml.layers.uses import average_views
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.parameters import trainable_parameters
+from ntkml.parameters import called_with, trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.systems.contract import System, WeightLoss
@@ -83,7 +82,7 @@ class PartitionedNetwork(System):
             if len(seen) == 0:
                 continue
             weights = self.subnetwork(k, k)
-            outputs = functional_call(objective.model, weights, (inputs[seen].flatten(0, 1),))
+            outputs = called_with(objective.model, weights, inputs[seen].flatten(0, 1))
             fit = -objective.likelihood.log_prob(average_views(outputs, views.num_views), y[batch[seen]]).mean()
             seen_in_all = int((self.shards <= k).sum())
             squares = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
@@ -107,9 +106,7 @@ class PartitionedNetwork(System):
             size = max(1, min(len(members), self.protocol.batch_size // self.number))
             chosen = members[torch.randperm(len(members), generator=generator)[:size]]
             inputs = views(x[chosen], views.draw(size, generator))
-            outputs = average_views(
-                functional_call(objective.model, self.subnetwork(k - 1), (inputs,)), views.num_views
-            )
+            outputs = average_views(called_with(objective.model, self.subnetwork(k - 1), inputs), views.num_views)
             log_p = objective.likelihood.log_prob(outputs, y[chosen]).mean() * len(members) / len(x)
             (-log_p).backward()
             total += float(log_p.detach())

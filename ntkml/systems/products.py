@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import Likelihood
-from ntkml.parameters import trainable_parameters
+from ntkml.parameters import called_with, trainable_parameters
 
 Outputs = Callable[[Tensor], Tensor]
 
@@ -28,7 +28,7 @@ def outputs_of(model: nn.Module, x: Tensor, num_views: int = 1) -> Outputs:
     def outputs(vector: Tensor) -> Tensor:
         parts = zip(weights.items(), vector.split(sizes), strict=True)
         values = {name: part.view_as(weight) for (name, weight), part in parts}
-        return average_views(functional_call(model, values, (x,)), num_views)
+        return average_views(called_with(model, values, x), num_views)
 
     return outputs
 

@@ -108,7 +108,10 @@ def test_a_second_interrupt_does_not_wait_for_the_step(run, tmp_path, monkeypatc
     signalled(monkeypatch, loop, "_weight_step", 2, "SIGINT", "SIGINT")
     code, _, error = run(*PRIOR)
     assert code == 130
-    assert error.splitlines()[-1] == "Interrupted: the same command continues it from its last checkpoint"
+    assert (
+        error.splitlines()[-1]
+        == "Interrupted: the same command continues it, without the steps since its last checkpoint"
+    )
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
@@ -135,6 +138,12 @@ def test_a_signal_before_the_first_step_leaves_before_it(run, tmp_path, monkeypa
     assert code == 75
     assert "Stopped by SIGTERM after 0 epochs and 0 steps: the same command continues it" in error
     assert run(*PRIOR)[0] == 0
+
+
+def test_a_forced_run_that_kept_nothing_starts_again(run, monkeypatch):
+    signalled(monkeypatch, train_run, "_set_up", 1, "SIGTERM")
+    _, _, error = run(*PRIOR, "--force")
+    assert "Stopped by SIGTERM after 0 epochs and 0 steps: the same command starts it" in error
 
 
 def test_a_signal_after_the_last_step_finds_a_finished_run(run, monkeypatch, only, tmp_path):

@@ -51,6 +51,12 @@ def test_the_caption_speaks_of_systems_that_are_drawn_alone(tmp_path, monkeypatc
     assert (hoag in caption, search in caption) == (True, False)
 
 
+def test_what_a_seed_did_not_learn_is_no_part_of_the_mean(tmp_path):
+    rows = compare_records.read_rows(rows_file(tmp_path)).assign(hparam="invariance", eta_2=1.5)
+    rows.loc[(rows["system"] == "grid-5") & (rows["seed"] == 1) | (rows["system"] == "none"), "eta_2"] = None
+    assert "of the rotation: ntk-50-tree 1.5, grid-5 1.5 (1 of 2 seeds)." in caption_of(comparison.draw(rows))
+
+
 def test_a_row_that_is_there_twice_is_refused(tmp_path):
     path = rows_file(tmp_path)
     with pytest.raises(ValueError, match="none with seed 0 is there more than once"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy
 import pytest
 import torch
+from torch import nn
 
 import ntkml
 from ntkml.likelihoods import Gaussian
@@ -15,6 +16,19 @@ from ntkml.specs import parse_estimator
 from tests.factories import assert_same, generator
 from tests.objectives import everything
 from tests.small_networks import CLASSES, N, X, Y, network
+
+
+def test_a_text_that_is_too_long_is_not_told_to_become_real_numbers():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.head = nn.Embedding(4, 3), nn.Parameter(torch.zeros(5, 3)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head((self.words(x) + self.places).mean(1))
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        ntkml.log_marginal_likelihood(Text(), torch.zeros(4, 7, dtype=torch.long), torch.zeros(4).long(), "ntk-N-C")
 
 
 def test_whole_numbers_of_other_libraries_are_numbers():

@@ -30,6 +30,37 @@ class Sloped(nn.Module):
         return self.head(torch.tanh(self.slope * self.first(x)))
 
 
+class Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = ntkml.Hyperparameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return torch.tanh(self.slope * x)
+
+
+def test_modules_under_two_names_keep_their_parameters():
+    """torch.func.functional_call leaves its stand-ins in them."""
+    layer, slope = nn.Linear(4, 4), Slope()
+    model = seeded(nn.Sequential(layer, slope, layer, slope, nn.Linear(4, CLASSES)))
+    before = dict(model.named_parameters())
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
+    objective.weight_loss(X, Y, num_data=len(X)).backward()
+    assert slope.slope.grad is None
+    objective.outputs(X)
+    objective.backward(X, Y, 1, generator(1))
+    assert slope.slope.grad is not None
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
+def test_a_network_in_data_parallel_has_a_loss_of_its_weights():
+    model = seeded(nn.Sequential(nn.Linear(4, 5), Slope(), nn.Linear(5, CLASSES)))
+    plain = ntkml.MarginalLikelihood(model, "ntk-4-1").weight_loss(X, Y, num_data=len(X))
+    assert_same(ntkml.MarginalLikelihood(nn.DataParallel(model), "ntk-4-1").weight_loss(X, Y, num_data=len(X)), plain)
+
+
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.Dropout(0.5)])
 @pytest.mark.parametrize("call", ["backward", "estimate", "cached_backward", "resample"])
 def test_training_mode_is_refused_at_every_call(layer, call):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,32 @@ def test_numbers_that_are_drawn_in_evaluation_mode_are_refused_with_what_to_do()
 
     with pytest.raises(ValueError, match="let functions follow it, as in dropout.h, training=self.training"):
         log_marginal_likelihood(seeded(Always()).eval(), X, Y, "ntk-N-C")
+
+
+class Beside(Function):
+    """Another thread draws while the network runs, as one that loads data does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=torch.rand, args=(1,))
+        thread.start()
+        thread.join()
+        return self.head(self.layer(x).tanh().mean(1))
+
+
+class Drawn(Function):
+    """Random features, drawn by the first forward pass and kept."""
+
+    features: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.features is None:
+            self.features = torch.randn(8, 8, dtype=x.dtype)
+        return self.head((self.layer(x) @ self.features).tanh().mean(1))
+
+
+@pytest.mark.parametrize("make", [Beside, Drawn])
+def test_numbers_that_are_not_the_passs_own_do_not_matter(make):
+    assert torch.isfinite(log_marginal_likelihood(seeded(make()), X, Y, "ntk-N-C").total)
 
 
 @pytest.mark.gpu
