@@ -247,6 +247,7 @@ def test_trouble_in_a_cell_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)])
 def test_a_signal_stops_all_workers_after_their_steps_and_the_same_command_goes_on(run, started, tmp_path, sent, code):
     arguments = (*DIGITS[:-5], "4000", *SMALL, "--workers", "2")
