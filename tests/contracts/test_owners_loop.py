@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 
 import pytest
 import torch
@@ -55,10 +56,13 @@ def test_modules_under_two_names_keep_their_parameters():
     assert all(after[name] is parameter for name, parameter in before.items())
 
 
-def test_a_network_in_data_parallel_has_a_loss_of_its_weights():
+def test_a_network_in_data_parallel_has_a_loss_of_its_weights(monkeypatch):
+    # Also where a device is simulated.
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.data_parallel"], "_get_available_device_type", lambda: None)
     model = seeded(nn.Sequential(nn.Linear(4, 5), Slope(), nn.Linear(5, CLASSES)))
     plain = ntkml.MarginalLikelihood(model, "ntk-4-1").weight_loss(X, Y, num_data=len(X))
-    assert_same(ntkml.MarginalLikelihood(nn.DataParallel(model), "ntk-4-1").weight_loss(X, Y, num_data=len(X)), plain)
+    parallel = ntkml.MarginalLikelihood(nn.DataParallel(model), "ntk-4-1")
+    assert_same(parallel.weight_loss(X, Y, num_data=len(X)), plain)
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.Dropout(0.5)])
