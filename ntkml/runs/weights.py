@@ -26,14 +26,17 @@ def read_weights(path: Path) -> SavedWeights:
     """Read a ``weights.pt``; nothing in the file is executed.
 
     Raises:
+        OSError: the file cannot be read.
         ValueError: no such file, or not a file of finite weights.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file of weights; give the weights.pt of a run")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged file raises whatever its bytes lead to; none of it helps the reader
-        raise ValueError(f"{path} is not a file of weights: give the weights.pt of a run") from None
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes lead to: the cause is kept, the line is ours
+        raise ValueError(f"{path} is not a file of weights: give the weights.pt of a run") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no weights (a dictionary of tensors): give the weights.pt of a run")
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):

@@ -202,6 +202,20 @@ def test_a_file_that_is_no_weights_is_refused(run, tmp_path):
     assert not list(tmp_path.rglob("rows.csv"))
 
 
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [(MemoryError(), "out of memory"), (OSError(13, "Permission denied", "junk.pt"), "Permission denied")],
+)
+def test_weights_that_cannot_be_read_now_are_not_called_no_weights(run, tmp_path, monkeypatch, trouble, words):
+    def failing(*_, **__):
+        raise trouble
+
+    (tmp_path / "junk.pt").write_bytes(b"perhaps weights")
+    monkeypatch.setattr(torch, "load", failing)
+    code, _, error = run(*GIVEN, "--estimators", "ntk-10-1", "--weights", "junk.pt")
+    assert (code, words in error, "not a file of weights" in error) == (1, True, False)
+
+
 def test_an_unwritable_folder_is_said_before_any_work(run, tmp_path):
     (tmp_path / "taken").write_text("a file")
     code, _, error = run(*SMALL, "--estimators", "ntk-10-1", "--out", "taken")
