@@ -1,10 +1,12 @@
 """Residual networks without normalisation, initialised as Fixup prescribes (Zhang, Dauphin, Ma 2019).
 
-A block adds to its shortcut
+A block of a ResNet (He et al. 2016) is relu(shortcut + branch), with the branch
 
     scale * conv2(relu(conv1(x + b1) + b2) + b3) + b4        (basic; a bottleneck has one more convolution and two biases)
 
-with scalar biases and scale. The last convolution of every branch and the classifier start at zero; the other
+of scalar biases and scale. One of a Wide ResNet (Zagoruyko and Komodakis 2016) activates before its convolutions: the branch
+starts from relu(x + b1), nothing follows the sum, and one ReLU stands before the mean over pixels. A shortcut that changes
+the shape takes what the branch's first convolution takes; one that does not takes x itself. The last convolution of every branch and the classifier start at zero; the other
 convolutions of a branch of m start at their He deviation times L^(-1 / (2 m - 2)), L the number of blocks. Convolutions have no bias.
 """
 
@@ -20,7 +22,7 @@ from ntkml.models.input_checks import check_counts, wrong_size
 
 
 class Block(nn.Module):
-    """A residual block: a branch of convolutions with their scalars, and a shortcut of the same input plus its first bias.
+    """A residual block: a branch of convolutions with their scalars, and a shortcut.
 
     ``kernels`` and ``widths`` describe the branch's convolutions; the first 3 x 3 one takes the stride. Where the shape
     changes, the shortcut is a 1 x 1 convolution (``projected``) or the subsampled input with zeros for new channels.
@@ -36,18 +38,28 @@ class Block(nn.Module):
             layers.append(_convolution(channels, width, kernel, stride if index == strided else 1))
             channels = width
         self.branch = nn.Sequential(*layers, Scale(), Bias())
-        changes = stride != 1 or channels != in_channels
-        self.shortcut: nn.Module = nn.Identity()
-        if changes and projected:
-            self.shortcut = _convolution(in_channels, channels, 1, stride)
-        elif changes:
-            self.shortcut = Widened(channels - in_channels, stride)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or channels != in_channels:
+            new = channels - in_channels
+            self.shortcut = _convolution(in_channels, channels, 1, stride) if projected else Widened(new, stride)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        shifted = self.before(x)
-        out: Tensor = self.relu(self.branch(shifted) + self.shortcut(shifted))
+        out: Tensor = self.relu(self._sum(x, self.before(x)))
         return out
+
+    def _sum(self, x: Tensor, given: Tensor) -> Tensor:
+        """Branch and shortcut of a block's input ``x``; ``given`` is what its first convolution takes."""
+        kept = x if self.shortcut is None else self.shortcut(given)
+        out: Tensor = self.branch(given) + kept
+        return out
+
+
+class PreActivationBlock(Block):
+    """A block that activates before its first convolution, and not after the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._sum(x, self.relu(self.before(x)))
 
 
 class Widened(nn.Module):
@@ -70,7 +82,8 @@ def wrn16_4(
     input_shape: tuple[int, int, int], num_classes: int, generator: torch.Generator | None = None
 ) -> nn.Sequential:
     """Wide ResNet 16-4: 16, then 64, 128, 256 channels, two blocks each; 2 745 306 parameters at 3 channels, C = 10."""
-    return _network("wrn16-4", input_shape, num_classes, generator, _basic((64, 128, 256), 2), projected=True)
+    stages = _basic((64, 128, 256), 2)
+    return _network("wrn16-4", input_shape, num_classes, generator, stages, projected=True, block=PreActivationBlock)
 
 
 def resnet8_16(
@@ -113,8 +126,11 @@ def _network(
     generator: torch.Generator | None,
     stages: Stages,
     projected: bool,
+    block: type[Block] = Block,
 ) -> nn.Sequential:
     """A 3 x 3 convolution to 16 channels, the stages (from the second on at half the size), mean over pixels, classes.
+
+    A ReLU stands where the network's blocks expect one: before them, or behind those that activate first.
 
     Raises:
         ValueError: fewer than one channel or class, or images that cannot be halved as often.
@@ -124,14 +140,16 @@ def _network(
     smallest = 2 ** (len(stages) - 1)
     if min(height, width) < smallest:
         raise wrong_size(name, f"{smallest}x{smallest} pixels or more", input_shape)
-    body, now = [], 16
+    body: list[nn.Module] = []
+    now = 16
     for stage, (count, widths, kernels) in enumerate(stages):
         for index in range(count):
-            body.append(Block(now, widths, kernels, 2 if stage and not index else 1, projected))
+            body.append(block(now, widths, kernels, 2 if stage and not index else 1, projected))
             now = widths[-1]
     head = nn.utils.skip_init(nn.Linear, now, num_classes)
     stem = _convolution(channels, 16, 3, 1)
-    model = nn.Sequential(stem, Bias(), nn.ReLU(), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Bias(), head)
+    activated = [*body, nn.ReLU()] if block is PreActivationBlock else [nn.ReLU(), *body]
+    model = nn.Sequential(stem, Bias(), *activated, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Bias(), head)
     _initialise(model, generator)
     return model
 

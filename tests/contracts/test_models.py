@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ntkml import registry
 from ntkml.layers.fixup import Bias, Scale
@@ -112,6 +113,47 @@ def test_fixup_starts_as_its_shortcuts_with_an_undecided_head(name):
     biases = [module.bias.item() for module in model.modules() if isinstance(module, Bias)]
     assert scales == [1.0] * len(blocks)
     assert biases == [0.0] * (4 * len(blocks) + 2)
+
+
+def branch_written_out(block, given):
+    """scale * conv2(relu(conv1(given) + b2) + b3) + b4 from the tensors of a basic block."""
+    conv1, between, after, conv2, scale, last = block.branch.parameters()
+    stride = block.branch[0].stride
+    hidden = F.relu(F.conv2d(given, conv1, stride=stride, padding=1) + between) + after
+    return scale * F.conv2d(hidden, conv2, padding=1) + last
+
+
+def test_a_wide_resnet_activates_before_its_convolutions():
+    """Zagoruyko and Komodakis 2016: x + branch(relu(x + b1)), 1 x 1 convolutions of relu(x + b1), one ReLU before the mean."""
+    model = seeded(build("wrn16-4", (3, 8, 8), 10))
+    x = torch.randn(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    blocks = [module for module in model if isinstance(module, Block)]
+    assert len(blocks) == 6
+    stem, bias, head_bias, head = model[0], model[1], model[-2], model[-1]
+    h = F.conv2d(x, stem.weight, padding=1) + bias.bias
+    for block in blocks:
+        given = F.relu(h + block.before.bias)
+        kept = h if block.shortcut is None else F.conv2d(given, block.shortcut.weight, stride=block.shortcut.stride)
+        h = kept + branch_written_out(block, given)
+    expected = F.linear(F.relu(h).mean((2, 3)) + head_bias.bias, head.weight, head.bias)
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    assert [block.shortcut is None for block in blocks] == [False, True] * 3
+
+
+def test_a_resnet_activates_after_its_sums_and_its_identities_take_the_input_itself():
+    """He et al. 2016 with Fixup's scalars: relu(x + branch(x + b1)), the subsampled x + b1 where the shape changes."""
+    model = seeded(build("resnet18-16", (3, 8, 8), 10))
+    x = torch.randn(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    stem, bias, head_bias, head = model[0], model[1], model[-2], model[-1]
+    h = F.relu(F.conv2d(x, stem.weight, padding=1) + bias.bias)
+    for index, block in enumerate(module for module in model if isinstance(module, Block)):
+        given = h + block.before.bias
+        kept = h
+        if index in (2, 4, 6):
+            kept = torch.cat([given[:, :, ::2, ::2], torch.zeros_like(given[:, :, ::2, ::2])], dim=1)
+        h = F.relu(kept + branch_written_out(block, given))
+    expected = F.linear(h.mean((2, 3)) + head_bias.bias, head.weight, head.bias)
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_bottleneck_has_the_deviation_of_three_convolutions():
