@@ -15,12 +15,12 @@ from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import Hyperparameter, called_with, hyperparameters, parameter_shapes, trainable_parameters
 from ntkml.priors import PriorPrecision, as_prior, as_values
+from ntkml.registry import unknown_name
 from ntkml.rows.model_contract import check_modes
+from ntkml.specs import PRIOR_KINDS
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
 FORWARD_INPUTS = 500
-
-PRIOR_SIZES = ("scalar", "layerwise", "diagonal")
 
 
 class Augmentation(Protocol):
@@ -56,8 +56,8 @@ class BayesianModel(nn.Module):
         augmentation: Augmentation | None,
     ):
         super().__init__()
-        if prior not in PRIOR_SIZES:
-            raise ValueError(f"unknown prior {prior!r}; known: {', '.join(PRIOR_SIZES)}")
+        if prior not in PRIOR_KINDS:
+            raise ValueError(unknown_name("prior", prior, list(PRIOR_KINDS)))
         check_network(model)
         self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
         self._shapes = parameter_shapes(model)
@@ -65,7 +65,7 @@ class BayesianModel(nn.Module):
         sizes = (1, len(self._shapes), sum(shape.numel() for shape in self._shapes.values()))
         initial = as_values(prior_precision).detach().to(device).double().reshape(-1)
         if initial.numel() == 1:
-            initial = initial.expand(sizes[PRIOR_SIZES.index(prior)])
+            initial = initial.expand(sizes[PRIOR_KINDS.index(prior)])
         as_prior(PriorPrecision(initial, prior), self._shapes)
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())

@@ -19,6 +19,9 @@ from ntkml.registry import STRUCTURES, unknown_name
 #: How inputs may be grouped into blocks; without a name the grouping is random.
 GROUPINGS = ("class", "kmeans", "greedy")
 
+#: How many precisions a prior has: one in all, one per parameter tensor, or one per parameter.
+PRIOR_KINDS = ("scalar", "layerwise", "diagonal")
+
 #: The name of training without a marginal likelihood (plain MAP).
 NO_ESTIMATOR = "none"
 

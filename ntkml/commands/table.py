@@ -47,9 +47,9 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     folder = files.ensure_writable_folder(out)
     runs = sum(len(entry.seeds) for panel in found for entry in panel.ours.values())
     click.echo(f"{runs} finished runs of table {number} under {results}")
-    for chosen in SUFFIXES if name == "all" else [name]:
-        path = files.write_atomically(folder / f"table-{number}.{SUFFIXES[chosen]}", writers[chosen](found).encode())
-        click.echo(f"Wrote {path}")
+    chosen = {one: writers[one](found).encode() for one in (SUFFIXES if name == "all" else [name])}
+    for one, text in chosen.items():
+        click.echo(f"Wrote {files.write_atomically(folder / f'table-{number}.{SUFFIXES[one]}', text)}")
 
 
 def _by_default(name: str) -> bool:

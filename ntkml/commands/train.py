@@ -35,10 +35,11 @@ from ntkml.commands.types import (
     TrainEstimator,
 )
 from ntkml.protocols import train as train_protocols
-from ntkml.protocols.ranges import MOST, OPTIMIZERS, PRIORS
+from ntkml.protocols.ranges import MOST, OPTIMIZERS
 from ntkml.protocols.tables import VARIANTS
 from ntkml.protocols.train import WORDS, TrainProtocol, departures, draws_blocks
 from ntkml.registry import LIKELIHOODS, MODELS
+from ntkml.specs import PRIOR_KINDS
 
 if TYPE_CHECKING:
     from ntkml.machine.processes import Processes
@@ -78,7 +79,9 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
     TrainEstimator(),
     "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
 )
-@setting("--prior", click.Choice(PRIORS), "One precision in all, per parameter tensor, per parameter.", "prior_kind")
+@setting(
+    "--prior", click.Choice(PRIOR_KINDS), "One precision in all, per parameter tensor, per parameter.", "prior_kind"
+)
 @setting("--prior-init", POSITIVE, "Initial prior precision.")
 @setting("--num-data", COUNT, "Training images N.")
 @setting("--samples", SAMPLES, "Augmentation samples S (invariance).")

@@ -13,6 +13,7 @@ from ntkml.layers.uses import average_views
 from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
+from ntkml.priors import PriorPrecision
 from ntkml.protocols.bound_grid import MapTraining
 
 _OPTIMIZERS = {"adam": torch.optim.Adam}
@@ -50,6 +51,7 @@ def train_map(
         raise ValueError(f"unknown optimizer {settings.optimizer!r}; known: {', '.join(_OPTIMIZERS)}")
     num_data = len(inputs)
     parameters = trainable_parameters(model)
+    prior = PriorPrecision(torch.tensor([settings.prior_precision], dtype=torch.float64), "scalar")
     optimizer = _OPTIMIZERS[settings.optimizer](parameters.values(), lr=settings.lr)
     num_steps = settings.epochs * -(-num_data // settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps, eta_min=settings.lr_min)
@@ -61,8 +63,7 @@ def train_map(
                 if eta is not None:
                     x = affine_views(x, eta, draw_noise(len(batch), settings.samples, generator))
                 outputs = average_views(model(x), 1 if eta is None else settings.samples)
-                square = _square(parameters, settings.prior_precision)
-                log_joint = likelihood.log_prob(outputs, y).mean() - 0.5 * square / num_data
+                log_joint = likelihood.log_prob(outputs, y).mean() - prior.energy(parameters) / num_data
                 optimizer.zero_grad()
                 (-log_joint).backward()
             optimizer.step()
@@ -75,8 +76,3 @@ def train_map(
                 f"{settings.prior_precision:g}: lower one of them"
             )
         yield EpochRecord(epoch, total_loss / num_data, correct / num_data)
-
-
-def _square(parameters: dict[str, nn.Parameter], precision: float) -> Tensor:
-    """w^T P0 w for a scalar precision, in the graph of the weights."""
-    return precision * torch.stack([parameter.square().sum() for parameter in parameters.values()]).sum()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ntkml.registry import LIKELIHOODS, MODELS, unknown_name
+from ntkml.specs import PRIOR_KINDS
 from ntkml.system_specs import canonical_name
 
 OPTIMIZERS = ("adam", "sgd")
-PRIORS = ("scalar", "layerwise", "diagonal")
 
 #: The largest number of anything that is counted: what torch can take in 64 bits, and far more than anyone can wait for.
 MOST = 10**9
@@ -101,7 +101,7 @@ RANGES: Mapping[str, Whole | Number | Name | Flag | System] = {
     "optimizer": Name("optimizer", OPTIMIZERS),
     "lr": _RATE,
     "lr_min": Number(low=0),
-    "prior_kind": Name("prior", PRIORS),
+    "prior_kind": Name("prior", PRIOR_KINDS),
     "prior_init": _RATE,
     "burn_in": Whole(0, MOST),
     "update_every": _COUNT,

@@ -64,9 +64,8 @@ class Augerino(System):
         noise = views.draw(len(batch), generator)
         outputs = average_views(objective.model(views(self.seen(x[batch], generator), noise)), views.num_views)
         fit = -objective.likelihood.log_prob(outputs, y[batch]).mean()
-        weights = [weight.square().sum() for weight in trainable_parameters(objective.model).values()]
         self.spend(len(batch))
-        decay = 0.5 * self.protocol.prior_init * torch.stack(weights).sum() / len(x)
+        decay = objective.prior.energy(trainable_parameters(objective.model)) / len(x)
         yield fit + decay + regulariser(self._widths(), self.strength), ("weights", "augmentation")
 
     def outputs(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -85,9 +85,8 @@ class PartitionedNetwork(System):
             outputs = called_with(objective.model, weights, inputs[seen].flatten(0, 1))
             fit = -objective.likelihood.log_prob(average_views(outputs, views.num_views), y[batch[seen]]).mean()
             seen_in_all = int((self.shards <= k).sum())
-            squares = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
             self.spend(len(seen))
-            yield fit + 0.5 * self.protocol.prior_init * squares / seen_in_all, (f"weights-{k}",)
+            yield fit + objective.prior.energy(weights) / seen_in_all, (f"weights-{k}",)
 
     def num_losses(self, batch: Tensor) -> int:
         """Those of the parts that learn from the batch: from its first shard's on."""

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ntkml import two_pass
-from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.rows import chunking
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.chunking import BlockMemoryError, automatic_chunk
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.pulled import rows_by_columns
+from ntkml.specs import PRIOR_KINDS
 from ntkml.structures import ntk
 from ntkml.structures.adjoints import RowAdjoint
 from tests.factories import assert_same, generator, seeded
@@ -110,7 +110,7 @@ def test_the_first_halving_starts_from_what_the_block_holds(monkeypatch, caplog)
     ]
 
 
-@pytest.mark.parametrize("prior", PRIOR_SIZES)
+@pytest.mark.parametrize("prior", PRIOR_KINDS)
 def test_values_of_several_groups_are_computed_in_smaller_chunks_too(prior, monkeypatch):
     """Without a gradient: the captures of the later groups come while the log-determinant is computed."""
     monkeypatch.setattr(chunking, "ROWS_BYTES", 1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ntkml import two_pass
-from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.objective import MarginalLikelihood
 from ntkml.rows import chunking
 from ntkml.rows.chunking import row_groups
+from ntkml.specs import PRIOR_KINDS
 from tests.factories import assert_same, generator, mlp
 from tests.objectives import PARTS, Brightness, assert_equal, everything, parts_of, problem
 
@@ -82,7 +82,7 @@ def counted(monkeypatch, owner, name):
 @pytest.mark.parametrize(
     ("name", "prior", "likelihood"),
     [
-        *(("ntk-4-C", prior, likelihood) for prior in PRIOR_SIZES for likelihood in ("categorical", "gaussian")),
+        *(("ntk-4-C", prior, likelihood) for prior in PRIOR_KINDS for likelihood in ("categorical", "gaussian")),
         ("ntk-4-1+iid", "layerwise", "gaussian"),
         ("ntk-N-C", "scalar", "categorical"),
         ("ggn-4-C", "layerwise", "gaussian"),

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml.bayesian_model import PRIOR_SIZES
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.block import merge_factors
 from ntkml.rows.capture import capture
 from ntkml.rows.pulled import rows_by_layer
+from ntkml.specs import PRIOR_KINDS
 from tests.objectives import COUNT, VIEWS, Brightness, problem
 
 NAMES = ("ntk-3-C", "ntk-4-1", "ntk-4-tree", "ntk-4-2", "ntk-4-1+iid", "ggn-4-C", "blockdiag-4-C", "diag-4-C")
@@ -36,7 +36,7 @@ def gradients(objective, x, y):
         # Every name with every prior and either likelihood, and every prior with either; the other half is slow.
         pytest.param(name, prior, likelihood, marks=pytest.mark.slow if (at + place + number) % 2 else ())
         for at, name in enumerate(NAMES + FACTORED)
-        for place, prior in enumerate(PRIOR_SIZES)
+        for place, prior in enumerate(PRIOR_KINDS)
         for number, likelihood in enumerate(("categorical", "gaussian"))
     ],
 )
@@ -138,7 +138,7 @@ def test_drawn_blocks_average_to_the_whole_partition():
 
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 @pytest.mark.parametrize(
-    ("name", "prior"), [(n, p) for n in ("ntk-4-1", "ggn-4-C", "blockdiag-3-C") for p in PRIOR_SIZES]
+    ("name", "prior"), [(n, p) for n in ("ntk-4-1", "ggn-4-C", "blockdiag-3-C") for p in PRIOR_KINDS]
 )
 def test_cached_steps_equal_recomputed_ones(name, prior, likelihood):
     compare_cached_steps(name, prior, likelihood, blocks=1)
