@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ntkml import log_marginal_likelihood
 from ntkml.datasets import load_dataset, subset
 from ntkml.models import build_model
+from ntkml.parameters import parameter_shapes, trainable_parameters
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems import make_system
@@ -185,25 +187,48 @@ def test_softmax_noise_is_drawn_through_the_factor():
     assert (draws.T @ draws / 2000 - lam).norm() / lam.norm() < 0.1
 
 
+def rows_of(system, x):
+    """R = L^T J of the network on ``x``, (N * columns, P), from the Jacobian of all outputs."""
+    network = system.objective.model
+    names, weights = zip(*network.named_parameters(), strict=True)
+
+    def outputs(vector):
+        parts = vector.split([w.numel() for w in weights])
+        values = {name: part.view_as(w) for name, w, part in zip(names, weights, parts, strict=True)}
+        return torch.func.functional_call(network, values, (x,))
+
+    jacobian = torch.func.jacrev(outputs)(torch.cat([w.detach().reshape(-1) for w in weights]))
+    return torch.einsum("ncp,ncr->nrp", jacobian, system.linearised(x).factor).flatten(0, 1)
+
+
+def exact_update(system, rows):
+    """MacKay's precisions gamma_l / ||w_l||^2 from exact traces gamma_l of H^-1 R^T R at the system's own precisions."""
+    weights = list(system.objective.model.parameters())
+    sizes = [w.numel() for w in weights]
+    scaled = rows / system.objective.prior.diagonal(parameter_shapes(system.objective.model)).detach()
+    hat = torch.linalg.solve(torch.eye(len(rows), dtype=torch.float64) + scaled @ rows.T, scaled)
+    gamma = torch.stack([part.sum() for part in (rows * hat).sum(0).split(sizes)])
+    squares = torch.stack([w.detach().square().sum() for w in weights])
+    return gamma / squares if system.objective.prior_kind == "layerwise" else gamma.sum() / squares.sum()
+
+
 def test_a_step_of_the_network_is_mackays_update_with_the_exact_traces_but_for_sampling():
     system, x, y = learner_system("sampled-24")
-    model, weights = system.linearised(x), list(system.objective.model.parameters())
-    jacobian = torch.func.jacrev(
-        lambda v: torch.func.functional_call(
-            system.objective.model,
-            {
-                name: part.view_as(w)
-                for (name, w), part in zip(
-                    system.objective.model.named_parameters(), v.split([w.numel() for w in weights]), strict=True
-                )
-            },
-            (x,),
-        )
-    )(torch.cat([w.detach().reshape(-1) for w in weights]))
-    rows = torch.einsum("ncp,ncr->nrp", jacobian, model.factor).flatten(0, 1)
-    gram = rows @ rows.T  # prior precision 1
-    hat = torch.linalg.solve(torch.eye(len(gram), dtype=torch.float64) + gram, rows)
-    gamma = torch.stack([part.sum() for part in (rows * hat).sum(0).split([w.numel() for w in weights])])
-    expected = gamma / torch.stack([w.detach().square().sum() for w in weights])
+    expected = exact_update(system, rows_of(system, x))
     system.fixed_point_step(x, y, generator(9))
     torch.testing.assert_close(system.objective.prior.values.detach(), expected, rtol=0.35, atol=0)
+
+
+@pytest.mark.parametrize("prior_kind", ["scalar", "layerwise"])
+def test_the_fixed_point_is_where_the_evidence_has_no_slope_in_the_precisions(prior_kind):
+    """Under a softmax, at fixed weights: d log q / d log alpha = 1/2 ||w||^2 (update of alpha - alpha), wherever alpha is."""
+    system, x, y = learner_system(prior_kind=prior_kind)
+    network, alpha = system.objective.model, system.objective.log_prior_precision
+    rows, squares = rows_of(system, x), system.objective.prior.squares(trainable_parameters(network))
+    for start in (0.1, 1.0, 30.0):
+        with torch.no_grad():
+            alpha.copy_((start * torch.linspace(0.5, 2.0, len(alpha), dtype=torch.float64)).log())
+        evidence = log_marginal_likelihood(network, x, y, "ntk-N-C", alpha.exp()).total
+        (slope,) = torch.autograd.grad(evidence, alpha)
+        expected = 0.5 * squares * (exact_update(system, rows) - alpha.detach().exp())
+        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-9)
