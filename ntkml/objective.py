@@ -97,7 +97,11 @@ class MarginalLikelihood(BayesianModel):
 
     @full_precision()
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
-        """Draw a new partition of all training data; the paper does so every epoch."""
+        """Draw a new partition of all training data; the paper does so every epoch.
+
+        Blocks are drawn from it alike. For importance sampling, which tight blocks gain from, put one with other probabilities in its
+        place: ``objective.partition = objective.resample(x, y).weighted(weights)``.
+        """
         check_data(x, y)
         check_generator(generator)
         check_modes(self.model)

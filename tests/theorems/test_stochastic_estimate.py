@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ntkml.evidence import evaluate_partition
 from ntkml.grouping import partition_for
+from ntkml.partitions import Partition
 from tests.factories import LIKELIHOODS, STRUCTURES, assert_same, few_examples, generator, make_case, make_prior
+from tests.objectives import problem
 
 NAMES = ["3-C", "3-1", "2-2", "N-1", "3-tree", "3-1+iid", "2-tree+iid", "3-C+class", "2-1+kmeans", "3-tree+greedy"]
 TERMS = ("log_likelihood", "log_prior", "log_det", "total")
@@ -106,3 +108,16 @@ def test_a_block_drawn_twice_counts_twice():
     twice = evaluate_partition(case.model, case.x, case.y, spec, weighted, 1.0, case.likelihood, case.plan, [2, 5, 2])
     singles = {m: one_block(case, spec, weighted, 1.0, m).total for m in (2, 5)}
     assert_same(twice.total, (2 * singles[2] + singles[5]) / 3)
+
+
+def test_an_objective_draws_from_the_weighted_partition_that_is_put_into_it(monkeypatch):
+    """The mean of its single blocks' estimates, each as often as it is drawn, is the estimate of all blocks."""
+    objective, x, y = problem(None, "ntk-3-1", partitioned=False)
+    count = torch.arange(1.0, 13.0)
+    objective.partition = weighted = objective.resample(x, y, generator(3)).weighted(count)
+    whole = objective.estimate(x, y).total
+    singles = []
+    for m in range(len(weighted)):
+        monkeypatch.setattr(Partition, "draw", lambda self, count, stream, m=m: [m])
+        singles.append(objective.estimate(x, y, blocks=1).total)
+    assert_same(weighted.probabilities @ torch.stack(singles), whole)
