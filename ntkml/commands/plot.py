@@ -27,8 +27,8 @@ Examples:
 \b
 What has to be run before:
   figures 3-6, 12     ntkml bound-grid --hparam prior --protocol mnist-bounds   (and rotation)
-  figures 1, 8, 9     ntkml pareto --hparam invariance
-  figures 13, 10, 11  ntkml pareto --hparam prior
+  figures 1, 8, 9     ntkml pareto --hparam invariance --protocol figure-1-reduced
+  figures 13, 10, 11  ntkml pareto --hparam prior --protocol figure-13
   figures 7, 14-16    ntkml train --protocol figure-7-reduced, for several --num-data
   comparison          ntkml compare --hparam prior   (and rotation)
 """

@@ -20,7 +20,10 @@ def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
     for manifest in manifests:
         settings = manifest.get("settings", {})
         if settings.get("hparam") in ("rotation", "invariance") and "samples" in settings:
-            sentences.append(f"S\u00a0=\u00a0{settings['samples']} augmentation samples.")
+            where = (
+                "Rotation grid: " if manifest.get("command") == "bound-grid" else ""
+            )  # the prior's has none beside it
+            sentences.append(f"{where}S\u00a0=\u00a0{settings['samples']} augmentation samples.")
         elif manifest.get("command") == "train" and "samples" in settings:
             sentences.append(f"No augmentation (S\u00a0=\u00a0{settings['samples']}).")
         sentences += manifest.get("notes", [])

@@ -148,8 +148,8 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
 
 
 def _what_to_run(figure: TrajectoryFigure) -> str:
-    estimator = figure.estimators[-1]
+    estimator, protocol = figure.estimators[-1], {"prior": "figure-13"}.get(figure.hparam, "figure-1-reduced")
     return (
-        f"run: ntkml pareto --hparam {figure.hparam} (all of them), or one with "
+        f"run: ntkml pareto --hparam {figure.hparam} --protocol {protocol} (all of them), or one with "
         f"ntkml train --hparam {figure.hparam} --protocol train-mnist --estimator {estimator}"
     )

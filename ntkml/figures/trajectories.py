@@ -139,9 +139,11 @@ def _caption(
         f"{first['dataset']}{elsewhere}, N\u00a0=\u00a0{captions.grouped(first['num_data'])}, {first['model']} "
         f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {rows['epoch'].max()} epochs, {captions.seeds_of(seeds)}.",
         "Left: the runs' own estimates.",
-        f"Lines: rolling mean over {WINDOW} recorded values{', averaged over seeds' if several else ''}.",
+        f"Lines: mean over the last {WINDOW} recorded values{_apart(rows)}{', averaged over seeds' if several else ''}.",
         "Bands: one standard error over seeds, none where there is one seed." if several else "No bands: one seed.",
     ]
+    if set(rows["device"]) == {"cuda"}:
+        sentences.append("Trained on cuda.")
     drawn = {name: curve for panel in curves.values() for name, curve in panel.items()}
     if unproven := [name for name in figure.estimators if name in drawn and not drawn[name].certified]:
         sentences.append(f"Open markers, not a proven bound: {captions.listed(unproven)}.")
@@ -151,3 +153,10 @@ def _caption(
     if missing := [name for name in figure.estimators if name not in seeds]:
         sentences.append(f"Missing: {captions.listed(missing)}.")
     return sentences
+
+
+def _apart(rows: pandas.DataFrame) -> str:
+    """How many epochs lie between values of the right panels, where more than one: a mean over several reaches far back."""
+    recorded = rows.loc[rows["test_log_likelihood"].notna(), "epoch"].drop_duplicates().sort_values()
+    apart = recorded.diff().max()
+    return f" (right: one every {apart:.0f} epochs)" if apart > 1 else ""

@@ -54,7 +54,7 @@ def run(in_empty_folder):
         (
             ["--epochs", "5"],
             2,
-            "in 5 epochs no hyperparameter is updated (--burn-in 10, --update-every 5): take more --epochs",
+            "in 5 epochs no hyperparameter is updated (burn-in 10, update every 5): take more --epochs",
         ),
         (["--out", ""], 2, "Invalid value for '--out': an empty path: name a file or folder"),
         (["--burn-in", "-1"], 2, "-1 is not in the range 0<=x<=1000000000"),

@@ -96,3 +96,5 @@ def test_notes_of_manifests_are_taken_once_and_samples_are_named():
     prior = {"settings": {"hparam": "prior", "samples": 1}, "notes": ["One.", "Two."]}
     rotation = {"settings": {"hparam": "rotation", "samples": 30}, "notes": ["Two."]}
     assert captions.manifest_notes([prior, rotation]) == ["One.", "Two.", "S\u00a0=\u00a030 augmentation samples."]
+    grid = {"command": "bound-grid", **rotation}
+    assert captions.manifest_notes([grid])[0] == "Rotation grid: S\u00a0=\u00a030 augmentation samples."

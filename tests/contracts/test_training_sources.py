@@ -116,7 +116,7 @@ def cut(path, epochs):
 def test_what_to_run_is_said_where_there_is_nothing(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"no finished training run under .* for figure-10; run: ntkml pareto --hparam prior \(all of them\), or one with "
+        match=r"no finished training run under .* for figure-10; run: ntkml pareto --hparam prior --protocol figure-13 \(all of them\), or one with "
         "ntkml train --hparam prior --protocol train-mnist --estimator ntk-10-C",
     ):
         training_files(FIGURE, tmp_path)

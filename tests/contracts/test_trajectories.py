@@ -101,7 +101,7 @@ class TestContract:
         for words in (
             f"{figure.dataset}, N = 1000, mininet (P = 14 538), 60 epochs, 2 seeds (0, 1), 1 seed (0) for ntk-N-C.",
             "Left: the runs' own estimates.",
-            "rolling mean over 5 recorded values",
+            "mean over the last 5 recorded values",
             "Bands: one standard error over seeds, none where there is one seed.",
             "A note.",
         ):
@@ -194,7 +194,7 @@ def test_one_seed_has_no_bands_and_runs_without_values_empty_panels(tmp_path):
     figure = trajectories.draw("figure-10", rows.assign(log_marginal_likelihood=math.nan))
     assert not bands_of(figure)
     assert (
-        "1 seed (0). Left: the runs' own estimates. Lines: rolling mean over 5 recorded values. No bands: one seed."
+        "1 seed (0). Left: the runs' own estimates. Lines: mean over the last 5 recorded values (right: one every 10 epochs). No bands: one seed."
         in caption_of(figure)
     )
     words = {ax.get_label(): [text.get_text() for text in ax.texts] for ax in figure.axes}
