@@ -1,7 +1,7 @@
 """Quality against cost of systems that learn hyperparameters: one row of panels for every comparison.
 
 Across, data passes (left) and seconds (right); up, the test log likelihood. A point is the mean over seeds, a thin bar
-their range. The caption names the best of every row, whichever system it is, and what each learned.
+their range. The caption names the best of every row; what each system learned stands in the CSV and the report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ntkml.figures import captions, style
 from ntkml.figures.layout import Sheet
 from ntkml.records.notes import first_few
 from ntkml.specs import is_certified, parse_estimator
-from ntkml.system_specs import family_of
+from ntkml.system_specs import ALIASES, family_of
 
 PANEL_HEIGHT = 2.0  # inches
 #: The least range of an axis of the quality, in nats: a smaller one magnifies chance, and its numbers need more room than there is.
@@ -44,8 +44,8 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
         name: _look(index, name, str(rows.loc[rows["system"] == name, "family"].iloc[0]))
         for index, name in enumerate(names)
     }
-    handles = [Line2D([], [], linestyle="none", label=name, **looks[name]) for name in names]
-    sentences = [_provenance(group) for group in groups] + [_findings(group) for group in groups]
+    handles = [Line2D([], [], linestyle="none", label=_named(name), **looks[name]) for name in names]
+    sentences = [_provenance(group) for group in groups] + [_best(group) for group in groups]
     sentences += [
         "Filled marks: proven bounds of the marginal likelihood; open marks: unproven ones and other systems.",
         "A data pass is a gradient, or a product with the Jacobian, of N inputs.",
@@ -85,6 +85,12 @@ def _refuse(group: pandas.DataFrame) -> None:
     if len(twice):
         again = f"{twice['system'].iloc[0]} with seed {twice['seed'].iloc[0]}"
         raise ValueError(f"{where} have {again} more than once: draw the files one by one (--csv)")
+
+
+def _named(name: str) -> str:
+    """A system with the word that the field has for it, where that is another one."""
+    words = [alias.upper() for alias, meant in ALIASES.items() if meant == name]
+    return f"{name} ({words[0]})" if words else name
 
 
 def _look(index: int, name: str, family: str) -> dict[str, Any]:
@@ -132,22 +138,8 @@ def _provenance(group: pandas.DataFrame) -> str:
     )
 
 
-def _findings(group: pandas.DataFrame) -> str:
-    """The best system of a row, and the hyperparameter that each ended with."""
+def _best(group: pandas.DataFrame) -> str:
+    """The best system of a row of panels, whichever it is."""
     means = group.groupby("system", sort=False)[QUALITY].mean()
-    column = "eta_2" if group["hparam"].iloc[0] == "invariance" else "prior_precision_median"
-    words = (
-        "magnitude of the half-width of the rotation"
-        if column == "eta_2"
-        else "prior precision (median, of two middle values the lower)"
-    )
-    # The sign of a half-width is free: seeds that end at plus and minus the same value agree. Precisions are above zero.
-    ends = ", ".join(
-        f"{name} {own.mean():.3g}" + (f" ({own.count()} of {len(own)} seeds)" if own.hasnans else "")
-        for name, own in group[column].abs().groupby(group["system"], sort=False)
-        if own.count()  # a search may end without the hyperparameter
-    )
-    return (
-        f"Best on {group['dataset'].iloc[0]} ({group['hparam'].iloc[0]}): {means.idxmax()} at {means.max():.3f} nats. "
-        f"Final {words}: {ends}."
-    )
+    where = f"{group['dataset'].iloc[0]} ({group['hparam'].iloc[0]})"
+    return f"Best on {where}: {means.idxmax()} at {means.max():.3f} nats."

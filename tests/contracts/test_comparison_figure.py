@@ -51,10 +51,11 @@ def test_the_caption_speaks_of_systems_that_are_drawn_alone(tmp_path, monkeypatc
     assert (hoag in caption, search in caption) == (True, False)
 
 
-def test_what_a_seed_did_not_learn_is_no_part_of_the_mean(tmp_path):
-    rows = compare_records.read_rows(rows_file(tmp_path)).assign(hparam="invariance", eta_2=1.5)
-    rows.loc[(rows["system"] == "grid-5") & (rows["seed"] == 1) | (rows["system"] == "none"), "eta_2"] = None
-    assert "of the rotation: ntk-50-tree 1.5, grid-5 1.5 (1 of 2 seeds)." in caption_of(comparison.draw(rows))
+def test_the_legend_has_the_fields_words_for_map_and_lila(tmp_path, monkeypatch):
+    monkeypatch.setitem(SYSTEMS, "kfac-N-C", ("bound", -0.6))
+    figure = comparison.draw(compare_records.read_rows(rows_file(tmp_path)))
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert labels == ["none (MAP)", "ntk-50-tree", "grid-5", "kfac-N-C (LILA)"]
 
 
 def test_a_row_that_is_there_twice_is_refused(tmp_path):
@@ -95,10 +96,3 @@ def test_differences_of_thousandths_are_not_magnified(tmp_path, monkeypatch, spr
         low, high = part.get_ylim()
         assert high - low >= comparison.LEAST_RANGE - 1e-12
         assert low < -1.6 <= -1.6 + 2 * spread < high
-
-
-def test_half_widths_are_averaged_by_their_magnitudes(tmp_path):
-    rows = compare_records.read_rows(rows_file(tmp_path)).assign(hparam="invariance")
-    rows["eta_2"] = [1.0 if seed == 0 else -2.0 for seed in rows["seed"]]
-    [caption] = [text.get_text() for text in comparison.draw(rows).texts if text.get_gid() == "caption"]
-    assert "Final magnitude of the half-width of the rotation: none 1.5," in caption.replace("\n", " ")
