@@ -233,6 +233,7 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
     reached = {fit["value"]: fit["validation_log_likelihood"] for fit in manifest["fits"]}
     assert set(reached) == {0.0, 180.0}
     assert manifest["best"] == max(reached, key=reached.get)
+    assert (folder / "weights.pt").read_bytes() == (folder / "fits" / "all-data" / "weights.pt").read_bytes()
     rows = train_records.read_rows(folder / "rows.csv")
     assert set(rows["estimator"]) == {"grid-2"}
     assert list(rows["epoch"]) == list(range(1, 11))
@@ -241,6 +242,20 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
         "Finished already"
         in in_empty_folder("train", "--estimator", "grid-2", "--hparam", "rotation", "--samples", 2, *SMALL)[1]
     )
+
+
+def test_a_cross_validation_takes_the_value_that_is_best_on_average_over_its_folds(in_empty_folder, tmp_path):
+    small = ("--num-data", 12, "--epochs", 1, "--batch-size", 12, "--seed", 2)
+    code, _, error = in_empty_folder("train", "--estimator", "cross-validation-2", "--hparam", "prior", *small)
+    assert code == 0, error
+    [folder] = (tmp_path / "results" / "train").iterdir()
+    manifest = read_manifest(folder / "manifest.json")
+    reached = {}
+    for fit in manifest["fits"]:
+        reached.setdefault(fit["value"], []).append(fit["validation_log_likelihood"])
+    assert [len(parts) for parts in reached.values()] == [2] * 5
+    assert manifest["best"] == max(reached, key=lambda value: sum(reached[value]))
+    assert manifest["budget"]["data_passes"] == pytest.approx(5 * 2 * 0.5 + 1)
 
 
 @pytest.mark.parametrize("name", ["hoag", "sampled-2"])
