@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from ntkml import datasets
 from ntkml.commands.types import TrainEstimator
 from ntkml.datasets import load_dataset
 from ntkml.protocols.compare import compare_names, load_compare
@@ -256,6 +258,15 @@ def test_a_cross_validation_takes_the_value_that_is_best_on_average_over_its_fol
     assert [len(parts) for parts in reached.values()] == [2] * 5
     assert manifest["best"] == max(reached, key=lambda value: sum(reached[value]))
     assert manifest["budget"]["data_passes"] == pytest.approx(5 * 2 * 0.5 + 1)
+
+
+def test_a_search_keeps_the_notes_of_the_command_and_of_the_data(in_empty_folder, tmp_path, monkeypatch):
+    noted = replace(load_dataset("digits"), notes=("A note of the data.",))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: noted)
+    assert in_empty_folder("train", "--estimator", "grid-1", "--hparam", "prior", *SMALL)[0] == 0
+    against, of_data = read_manifest(next((tmp_path / "results" / "train").glob("*/manifest.json")))["notes"]
+    assert against.startswith("Against protocol train-digits: ")
+    assert of_data == "A note of the data."
 
 
 @pytest.mark.parametrize("name", ["hoag", "sampled-2"])
