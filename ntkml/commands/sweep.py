@@ -80,20 +80,13 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
         asked = load_sweep(protocol, hparam)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="PROTOCOL") from None
-    try:
-        chosen = _chosen(asked, options)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    chosen = _chosen(asked, options)
     with orderly_stops("the same command continues it") as stops:
         _run(chosen, options, stops)
 
 
 def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
-    """The sweep with what the command line says instead.
-
-    Raises:
-        ValueError: no cell is left.
-    """
+    """The sweep with what the command line says instead."""
     cells = list(protocol.cells)
     if options["estimators"] is not None:
         cells = cell_protocols.with_estimators(cells, options["estimators"])
@@ -106,8 +99,6 @@ def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
         cells = [_with_samples(cell, options["samples"]) for cell in cells]
     if options["seeds"] is not None:
         cells = cell_protocols.with_seeds(cells, options["seeds"])
-    if not cells:
-        raise ValueError("no cell is left: name an estimator and a seed")
     return replace(protocol, cells=tuple(cells))
 
 

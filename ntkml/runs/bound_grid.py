@@ -77,11 +77,10 @@ def _is_whole(part: Path, setup: Setup) -> bool:
     except ValueError:
         return False
     protocol = setup.grid.protocol
-    aggregate = frame[frame["block"].isna()]
-    blocks = int(aggregate["num_blocks"].sum()) if setup.grid.block_rows else 0
+    blocks = int(frame.loc[frame["block"].isna(), "num_blocks"].sum()) if setup.grid.block_rows else 0
     expected = protocol.grid.points if protocol.hparam == "prior" else len(setup.partitions)
     here = bool((frame["device"] == setup.grid.device.type).all())
-    return here and len(aggregate) == expected and len(frame) == expected + blocks
+    return here and len(frame) == expected + blocks
 
 
 def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:

@@ -89,7 +89,7 @@ class _Search:
         manifest = read_manifest(folder / "manifest.json") | {
             "run_id": self.run.run_id,
             "settings": self.run.settings,
-            "notes": list(self.run.notes),
+            "notes": [*self.run.notes, *self.run.data.notes],
             "fits": self.fits,
             "best": best,
             "budget": {key: sum(one[key] for one in budgets) for key in ("fits", "data_passes", "seconds")},

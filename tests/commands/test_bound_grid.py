@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ntkml.records import bound_grid as bound_records
+from ntkml.runs import bound_setup
 from tests.bound_grids import GIVEN, SMALL
 
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
@@ -115,6 +116,16 @@ def test_a_gpu_that_is_not_there_is_said(run, tmp_path, monkeypatch):
     assert (code, error.count("\n")) == (2, 1)
     assert "torch sees no GPU: choose cpu or auto" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_every_purpose_has_a_stream_of_its_own(run, monkeypatch):
+    """And all partitions the same one, so that blocks of one size hold the same inputs."""
+    asked, generator_for = [], bound_setup.generator_for
+    monkeypatch.setattr(
+        bound_setup, "generator_for", lambda seed, name: asked.append(name) or generator_for(seed, name)
+    )
+    assert run(*SMALL, "--estimators", "ntk-10-1")[0] == 0
+    assert asked == ["data", "init", "training", "augmentation", "partition", "partition"]
 
 
 def test_given_weights_are_used_and_said(run, tmp_path, only):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from ntkml import datasets
 from ntkml.commands.types import TrainEstimator
 from ntkml.datasets import load_dataset
 from ntkml.protocols.compare import compare_names, load_compare
@@ -233,6 +235,7 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
     reached = {fit["value"]: fit["validation_log_likelihood"] for fit in manifest["fits"]}
     assert set(reached) == {0.0, 180.0}
     assert manifest["best"] == max(reached, key=reached.get)
+    assert (folder / "weights.pt").read_bytes() == (folder / "fits" / "all-data" / "weights.pt").read_bytes()
     rows = train_records.read_rows(folder / "rows.csv")
     assert set(rows["estimator"]) == {"grid-2"}
     assert list(rows["epoch"]) == list(range(1, 11))
@@ -241,6 +244,29 @@ def test_a_search_refits_its_best_value_and_says_what_it_tried(in_empty_folder, 
         "Finished already"
         in in_empty_folder("train", "--estimator", "grid-2", "--hparam", "rotation", "--samples", 2, *SMALL)[1]
     )
+
+
+def test_a_cross_validation_takes_the_value_that_is_best_on_average_over_its_folds(in_empty_folder, tmp_path):
+    small = ("--num-data", 12, "--epochs", 1, "--batch-size", 12, "--seed", 2)
+    code, _, error = in_empty_folder("train", "--estimator", "cross-validation-2", "--hparam", "prior", *small)
+    assert code == 0, error
+    [folder] = (tmp_path / "results" / "train").iterdir()
+    manifest = read_manifest(folder / "manifest.json")
+    reached = {}
+    for fit in manifest["fits"]:
+        reached.setdefault(fit["value"], []).append(fit["validation_log_likelihood"])
+    assert [len(parts) for parts in reached.values()] == [2] * 5
+    assert manifest["best"] == max(reached, key=lambda value: sum(reached[value]))
+    assert manifest["budget"]["data_passes"] == pytest.approx(5 * 2 * 0.5 + 1)
+
+
+def test_a_search_keeps_the_notes_of_the_command_and_of_the_data(in_empty_folder, tmp_path, monkeypatch):
+    noted = replace(load_dataset("digits"), notes=("A note of the data.",))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: noted)
+    assert in_empty_folder("train", "--estimator", "grid-1", "--hparam", "prior", *SMALL)[0] == 0
+    against, of_data = read_manifest(next((tmp_path / "results" / "train").glob("*/manifest.json")))["notes"]
+    assert against.startswith("Against protocol train-digits: ")
+    assert of_data == "A note of the data."
 
 
 @pytest.mark.parametrize("name", ["hoag", "sampled-2"])

@@ -2,14 +2,24 @@
 
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
+from ntkml.datasets import load_dataset
+from ntkml.learning.state import new_learner
+from ntkml.models import build_model
+from ntkml.protocols.cells import changed
+from ntkml.protocols.pareto import load_pareto
+from ntkml.protocols.train import load_train
+from ntkml.randomness import generator_for
 from ntkml.records import pareto as pareto_records
 from ntkml.records import train as train_records
 from ntkml.records.manifests import read_manifest
 from ntkml.runs import pareto as pareto_run
+from tests.sweeps import finish
 
 SMALL = ("--num-data", 60, "--epochs", 10, "--device", "cpu")
 NAMES = ("ntk-20-C", "ntk-20-1", "diag-20-1")
@@ -224,6 +234,28 @@ def test_only_what_is_finished_can_be_compared(run, in_empty_folder, tmp_path, o
     assert rows_of(tmp_path, only)["estimator"].tolist() == [NAMES[1]]
     notes = read_manifest(only(tmp_path / "results" / "pareto", "manifest.json"))["notes"]
     assert notes[-1] == "1 of 3 training cells of protocol pareto-digits were run, none of ntk-20-C, diag-20-1."
+
+
+def test_finished_controls_alone_are_not_compared(tmp_path):
+    protocol, data = load_pareto("pareto-digits", "prior"), load_dataset("digits")
+    cells = (protocol.cells[0], changed(protocol.cells[0], {"dataset": "digits_r90"}))
+    datasets = {"digits": data, "digits_r90": data}
+    run = pareto_run.ParetoRun(replace(protocol, cells=cells), datasets, torch.device("cpu"))
+    finish(run.cell(cells[1]).folder(tmp_path))
+    with pytest.raises(ValueError, match="no training cell of pareto-digits is finished"):
+        pareto_run.only_finished(run, tmp_path)
+    finish(run.cell(cells[0]).folder(tmp_path))
+    assert pareto_run.only_finished(run, tmp_path) is run
+
+
+def test_the_first_estimate_is_not_timed(monkeypatch):
+    protocol, data = load_train("train-digits", "prior"), load_dataset("digits")
+    model = build_model(protocol.model, data.input_shape, data.num_classes, generator_for(0, "init"))
+    learner, events = new_learner(protocol, model, torch.device("cpu")), []
+    monkeypatch.setattr(learner.objective, "backward", lambda *_: events.append("backward"))
+    monkeypatch.setattr(pareto_run, "clock", lambda device: events.append("clock") or 0.0)
+    assert list(pareto_run._timed(learner, data, 2)) == [0.0, 0.0]
+    assert events == ["backward", *["clock", "backward", "clock"] * 2]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pandas
 import pytest
@@ -13,9 +14,9 @@ from ntkml import commands
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.records.manifests import read_manifest, write_manifest
 from ntkml.report.contents import gather
-from ntkml.report.summaries import bound_table, cell, table
+from ntkml.report.summaries import bound_table, cell, table, training_table
 from tests.synthetic import rows_of, write_run
-from tests.synthetic_training import write_training_run
+from tests.synthetic_training import training_rows, write_training_run
 
 FIGURE_3 = load_bound_grid("figure-3", "prior").estimators
 CHROMIUM = shutil.which("chromium")
@@ -94,6 +95,27 @@ def test_what_is_wrong_is_said_in_one_line(report, tmp_path, arguments, message)
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_shown_by_its_last_recorded_values():
+    rows = training_rows("ntk-100-1", "prior", epochs=12)
+    rows[-1]["log_marginal_likelihood"], rows[-2]["log_marginal_likelihood"] = None, -7.0
+    shown = training_table(pandas.DataFrame(rows))
+    assert shown.rows[0][shown.columns.index("log q / N")].text == "-7"
+
+
+def test_compared_systems_are_shown_the_best_of_each_data_set_first(blank_pictures, tmp_path):
+    reference = Path(__file__).parents[2] / "results/reference/comparison"
+    for name in ("invariance-digits_r180", "prior-digits"):
+        shutil.copytree(reference / name, tmp_path / name)
+    [shown] = [table for table in gather(tmp_path).tables if table.title == "Systems compared"]
+    rows = [dict(zip(shown.columns, row, strict=True)) for row in shown.rows]
+    of_data = {name: [row for row in rows if row["data set"].text == name] for name in ("digits", "digits_r180")}
+    assert rows == of_data["digits"] + of_data["digits_r180"]
+    for same in of_data.values():
+        values = [row["test log lik."].number for row in same]
+        assert len(values) > 10
+        assert values == sorted(values, reverse=True)
 
 
 def test_slack_is_measured_at_the_best_point_of_the_exact_curve():

@@ -79,6 +79,10 @@ def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_
     code, out, error = run(*DIGITS)
     assert (code, error, written(tmp_path)) == (0, "", times)
     assert "2 of 2 cells are done, 2 were so before" in out
+    code, out, error = run(*DIGITS, "--cluster", "slurm")
+    assert (code, error, written(tmp_path)) == (0, "", times)
+    assert "0 of 2 cells as tasks of Slurm job none\n2 of 2 cells are done, 2 were so before" in out
+    assert out.count("\n") == 2
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 """What ``ntkml train`` refuses: one line that says what to type, before any work where that can be known."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+from ntkml.datasets import load_dataset
+from ntkml.protocols.train import load_train
 from ntkml.records import train as train_records
+from ntkml.runs.train_checks import resolve_protocol
 
 SMALL = ("--num-data", 60, "--epochs", 4, "--burn-in", 2, "--update-every", 1, "--eval-every", 2, "--device", "cpu")
 PRIOR = ("--hparam", "prior", "--estimator", "ntk-20-tree", "--hyper-steps", 2, *SMALL)
@@ -64,6 +68,14 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code
     left, _, error = run(*arguments, "--device", "cpu")
     assert (left, words in error, error.count("\n")) == (code, True, 1), error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_last_block_that_is_not_full_counts_as_one():
+    data, protocol = load_dataset("digits"), load_train("train-digits", "prior")
+    protocol = replace(protocol, num_data=100, estimator="ntk-30-C", blocks_per_step=4)
+    assert resolve_protocol(protocol, data).blocks_per_step == 4
+    with pytest.raises(ValueError, match="--blocks-per-step 5: ntk-30-C has 4 blocks of 100 inputs"):
+        resolve_protocol(replace(protocol, blocks_per_step=5), data)
 
 
 def test_a_gpu_that_is_not_there_is_said(run, monkeypatch):

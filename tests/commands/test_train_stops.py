@@ -1,10 +1,13 @@
 """``ntkml train`` when it is asked to stop: after the step in progress, with the right exit code, and resumed bit by bit."""
 
+import itertools
 import json
 import shutil
 import signal
 import threading
+import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from ntkml.commands.stops import EXIT_CODES, orderly_stops
 from ntkml.learning import checkpoints, loop
 from ntkml.records import train as train_records
 from ntkml.runs import train as train_run
+from ntkml.runs import train_journal
 from ntkml.runs.train_journal import Journal
 from ntkml.two_pass import TwoPass
 
@@ -146,8 +150,9 @@ def test_a_forced_run_that_kept_nothing_starts_again(run, monkeypatch):
     assert "Stopped by SIGTERM after 0 epochs and 0 steps: the same command starts it" in error
 
 
-def test_a_signal_after_the_last_step_finds_a_finished_run(run, monkeypatch, only, tmp_path):
-    signalled(monkeypatch, Journal, "finish", 1, "SIGTERM")
+@pytest.mark.parametrize(("owner", "name", "call"), [(loop, "evaluate", 2), (Journal, "finish", 1)])
+def test_a_signal_in_or_after_the_last_step_finds_a_finished_run(run, monkeypatch, only, tmp_path, owner, name, call):
+    signalled(monkeypatch, owner, name, call, "SIGTERM")
     assert run(*PRIOR)[0] == 0
     assert json.loads(only(tmp_path, "manifest.json").read_text())["finished_at"]
 
@@ -160,6 +165,11 @@ def test_checkpoints_come_by_the_clock_too(run, tmp_path, monkeypatch):
     run(*PRIOR, "--out", "other", "--checkpoint-every", 2)
     assert len(kept) == 2
     assert_same(outcome(tmp_path / "results"), outcome(tmp_path / "other"))
+    kept.clear()
+    looks = itertools.count(0, 100)  # seconds
+    monkeypatch.setattr(train_journal, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + next(looks)))
+    run(*PRIOR, "--out", "another", "--checkpoint-seconds", 300)
+    assert len(kept) == (4 * (3 + 1) + 3 * 3) // 3  # every third time, counted from the last checkpoint
 
 
 def test_a_forced_run_that_was_stopped_goes_on_beside_the_finished_one(run, tmp_path, monkeypatch, only):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from ntkml.priors import PriorPrecision
 from ntkml.records.bound_grid import COLUMNS
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import tabulate
+from ntkml.runs import bound_rows
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from tests.factories import STRUCTURES, assert_same, make_case
 
@@ -88,6 +91,15 @@ def test_the_standard_error_is_that_of_one_block_estimates():
     assert rows[0]["log_marginal_likelihood"] == pytest.approx(float(singles.mean()))
     assert all(row["standard_error"] is None for row in rows[1:])
     assert rows_of(case, "ntk-N-C", (1.0,))[0]["standard_error"] is None
+
+
+def test_the_seconds_of_a_block_are_shared_by_the_points(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(bound_rows, "clock", lambda device: float(next(ticks)))
+    rows = rows_of(make_case("mlp"), "ntk-3-C", block_rows=False)
+    assert [row["seconds"] for row in rows] == pytest.approx(
+        [rows[0]["num_blocks"] / len(PRECISIONS)] * len(PRECISIONS)
+    )
 
 
 def test_names_are_taken_apart_into_columns():

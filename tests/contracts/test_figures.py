@@ -4,6 +4,7 @@ import numpy
 import pytest
 
 from ntkml.figures import bounds, render, style
+from ntkml.figures.curves import curves_of
 from ntkml.protocols.bound_figures import figure_names, load_figure
 from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
@@ -167,10 +168,31 @@ def test_figure_3_does_not_break_the_axis_for_less_than_half_a_nat(rows):
     assert ax.get_ylim()[1] - ax.get_ylim()[0] >= 0.0999
 
 
-def test_a_facet_without_proof_says_so_in_its_title(drawn):
+def test_figure_3_does_not_break_the_axis_for_less_than_a_third_of_it(rows):
+    wide = rows.copy()
+    low = wide["block"].isna() & (wide["hparam"] == "rotation") & (wide["estimator"] == "diag-N-C")
+    wide.loc[low, "log_marginal_likelihood"] = numpy.linspace(-4, -14, low.sum())
+    assert len([ax for ax in bounds.draw("figure-3", wide).axes if ax.get_label() == "rotation"]) == 1
+
+
+def test_a_facet_without_proof_says_so_in_its_title(rows, drawn):
     titles = [ax.get_title(loc="left") for ax in drawn["figure-6"].axes]
     assert "one output (the paper's): not a proven bound" in titles
     assert "one tree node (ours)" in titles
+    one_proven = rows.assign(certified=rows["certified"] | (rows["estimator"] == "ntk-10-1"))
+    assert "one output (the paper's)" in [ax.get_title(loc="left") for ax in bounds.draw("figure-6", one_proven).axes]
+
+
+def test_the_legend_is_filled_where_any_curve_of_a_size_is_proven(drawn):
+    """Of one output none is, of one tree node all are."""
+    lines = drawn["figure-6"].legends[0].get_lines()
+    assert {line.get_markerfacecolor() == "white" for line in lines} == {False}
+
+
+def test_a_curve_is_proven_where_all_its_rows_are(rows):
+    doubtful = rows.copy()
+    doubtful.loc[rows.index[rows["estimator"] == "ntk-100-C"][0], "certified"] = False
+    assert not curves_of(doubtful, "prior")["ntk-100-C"].certified
 
 
 def test_better_partitions_are_drawn_only_where_there_are_rows(rows, drawn):
@@ -184,6 +206,12 @@ def test_the_caption_says_what_is_no_bound_and_what_exceeds_the_exact_value(draw
     assert "Bands: one standard error over blocks." in caption
     assert "Open markers, not a proven bound: ntk-{N, 500, 250, 100, 50, 20, 10}-1." in caption
     assert "Above the exact value (prior): ntk-{N, 500, 250, 100, 50, 20, 10}-1, at up to 3 of 12 points." in caption
+
+
+def test_shares_above_the_exact_value_are_of_the_points_where_that_is_known(rows):
+    known = rows.copy()
+    known.loc[(rows["estimator"] == "ntk-10-1") & ~rows["exceeds_exact"].fillna(True), "exceeds_exact"] = None
+    assert ", at up to 3 of 3 points." in caption_of(bounds.draw("figure-6", known))
 
 
 def test_the_caption_names_curves_outside_the_range(rows):

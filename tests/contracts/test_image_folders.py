@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from ntkml.datasets import folder as folders
 from ntkml.datasets import image_cache, load_dataset
+from ntkml.datasets.class_folders import checksum
 from ntkml.datasets.normalisation import statistics
 from tests.image_files import encoded, pack, picture, pixels, sound_files, write_files
 
@@ -148,7 +151,15 @@ def test_decoding_happens_once_until_a_file_changes(photos, monkeypatch, cache):
     assert len(decoded) == 2
     assert len(changed.test_inputs) == 5
     assert changed.checksum != first.checksum
+    os.utime(photos / "test/dog/new.png", (1, 1))  # as if it had been written again
+    assert load_dataset(f"folder:{photos}").checksum == changed.checksum
+    assert len(decoded) == 3
     assert [path.suffix for path in cache.iterdir()] == [".npz"]  # replaced, and nothing left beside it
+
+
+def test_a_checksum_tells_the_parts_apart():
+    digests = {"a": "1", "b": "2"}
+    assert checksum({"cat": ["a"]}, {"cat": ["b"]}, digests) != checksum({"cat": ["a", "b"]}, {"cat": []}, digests)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "flip", "junk", "older"])

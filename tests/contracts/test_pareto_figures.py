@@ -161,8 +161,9 @@ def test_no_error_bar_is_cut_off(all_rows):
 def test_grouped_blocks_are_named(all_rows):
     """Their marks are those of random blocks."""
     rows = all_rows["figure-13"].copy()
-    one = rows.index[rows["estimator"] == "ntk-100-C"][0]
-    rows.loc[one, ["estimator", "grouping"]] = ["ntk-100-C+class", "class"]
+    for name, grouping in (("ntk-100-C", "class"), ("ntk-50-C", "iid")):
+        one = rows.index[rows["estimator"] == name][0]
+        rows.loc[one, ["estimator", "grouping"]] = [f"{name}+{grouping}", grouping]
     words = "Blocks grouped by their inputs, with the marks of random ones: "
     assert words + "ntk-100-C+class." in caption_of(pareto.draw("figure-13", rows, [], MANIFEST))
     assert words not in caption_of(pareto.draw("figure-13", all_rows["figure-13"], [], MANIFEST))
@@ -198,10 +199,18 @@ def test_without_exact_values_there_is_one_panel_and_without_seeds_no_bars(tmp_p
 
 def test_seeds_and_repeats_that_differ_are_said(all_rows):
     rows = all_rows["figure-1"].copy()
-    rows.loc[rows["estimator"] == "ntk-N-C", ["seeds", "num_seeds", "repeats"]] = ["0", 1, 3]
+    one = rows["estimator"] == "ntk-N-C"
+    rows.loc[one, ["seeds", "num_seeds", "repeats"]] = ["0", 1, 3]
     caption = caption_of(pareto.draw("figure-1", rows))
     assert "3 seeds (0, 1, 2), 1 seed (0) for ntk-N-C." in caption
     assert "median of 3 to 20 repeats" in caption
+    rows = all_rows["figure-1"].copy()
+    rows.loc[~one, ["seeds", "num_seeds"]] = ["0", 1]
+    assert "1 seed (0), 3 seeds (0, 1, 2) for ntk-N-C." in caption_of(pareto.draw("figure-1", rows))
+
+
+def test_of_one_seed_no_first_is_said(tmp_path):
+    assert "first seed" not in caption_of(pareto.draw("pareto", read(tmp_path, "prior", NAMES[:3], seeds=(0,))))
 
 
 def test_one_estimator_alone_can_be_drawn(tmp_path):

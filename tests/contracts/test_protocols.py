@@ -106,7 +106,12 @@ def test_the_papers_axes(name, prior, rotation):
 
 
 @pytest.mark.parametrize(
-    "grid", [Grid(start=1e-4, stop=1e4, points=9, spacing="log10"), Grid(start=0.0, stop=math.pi, points=7)]
+    "grid",
+    [
+        Grid(start=1e-4, stop=1e4, points=9, spacing="log10"),
+        Grid(start=0.3, stop=70.0, points=7, spacing="log10"),  # 10^log10(0.3) is another number
+        Grid(start=0.0, stop=math.pi, points=7),
+    ],
 )
 def test_a_grid_rises_evenly_and_its_ends_are_exact(grid):
     values = grid.values()

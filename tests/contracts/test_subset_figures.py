@@ -11,6 +11,8 @@ from ntkml.dataset_names import VARIANTS, split_name
 from ntkml.figures import render, subsets
 from ntkml.figures.subset_sources import subset_runs
 from ntkml.protocols.training_figures import load_subset_figure, subset_names
+from ntkml.records import train as train_records
+from ntkml.records.tables import as_rows, write_rows
 from tests.pictures import bands_of, caption_of, lines_of
 from tests.protocol_runs import write_protocol_run
 
@@ -118,6 +120,22 @@ def test_the_whole_protocol_comes_first_and_settings_are_not_mixed(tmp_path):
     found = subset_runs(figure, tmp_path)
     assert (found.settings.protocol, found.settings.changes, len(found.points)) == ("figure-7", (), 1)
     assert found.notes[-1] == "No settings are mixed: 2 other runs left out."
+
+
+def test_of_two_runs_of_one_point_the_newest_is_drawn(tmp_path):
+    for value, day in ((-2.0, "2026-01-01"), (-1.0, "2026-01-03"), (-3.0, "2026-01-02")):
+        write_protocol_run(
+            tmp_path / day, "figure-7-reduced", "invariance", "ntk-400-1", last=(value, -0.5, 0.5), finished_at=day
+        )
+    assert list(subset_runs(load_subset_figure("figure-14"), tmp_path).points["log_marginal_likelihood"]) == [-1.0]
+
+
+def test_runs_without_estimates_leave_every_panel_empty(tmp_path):
+    path = write_protocol_run(tmp_path, "figure-7-reduced", "invariance", "ntk-400-1")
+    rows = as_rows(train_records.read_rows(path))
+    write_rows(path, [row | {"log_marginal_likelihood": None} for row in rows], train_records.COLUMNS)
+    figure = subsets.draw("figure-14", subset_runs(load_subset_figure("figure-14"), tmp_path))
+    assert all([text.get_text() for text in ax.texts] == ["no runs"] for ax in figure.axes)
 
 
 def test_points_from_another_device_are_named(tmp_path):

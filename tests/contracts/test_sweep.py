@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import weakref
@@ -46,7 +47,8 @@ class Foreman:
         return self.script(cell)
 
     def run(self, cells, workers=2, stop=never):
-        *_, last = sweep(cells, [SITE] * workers, self.lines.append, stop, self.start)
+        steps = sweep(cells, [SITE] * workers, self.lines.append, stop, self.start)
+        *_, last = itertools.islice(steps, 500)  # one that stands still would go on for ever
         return {one.cell.run_id: one for one in last.cells}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,26 @@ def test_devices_are_not_compared_in_time(tmp_path):
     assert panels("table-1", tmp_path)[0].ours[ROW].relative_time is None
 
 
+def test_times_and_bold_are_among_rows_that_learn_the_same(tmp_path):
+    for hparam, accuracy, seconds in (("prior", 0.8, 10.0), ("invariance", 0.9, 40.0)):
+        for seed in (0, 1):
+            last = (-1.0, -0.5, accuracy + 0.01 * seed)
+            write_protocol_run(tmp_path, "table-1", hparam, "kfac-500-1", seed, last=last, seconds=seconds / 4)
+        write_protocol_run(tmp_path, "table-1", hparam, "kfac-N-C", seconds=seconds)
+    [panel, _] = panels("table-1", tmp_path)
+    lines = [line for line in render.markdown([panel]).splitlines() if "`kfac-500-1`" in line]
+    for line, accuracy in zip(lines, ("80.5", "90.5"), strict=True):
+        assert line.endswith(f" | **{accuracy} ± 0.5** | 25% | 2 |")
+
+
+def test_what_our_rows_say_of_a_bound_counts_more_than_its_name(tmp_path):
+    write_protocol_run(tmp_path, "table-1", *ROW)
+    [panel, _] = panels("table-1", tmp_path)
+    for certified in (False, True):
+        ours = {ROW: replace(panel.ours[ROW], certified=certified)}
+        assert ("KFAC-500-1*" in render.markdown([replace(panel, ours=ours)])) is not certified
+
+
 def test_reduced_protocols_other_data_and_changed_settings_stand_apart_and_say_so(tmp_path):
     write_protocol_run(tmp_path, "table-1", *ROW)
     write_protocol_run(tmp_path, "table-1", *ROW, epochs=30)
@@ -103,6 +124,7 @@ def test_reduced_protocols_other_data_and_changed_settings_stand_apart_and_say_s
     assert "Published: the paper's numbers on CIFAR-10, whole protocol: other settings than ours beside it." in notes
     prior = next(note for note in notes if note.startswith("prior (kfac-500-1): Against protocol table-1: "))
     assert "num data 2000 instead of 50000" in prior
+    assert {row["source"] for row in csv.DictReader(render.tidy(found[2:]).splitlines())} == {"ours"}
     invariance = next(note for note in notes if note.startswith("invariance (kfac-N-C): Against protocol table-1: "))
     assert "samples 4 instead of 20" in invariance
 

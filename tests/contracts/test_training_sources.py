@@ -74,7 +74,9 @@ def test_the_figures_own_data_come_first_and_others_serve_where_there_are_none(t
     write_training_run(tmp_path, "ntk-100-C", "prior", dataset="digits", finished_at="2026-02-01T00:00:00Z")
     assert chosen(tmp_path)[0] == {("ntk-100-C", 0, 60, "digits")}
     write_training_run(tmp_path, "ntk-50-C", "prior", finished_at="2026-01-01T00:00:00Z")
-    assert chosen(tmp_path)[0] == {("ntk-50-C", 0, 60, "mnist")}
+    runs, notes = chosen(tmp_path)
+    assert runs == {("ntk-50-C", 0, 60, "mnist")}
+    assert not any("left out" in note for note in notes)
 
 
 def test_a_file_without_its_manifest_is_drawn_and_said(tmp_path):

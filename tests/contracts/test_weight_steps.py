@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -10,14 +9,16 @@ import torch
 
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning import loop
-from ntkml.learning.loop import learn, settle, steps
-from ntkml.learning.state import new_learner, restore, state_of
+from ntkml.learning.checkpoints import read_checkpoint
+from ntkml.learning.loop import learn, steps
+from ntkml.learning.state import new_learner, restore
 from ntkml.learning.trouble import DivergenceError, TrainingMemoryError
 from ntkml.machine.processes import Processes
 from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.runs.train import TrainRun
+from ntkml.runs.train_journal import Journal, Pace
 from tests.recorded_graphs import Recorder, replace_cuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +55,7 @@ def test_losses_that_are_read_later_give_the_same_records(read_later):
     assert untimed(learn(*problem())) == expected
 
 
-def test_a_run_that_is_left_with_unread_losses_goes_on_bit_by_bit(read_later):
+def test_a_run_that_is_left_with_unread_losses_goes_on_bit_by_bit(read_later, tmp_path):
     expected = untimed(learn(*problem()))
     read_later()
     learner, data = problem()
@@ -62,10 +63,9 @@ def test_a_run_that_is_left_with_unread_losses_goes_on_bit_by_bit(read_later):
     for _ in range(6):  # of nine batches; four losses were read
         next(running)
     assert len(learner.unread) == 2
-    settle(learner)
-    state = copy.deepcopy(state_of(learner))
+    Journal(tmp_path, learner, {}, {}, {"environment": {}, "resumed": []}, Pace()).keep()
     fresh, _ = problem()
-    restore(fresh, state)
+    restore(fresh, read_checkpoint(tmp_path / "checkpoint.pt", pytest.fail)["learner"])
     assert untimed(learn(fresh, data)) == expected
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from ntkml.runs import folders
 from ntkml.runs import train as train_run
 from ntkml.runs.folders import BusyError, complete_replacement, exclusive, replacement
 from tests.synthetic_training import write_training_run
@@ -74,6 +75,16 @@ def test_another_process_between_the_renames_is_left_to_it(tmp_path):
     with exclusive(folder.with_name(f"{folder.name}.old")), pytest.raises(BusyError, match="another process"):
         complete_replacement(folder)
     assert not folder.exists()
+
+
+def test_another_process_that_begins_between_our_two_looks_is_left_to_it_too(tmp_path, monkeypatch):
+    folder = write_training_run(tmp_path, "ntk-100-1", "prior").parent
+    killed_between_renames(folder)
+    looks = iter((False, True))
+    monkeypatch.setattr(folders, "held", lambda old: next(looks))
+    with pytest.raises(BusyError, match="another process"):
+        complete_replacement(folder)
+    assert replacement(folder).exists()
 
 
 def killed_after_the_renames(folder):

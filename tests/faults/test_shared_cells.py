@@ -10,7 +10,10 @@ from contextlib import ExitStack
 import pytest
 
 from ntkml.runs import cells
+from ntkml.runs import train as train_run
 from ntkml.runs.folders import exclusive
+from ntkml.runs.train_journal import Pace
+from tests.synthetic_training import write_training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "blank_pictures")
 SMALL = ("--hparam", "prior", "--num-data", 60, "--epochs", 10, "--device", "cpu")
@@ -52,6 +55,12 @@ def test_who_waits_can_be_stopped(shared, in_empty_folder, monkeypatch):
     monkeypatch.setattr(cells, "sleep", lambda seconds: signal.raise_signal(signal.SIGTERM))
     code, _, error = in_empty_folder(*arguments)
     assert (code, error.splitlines()[-1]) == (75, "Stopped by SIGTERM: the same command continues it")
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(tmp_path, monkeypatch):
+    path = write_training_run(tmp_path, "ntk-100-1", "prior")
+    monkeypatch.setattr(train_run, "_set_up", lambda run: pytest.fail("it was trained again"))
+    assert train_run.run_train(None, path.parent, pytest.fail, Pace(), pytest.fail) == path
 
 
 def test_a_file_system_without_locks_is_named_and_not_waited_for(in_empty_folder, monkeypatch):
