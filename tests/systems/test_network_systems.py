@@ -45,9 +45,7 @@ def assert_hypergradient_is_the_slope(system, problem, x, y, learned):
         system.backward(*parts, generator())
         spent.append(system.data_passes)
     own = (3 * len(system.train) + 2 * len(system.validation)) / len(x)
-    one_product = (
-        2 * len(system.train) / len(x)
-    )  # which tells that the last q, from where the next step goes on, is right
+    one_product = 2 * len(system.train) / len(x)  # conjugate gradients go on from the last q, which is right by now
     assert spent[-1] - spent[-2] == pytest.approx(own + one_product)
     step = 1e-3 * nn.functional.one_hot(torch.tensor(0), len(values))
     slope = (fully_solved(problem, zeros, values + step) - fully_solved(problem, zeros, values - step)) / 2e-3
