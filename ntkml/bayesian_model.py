@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkml.arguments import check_generator, check_members, check_network, check_tensors
+from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
@@ -21,21 +21,6 @@ from ntkml.specs import PRIOR_KINDS
 
 #: Network inputs per forward pass of plain outputs on a CPU: activations of a few hundred images stay in its caches.
 FORWARD_INPUTS = 500
-
-
-class Augmentation(Protocol):
-    """Random views of an input: an nn.Module with these members, such as AffineInvariance. Its parameters are hyperparameters."""
-
-    num_views: int
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """What is learned."""
-
-    def draw(self, num_inputs: int, generator: torch.Generator | None) -> Tensor:
-        """Noise of ``num_inputs`` inputs, first dimension n."""
-
-    def __call__(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Views (n * S, ...) of inputs (n, ...), differentiable in the parameters."""
 
 
 class BayesianModel(nn.Module):
@@ -117,8 +102,10 @@ class BayesianModel(nn.Module):
     ) -> Tensor:
         """The weights' loss on a batch, -mean log p(y|x, w) + 1/2 w^T P0 w / N, hyperparameters fixed. Scalar.
 
+        The network is called as it is: with dropout, or batch normalisation in training mode, where its owner left them so.
         Of several ``processes``, which all draw the same views, each gets its own part: the parts add up to the loss.
         """
+        self._check_parameters()
         energy = self.prior.energy(trainable_parameters(self.model))
         loss = energy / num_data / processes.count
         noise, part = self._draw(len(x), generator), processes.part
@@ -131,7 +118,7 @@ class BayesianModel(nn.Module):
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
         with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
             views = self._views(x, noise)
-        parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" else (views,)
+        parts = views.split(FORWARD_INPUTS) if views.device.type == "cpu" and not _couples(self.model) else (views,)
         # Views are ours; without them a network that works on its input in place must not reach the caller's data.
         own = parts if self.augmentation is not None else [part.clone() for part in parts]
         # Other leaves stand in for what is learned in the network, or its gradients would be left there. They require a gradient
@@ -159,7 +146,14 @@ class BayesianModel(nn.Module):
     def _check_unchanged(self, x: Tensor, y: Tensor) -> None:
         """Between two estimates a network goes through its owner's loop."""
         check_modes(self.model)
+        if self.augmentation is not None:
+            views: Any = self.augmentation  # a module, as the constructor has seen
+            check_modes(views, "augmentation")
         check_tensors(x, y)
+        self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """The objective's prior and hyperparameters are about the network's parameters as they were when it was made."""
         learned, ours = hyperparameters(self.model), list(self.in_network)
         if len(learned) != len(ours) or any(
             now is not before for now, before in zip(learned.values(), ours, strict=True)
@@ -213,4 +207,10 @@ class BayesianModel(nn.Module):
         return None if self.augmentation is None else self.augmentation.draw(num_inputs, generator)
 
     def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
-        return x if self.augmentation is None or noise is None else self.augmentation(x, noise)
+        """Of a copy: an augmentation may work on its input in place."""
+        return x if self.augmentation is None or noise is None else self.augmentation(x.clone(), noise)
+
+
+def _couples(model: nn.Module) -> bool:
+    """Whether outputs depend on the whole batch, as batch normalisation in training mode makes them."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())

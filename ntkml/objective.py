@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.arguments import check_generator, whole_numbers_explained
-from ntkml.bayesian_model import Augmentation, BayesianModel
+from ntkml.augmentations import Augmentation, check_views
+from ntkml.bayesian_model import BayesianModel
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.grouping import partition_for, tree_for
@@ -43,7 +44,7 @@ class MarginalLikelihood(BayesianModel):
     likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
     optimiser; the network's weights are not among them. They are made on the weights' device, to
     which the augmentation moves. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the weights, another objective
-    makes the same estimates. The chunk, which is the machine's and changes rounding alone, stays out.
+    makes the same estimates of the same partition, which is not in it: :meth:`resample` draws it, where your loop starts anew too. The chunk, which is the machine's and changes rounding alone, stays out.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
@@ -310,6 +311,8 @@ class MarginalLikelihood(BayesianModel):
         if self._planned is None or self._planned[0] != now:
             with whole_numbers_explained(self.model, inputs):
                 self._planned = now, check_model(self.model, inputs)
+            if self.augmentation is not None:
+                check_views(self.augmentation, inputs)
         return self._planned[1]
 
     def _passes(self, data: BlockData) -> TwoPass:

@@ -36,5 +36,6 @@ def report(results: Path, out: Path) -> None:
     page = render_page(contents).encode(errors="backslashreplace")
     files.ensure_writable_folder(out.parent)
     files.write_atomically(out, page)
-    click.echo(f"{len(contents.pictures)} figures, {len(contents.tables)} tables, {len(contents.runs)} runs")
+    counted = (("figure", contents.pictures), ("table", contents.tables), ("run", contents.runs))
+    click.echo(", ".join(f"{len(found)} {word}{'s' * (len(found) != 1)}" for word, found in counted))
     click.echo(f"Wrote {out}")

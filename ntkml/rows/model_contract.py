@@ -43,12 +43,15 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     return plan_rows(model, few, looks, reasons, problems)
 
 
-def check_modes(model: nn.Module) -> None:
-    """What of :func:`check_model` may change between two estimates without a word, and costs nothing to see."""
+def check_modes(model: nn.Module, called: str = "model") -> None:
+    """What of :func:`check_model` may change between two estimates without a word, and costs nothing to see.
+
+    ``called``: the user's word for it, in the error.
+    """
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-            why, remedy = "is in training mode", "call model.eval(), or"
+            why, remedy = "is in training mode", f"call {called}.eval(), or"
             if not module.training:
                 why, remedy = "keeps no running statistics", "keep them (track_running_stats=True), or"
             raise ValueError(
@@ -56,7 +59,7 @@ def check_modes(model: nn.Module) -> None:
                 "normalisation (Fixup)"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError(f"{kind} {name!r} is in training mode, so outputs are random: call model.eval()")
+            raise ValueError(f"{kind} {name!r} is in training mode, so outputs are random: call {called}.eval()")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             for setting in ("max_norm", "scale_grad_by_freq"):
                 if getattr(module, setting):

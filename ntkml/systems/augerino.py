@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ntkml.bayesian_model import Augmentation
+from ntkml.augmentations import Augmentation
 from ntkml.hyperparameters.affine import AffineInvariance
 from ntkml.layers.uses import average_views
 from ntkml.parameters import trainable_parameters

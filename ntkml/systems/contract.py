@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml.bayesian_model import Augmentation
+from ntkml.augmentations import Augmentation
 from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, MEMORY = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "memory.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-NAMES = sorted(set(re.findall(r"\bntkml(?:\.[A-Za-z_]\w*)+", README)))
+NAMES = sorted(set(re.findall(r"\bntkml(?:\.[A-Za-z_]\w*)+", README + MEMORY)))
 
 #: Every name in turn with no module of ntkml loaded by an earlier one.
 REACHED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import sys
@@ -38,6 +39,19 @@ class Slope(nn.Module):
 
     def forward(self, x):
         return torch.tanh(self.slope * x)
+
+
+def test_batch_normalisation_in_training_mode_sees_the_whole_batch_of_the_weights_loss():
+    """Outputs on a CPU come in parts, whose statistics would be those of smaller batches."""
+    model = seeded(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, CLASSES)))
+    x, y = (
+        torch.randn(1001, 4, generator=generator(2)).double(),
+        torch.randint(CLASSES, (1001,), generator=generator(3)),
+    )
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-1", prior_precision=1e-12)
+    expected = nn.functional.cross_entropy(copy.deepcopy(model)(x), y)
+    torch.testing.assert_close(objective.weight_loss(x, y, num_data=len(x)), expected)
+    assert model[1].num_batches_tracked == 1
 
 
 def test_modules_under_two_names_keep_their_parameters():
@@ -94,8 +108,11 @@ def test_weights_that_were_frozen_or_unfrozen_since_are_named(name, prior, froze
     objective = ntkml.MarginalLikelihood(model, name, prior=prior)
     objective.backward(X, Y, 1, generator(1))
     model[0].requires_grad_(frozen_first)
-    with pytest.raises(ValueError, match=r"parameter '0.weight' was frozen or unfrozen since .*: make a new one"):
+    words = r"parameter '0.weight' was frozen or unfrozen since .*: make a new one"
+    with pytest.raises(ValueError, match=words):
         objective.backward(X, Y, 1, generator(1))
+    with pytest.raises(ValueError, match=words):
+        objective.weight_loss(X, Y, num_data=len(X))
 
 
 def doubled(module, inputs, output):

@@ -204,7 +204,7 @@ def test_the_weight_loss_is_the_regularised_mean_loss_and_leaves_hyperparameters
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"prior": "rowwise"}, "unknown prior 'rowwise'; known: scalar, layerwise, diagonal"),
+        ({"prior": "rowwise"}, "unknown prior 'rowwise'; did you mean 'layerwise'? known: scalar, layerwise, diagonal"),
         ({"prior_precision": -1.0}, "a prior precision must be positive and finite; got -1"),
         ({"chunk": 0}, "chunk must be a positive number of inputs, got 0"),
         ({"estimator": "ntk-4"}, "write <structure>-<inputs>-<outputs>"),
