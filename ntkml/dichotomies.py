@@ -93,7 +93,7 @@ def average_linkage(class_weights: Tensor) -> NestedDichotomy:
     unit = centred / centred.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     members: list[tuple[int, ...]] = [(c,) for c in range(num_classes)]
     splits = []
-    # Between unit vectors the Euclidean distance orders pairs as the cosine does, and is defined for a zero row too.
+    # Twice the cosine's distance between unit vectors, so that its averages are those of cosines; defined for a zero row too.
     for left, right, *_ in linkage(unit.cpu().numpy(), method="average", metric="sqeuclidean"):
         splits.append((members[int(left)], members[int(right)]))
         members.append(members[int(left)] + members[int(right)])

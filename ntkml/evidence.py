@@ -128,7 +128,7 @@ def evaluate_partition(
             block, weight = partition.blocks[m], partition.weight(m, None if drawn is None else len(drawn))
             rho.append(weight * partition.share(block) * log_prob)
             log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
-    certified = is_certified(spec, captured.outputs.shape[1], likelihood.softmax)
+    certified = is_certified(spec, likelihood.softmax)
     log_prior = -0.5 * prior.quadratic_form(parameters)
     return LogMarginalLikelihood(
         torch.stack(rho).sum(), log_prior, torch.stack(log_det).sum(), certified, len(partition)

@@ -109,14 +109,14 @@ class MarginalLikelihood(BayesianModel):
         if self.partition is None:
             self._row_plan(x)
         with torch.no_grad():
-            self._num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
+            num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
         if self.partition is None:
-            self.tree = self.tree or tree_for(self.model, self._num_outputs)
-        if self.tree is not None and self.tree.num_classes != self._num_outputs:
+            self.tree = self.tree or tree_for(self.model, num_outputs)
+        if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
-                f"the tree of this objective is over {self.tree.num_classes} classes, the network has {self._num_outputs} outputs"
+                f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
-        self._spec = resolve_estimator(self.estimator, len(x), self._num_outputs, self._likelihood.softmax)
+        self._spec = resolve_estimator(self.estimator, len(x), num_outputs, self._likelihood.softmax)
         self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._row_plan(x))
         return self.partition
 
@@ -252,7 +252,7 @@ class MarginalLikelihood(BayesianModel):
             _descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
         assert self.partition is not None
-        certified = is_certified(self._spec, self._num_outputs, self._likelihood.softmax)
+        certified = is_certified(self._spec, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
 
     def _kept(self, data: BlockData, passes: TwoPass) -> FirstPass:

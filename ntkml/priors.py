@@ -54,14 +54,6 @@ class PriorPrecision:
         """The prior on another device; gradients flow back to the original values."""
         return PriorPrecision(self.values.to(device), self.kind)
 
-    def log_det(self, shapes: Shapes) -> Tensor:
-        """log|P0|, scalar."""
-        terms = [
-            precision.log().sum() if precision.ndim else shapes[name].numel() * precision.log()
-            for name, precision in self.of(shapes).items()
-        ]
-        return torch.stack(terms).sum()
-
     def squares(self, weights: Mapping[str, Tensor]) -> Tensor:
         """What the precisions multiply in w^T P0 w: squared weights, summed over those that share one.
 
@@ -112,8 +104,6 @@ def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPre
         values, kind = prior.values, prior.kind
     else:
         values, kind = as_values(prior), ""
-    if not values.is_floating_point():
-        values = values.double()
     num_tensors, num_params = len(shapes), sum(shape.numel() for shape in shapes.values())
     sizes = {"scalar": 1, "layerwise": num_tensors, "diagonal": num_params}
     kind = kind or next((name for name, size in sizes.items() if values.numel() == size), "")

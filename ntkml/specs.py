@@ -145,7 +145,7 @@ def index_pairs(spec: EstimatorSpec, num_inputs: int, num_outputs: int) -> int:
     return (num_inputs if spec.inputs is None else spec.inputs) * per_input
 
 
-def is_certified(spec: EstimatorSpec, num_outputs: int, softmax: bool = True) -> bool:
+def is_certified(spec: EstimatorSpec, softmax: bool = True) -> bool:
     """Whether the estimate's mean is a proven lower bound of the linearised-Laplace log marginal likelihood.
 
     KFAC approximates the blocks of Theorem 1 and proves nothing. Splitting the outputs of a softmax breaks the Fischer
@@ -153,4 +153,4 @@ def is_certified(spec: EstimatorSpec, num_outputs: int, softmax: bool = True) ->
     """
     if spec.structure == "kfac":
         return False
-    return not softmax or num_outputs == 1 or spec.outputs in ("C", "tree")
+    return not softmax or spec.outputs in ("C", "tree")

@@ -56,7 +56,7 @@ def _cell(name: str, value: float, seed: int, num_data: int, common: dict[str, A
     error = None if blocks == 1 else 0.004 * math.sqrt(blocks) * (2 if spec.grouping else 1)
     row = common | {
         "estimator": name, **parts_of(name), "num_blocks": blocks,
-        "certified": is_certified(spec, NUM_OUTPUTS), "log_marginal_likelihood": total, "log_likelihood": likelihood,
+        "certified": is_certified(spec), "log_marginal_likelihood": total, "log_likelihood": likelihood,
         "log_prior": prior, "log_det": log_det,
     }  # fmt: skip
     yield row | {"block": None, "standard_error": error, "exceeds_exact": spec.outputs == "1" and value > 2.5}

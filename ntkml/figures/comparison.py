@@ -96,7 +96,7 @@ def _named(name: str) -> str:
 def _look(index: int, name: str, family: str) -> dict[str, Any]:
     """Systems are compared on classes, where a bound of one output is not proven."""
     color = f"C{index % 10}"
-    filled = family == "bound" and is_certified(parse_estimator(name), num_outputs=2)
+    filled = family == "bound" and is_certified(parse_estimator(name))
     return {
         "marker": _MARKERS[index % len(_MARKERS)],
         "markersize": 4.5,

@@ -21,7 +21,6 @@ WIDTH, HEIGHT = style.FULL_WIDTH, 3.42
 COLUMNS, ROWS = (0.06, 1.76, 3.49, 5.19), (2.72, 1.96, 1.20, 0.44)
 BOX_WIDTH, BOX_HEIGHT, MATRIX = 1.50, 0.52, 0.36
 PARAMETERS, PAIRS, BOTH, UNCUT = "#3b528b", "#1f7f79", "#7a4a86", "0.2"
-NUM_OUTPUTS = 10  # any number above two will do: softmax couples the outputs
 
 CAPTION = (
     "Arrows lead from a tighter bound to a looser one: ≥ compares log q, of which the boxes show the determinants. Solid boxes are proven lower bounds under softmax, dashed ones are not: "
@@ -114,7 +113,7 @@ def draw() -> Figure:
 
 
 def _draw_box(axes: Axes, box: Box) -> None:
-    proven = is_certified(parse_estimator(box.estimator), NUM_OUTPUTS)
+    proven = is_certified(parse_estimator(box.estimator))
     patch = FancyBboxPatch(
         (box.x, box.y), BOX_WIDTH, BOX_HEIGHT, boxstyle="round,pad=0,rounding_size=0.06", facecolor="white",
         edgecolor=box.color, linewidth=0.9, linestyle="solid" if proven else (0, (3, 2)), gid=box.estimator,

@@ -190,7 +190,7 @@ def _manifest(setup: Setup, environment: dict[str, Any]) -> dict[str, Any]:
         "data_checksum": setup.train.checksum,
         "normalisation": asdict(applied) if (applied := setup.train.normalisation) else None,
         "estimators": {
-            str(spec): {"certified": is_certified(spec, setup.train.num_classes), "num_blocks": len(partition)}
+            str(spec): {"certified": is_certified(spec), "num_blocks": len(partition)}
             for spec, partition in setup.partitions.items()
         },
         "tree": setup.tree.splits if setup.tree else None,

@@ -121,7 +121,7 @@ def _describe(
         "hparam_value": point.value,
         "block": None,
         "num_blocks": len(partition),
-        "certified": is_certified(spec, table.outputs.shape[1], likelihood.softmax),
+        "certified": is_certified(spec, likelihood.softmax),
         "standard_error": None,
         "exceeds_exact": None,
         "peak_bytes": peak_bytes(table.outputs.device),

@@ -146,7 +146,7 @@ def _set_up(run: TrainRun) -> tuple[ImageDataset, Learner]:
 def _rows(run: TrainRun, journal: Journal, data: ImageDataset) -> Iterator[dict[str, Any]]:
     """The rows of the epochs that are left; between any two steps the journal keeps what is due, or leaves."""
     learner = journal.learner
-    common = common_columns(learner, run.run_id, data.num_classes, run.device)
+    common = common_columns(learner, run.run_id, run.device)
     for record in loop.steps(learner, data):
         if record is not None:
             measured = measured_columns(record, is_bound(run.protocol.estimator)) | {
@@ -161,7 +161,7 @@ def _manifest(run: TrainRun, learner: Learner) -> dict[str, Any]:
     protocol, estimators = run.protocol, {}
     if is_bound(protocol.estimator):
         spec = parse_estimator(protocol.estimator)
-        certified = is_certified(spec, run.data.num_classes, learner.objective.likelihood.softmax)
+        certified = is_certified(spec, learner.objective.likelihood.softmax)
         estimators = {str(spec): {"certified": certified, "num_blocks": num_blocks(protocol, run.data)}}
     return {
         "run_id": run.run_id,

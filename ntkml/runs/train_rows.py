@@ -15,13 +15,13 @@ from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound, parts_of
 
 
-def common_columns(learner: Learner, run_id: str, num_classes: int, device: torch.device) -> dict[str, Any]:
+def common_columns(learner: Learner, run_id: str, device: torch.device) -> dict[str, Any]:
     """The columns that are the same on every row."""
     protocol = learner.protocol
     sizes = [parameter.numel() for parameter in trainable_parameters(learner.objective.model).values()]
     certified = None
     if is_bound(protocol.estimator):
-        certified = is_certified(parse_estimator(protocol.estimator), num_classes, learner.objective.likelihood.softmax)
+        certified = is_certified(parse_estimator(protocol.estimator), learner.objective.likelihood.softmax)
     kept = ("dataset", "model", "seed", "num_data", "likelihood", "estimator", "hparam")
     return (
         {"run_id": run_id, "command": "train", "num_params": sum(sizes)}

@@ -38,7 +38,11 @@ class KFAC:
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
-        precision = _tensorwise(prior).of(self._shapes)
+        if prior.kind == "diagonal":
+            raise ValueError(
+                "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
+            )
+        precision = prior.of(self._shapes)
         return torch.stack(
             [log_det_from_spectrum(self._eigenvalues[name], precision[name]) for name in self._shapes]
         ).sum()
@@ -48,7 +52,7 @@ class KFAC:
 
     def adjoint(self, prior: PriorPrecision) -> KroneckerAdjoint:
         assert self._systems, "the rows did not say that an adjoint follows"
-        precision = _tensorwise(prior).of(self._shapes)
+        precision = prior.of(self._shapes)
         gradients = {name: _factor_gradients(self._systems[name], precision[name].detach()) for name in self._shapes}
         return KroneckerAdjoint(gradients, self._num_inputs)
 
@@ -76,11 +80,3 @@ def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor]], precision: Tenso
         vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
         for weight, (_, vectors) in zip(weights, systems, strict=True)
     )
-
-
-def _tensorwise(prior: PriorPrecision) -> PriorPrecision:
-    if prior.kind == "diagonal":
-        raise ValueError(
-            "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
-        )
-    return prior

@@ -180,9 +180,7 @@ class FixedAugmentation(System):
     def views(self) -> Augmentation:
         eta = torch.zeros(len(GENERATOR_NAMES))
         eta[ROTATION] = self.number * torch.pi / 180
-        augmentation = AffineInvariance(self.protocol.samples, eta)
-        augmentation.eta.requires_grad_(False)
-        return augmentation
+        return AffineInvariance(self.protocol.samples, eta)
 
 
 def split_validation(num_data: int, seed: int) -> tuple[Tensor, Tensor]:

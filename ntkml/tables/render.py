@@ -26,7 +26,6 @@ _TEST = {"test_log_likelihood": Column("test log lik.", 2), "accuracy": Column("
 _TIME = "relative_time"
 #: Columns of each table, by the names of an entry's values.
 COLUMNS = {"table-1": {"log_q": Column("log q/N", 2), **_TEST, _TIME: Column("time", 0, "%")}, "table-2": _TEST}
-_NUM_CLASSES = 10  # of the smallest of the tables' data sets; from two on the answer is the same
 HEADINGS = {"prior": "prior precision", "invariance": "invariance"}
 
 _READING = (
@@ -197,7 +196,7 @@ def _unproven(estimator: str, ours: Entry | None) -> bool:
     """Whether an estimator is no proven bound: as our rows say, else by its name under a softmax of many classes."""
     if ours is not None and ours.certified is not None:
         return not ours.certified
-    return is_bound(estimator) and not is_certified(parse_estimator(estimator), _NUM_CLASSES)
+    return is_bound(estimator) and not is_certified(parse_estimator(estimator))
 
 
 def _category(entry: Entry, others: object) -> list[Entry]:

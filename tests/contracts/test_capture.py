@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ntkml import log_marginal_likelihood
+from ntkml.layers.fixup import Bias, Scale
 from ntkml.layers.uses import average_views
+from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import parameter_shapes
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
@@ -99,7 +101,53 @@ def test_a_network_that_works_on_its_input_in_place_leaves_the_data_alone():
     x = vectors()
     for name in ("ntk-N-C", "kfac-3-tree+kmeans", "ntk-3-1+greedy"):
         log_marginal_likelihood(model, x, torch.zeros(6, dtype=torch.long), name, generator=generator())
+    objective = MarginalLikelihood(model, "ntk-N-C")
+    objective.outputs(x)
+    objective.weight_loss(x, torch.zeros(6, dtype=torch.long), num_data=6)
     assert torch.equal(x, vectors())
+
+
+class Reversed(nn.Module):
+    """A bias that sees the batch in reverse, and whose input is overwritten afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.bias, self.head = nn.Linear(4, 4), Bias((4,)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).flip(0)
+        y = self.bias(h)
+        h.zero_()
+        return self.head(torch.tanh(y.flip(0)))
+
+
+class Scaled(nn.Module):
+    """A layer that is called with one number, whatever the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.head = Scale(()), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x * self.scale(torch.tensor(2.0, dtype=x.dtype)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact"),
+    [
+        (Reversed, {"bias.bias": "it does not see every input at its place in the batch"}),
+        (Scaled, {"scale.weight": "it does not see the batch in its first dimension"}),
+    ],
+)
+def test_a_layer_that_does_not_see_the_batch_as_it_is_takes_exact_rows(kind, exact):
+    assert check_model(seeded(kind()), vectors()).exact == exact
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_not_taken_for_one_that_changes_with_the_batch():
+    """A softmax does not see a shift of all its inputs."""
+    for seed in range(3):
+        shifted = nn.Sequential(nn.Linear(4, 64), Bias(), nn.Softmax(-1), nn.Linear(64, 3))
+        assert not check_model(seeded(shifted, seed), vectors()).exact
 
 
 @pytest.mark.parametrize("num_views", [1, 3])

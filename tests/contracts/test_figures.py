@@ -19,7 +19,7 @@ from tests.pictures import (
     marked_points,
     within,
 )
-from tests.synthetic import NUM_OUTPUTS, rows_of
+from tests.synthetic import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ class TestContract:
 
     def test_open_markers_are_exactly_the_unproven(self, name, drawn):
         for _, estimator, line in lines_of(drawn[name]):
-            proven = is_certified(parse_estimator(estimator), NUM_OUTPUTS)
+            proven = is_certified(parse_estimator(estimator))
             assert (line.get_markerfacecolor() == "white") == (not proven)
 
     def test_curves_of_one_panel_can_be_told_apart_without_colour(self, name, drawn):

@@ -12,6 +12,7 @@ import ntkml
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning.loop import learn
 from ntkml.learning.state import new_learner
+from ntkml.likelihoods import Categorical
 from ntkml.machine.full_precision import full_precision
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
@@ -155,6 +156,28 @@ def test_what_enters_an_estimate_ignores_tf32_and_autocast(compute):
     assert len(probe.seen) > 2
     assert set(probe.seen) == {(False, False)}
     assert rounds()
+
+
+class Views(Probe):
+    num_views = 1
+
+    def draw(self, num_inputs, generator=None):
+        return torch.zeros(num_inputs)
+
+    def forward(self, x, noise):
+        return super().forward(x)
+
+
+def test_of_a_loss_of_the_weights_autocast_is_for_the_network_alone(monkeypatch):
+    (model, probe), views, seen = network(), Views(), []
+    log_prob = Categorical.log_prob
+    monkeypatch.setattr(Categorical, "log_prob", lambda self, f, y: seen.append(f.dtype) or log_prob(self, f, y))
+    older_on()
+    with torch.autocast("cpu", torch.bfloat16):
+        MarginalLikelihood(model, "ntk-3-C", augmentation=views).weight_loss(X, Y, num_data=len(X))
+    assert views.seen == [(False, False)]
+    assert probe.seen == [(True, True)]
+    assert seen == [torch.float32]
 
 
 def test_every_hyperparameter_step_is_in_full_precision():

@@ -114,6 +114,16 @@ def test_prior_steps_share_one_block_or_draw_their_own_as_invariance_steps_do(mo
     assert len({id(block) for block in drawn}) > 1
 
 
+@pytest.mark.parametrize(
+    ("hparam", "fresh", "passes"), [("prior", False, 1), ("prior", True, 2), ("invariance", False, 4)]
+)
+def test_two_steps_cost_the_rows_that_they_draw_and_a_second_pass_of_views(hparam, fresh, passes):
+    learner, data = problem(hparam, estimator="ntk-20-1", fresh_blocks=fresh)
+    step = learner.system.update(data.train_inputs, data.train_targets, learner.streams)
+    step(), step()
+    assert learner.system.data_passes == pytest.approx(passes * 20 / COUNT)
+
+
 def test_one_update_moves_every_hyperparameter_by_its_learning_rate():
     """The first step of Adam has the length of the learning rate in every coordinate."""
     settings = {"epochs": 2, "lr_hyper": 0.2, "lr_aug": 0.03, "hyper_steps": 1, "aug_steps": 1}
@@ -198,10 +208,11 @@ def test_a_restored_learner_goes_on_bit_by_bit(hparam, optimizer):
 
 
 def test_a_checkpoint_that_has_the_tree_beside_the_hyperparameters_is_read():
-    """As they were written before the objective kept it."""
+    """As they were written before the objective kept it, and before systems kept anything."""
     half, data = problem(epochs=3, hyper_steps=2)
     list(learn(half, data))
     state = state_of(half)
+    del state["system"]
     hyperparameters = {name: value for name, value in state["hyperparameters"].items() if name != "_extra_state"}
     tree = [[list(left), list(right)] for left, right in half.objective.tree.splits]
     fresh, _ = problem(epochs=3, hyper_steps=2)

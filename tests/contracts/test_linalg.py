@@ -88,6 +88,16 @@ def test_spectra_hold_no_rounding_below_zero():
     assert_same(eigenvalues[-3:], torch.linalg.svdvals(rows).flip(0) ** 2)
 
 
+def test_a_spectrum_of_more_rows_resolves_larger_precisions_alone():
+    """Its largest eigenvalue is 1, and every one of b rows may be wrong by eps."""
+    eps = torch.finfo(torch.float64).eps
+    for num_rows in (1, 100):
+        least = torch.tensor(num_rows * eps / linalg.SPECTRUM_ERROR, dtype=torch.float64)
+        eigenvalues = torch.ones(num_rows, dtype=torch.float64)
+        assert linalg.resolves(eigenvalues, 2 * least)
+        assert not linalg.resolves(eigenvalues, least / 2)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_values_that_are_no_numbers_have_no_spectrum_and_no_log_determinant(value):
     matrix = torch.eye(3, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy
@@ -206,10 +207,13 @@ def test_blocks_hold_all_columns_of_an_own_factor(softmax):
     ):
         assert_same(whole.log_det, exact, 1e-10)
         assert whole.certified
-    parts = ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-1", likelihood=likelihood)
-    assert parts.num_blocks == CLASSES
-    assert parts.log_det > exact
-    assert parts.certified is not softmax
+    for parts in (
+        ntkml.MarginalLikelihood(model, "ntk-N-1", likelihood=likelihood).estimate(X, targets),
+        ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-1", likelihood=likelihood),
+    ):
+        assert parts.num_blocks == CLASSES
+        assert parts.log_det > exact
+        assert parts.certified is not softmax
 
 
 def jacobian_of(model):
@@ -326,10 +330,14 @@ def test_what_is_no_argument_is_refused_in_one_line(given, message, call):
     assert "\n" not in str(caught.value)
 
 
-def test_classes_are_grouped_by_labels_alone():
-    with pytest.raises(
-        ValueError, match=r"\+class needs class labels, one integer per input; got torch.float64 of shape \(12, 3\)"
-    ):
-        ntkml.log_marginal_likelihood(
-            network(), X, torch.zeros(N, CLASSES).double(), "ntk-4-C+class", likelihood=Coupled(True)
-        )
+@pytest.mark.parametrize("targets", [torch.zeros(N, CLASSES), torch.zeros(N, 1).long(), torch.zeros(N)])
+def test_classes_are_grouped_by_labels_alone(targets):
+    got = re.escape(f"got {targets.dtype} of shape {tuple(targets.shape)}")
+    with pytest.raises(ValueError, match=rf"\+class needs class labels, one integer per input; {got}"):
+        ntkml.log_marginal_likelihood(network(), X, targets, "ntk-4-C+class", likelihood=Coupled(True))
+
+
+def test_targets_of_every_input_of_a_block_are_looked_at():
+    targets = torch.where(torch.arange(N) == 5, CLASSES, Y)
+    with pytest.raises(ValueError, match=r"must lie in 0...2 for a network of 3 outputs; got 0...3"):
+        ntkml.MarginalLikelihood(network(), "ntk-N-C").estimate(X, targets)

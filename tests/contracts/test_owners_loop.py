@@ -194,6 +194,13 @@ def test_targets_of_another_number_are_refused_later_too():
         objective.estimate(X, Y[:5])
 
 
+def test_another_number_of_data_is_partitioned_anew():
+    used, fresh = (ntkml.MarginalLikelihood(network(), "ntk-4-C") for _ in range(2))
+    used.estimate(X, Y)
+    ours, theirs = (objective.estimate(X[:6], Y[:6], None, generator(1)).total for objective in (used, fresh))
+    assert torch.equal(ours, theirs)
+
+
 def through_pickle(thing):
     return pickle.loads(pickle.dumps(thing))
 
@@ -209,6 +216,7 @@ def through_a_file(thing):
 def test_hyperparameters_stay_so_where_a_network_or_an_objective_is_saved_whole(copied):
     objective = ntkml.MarginalLikelihood(seeded(Sloped()), "ntk-4-C", prior="scalar")
     expected = everything(objective, X, Y)
+    assert not copied(ntkml.Hyperparameter(torch.ones(2), requires_grad=False)).requires_grad
     fresh = ntkml.MarginalLikelihood(copied(objective.model), "ntk-4-C", prior="scalar")
     for again in (fresh, copied(objective)):
         assert isinstance(again.model.slope, ntkml.Hyperparameter)
@@ -278,10 +286,12 @@ class Checkpointed(Sloped):
         return self.head(checkpoint(lambda x: torch.tanh(self.slope * self.first(x)), x, use_reentrant=False))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("kind", [Sloped, Checkpointed])
-def test_the_loss_and_the_outputs_leave_no_gradient_in_hyperparameters(kind):
+def test_the_loss_and_the_outputs_leave_no_gradient_in_hyperparameters(kind, frozen):
     """Or the next backward of the objective would add to it."""
     model, targets = seeded(kind()), torch.zeros(len(X), CLASSES, dtype=torch.float64)
+    model.slope.requires_grad_(not frozen)
     objective = ntkml.MarginalLikelihood(model, "ntk-4-C", likelihood="gaussian")
     for loss in (objective.weight_loss(X, targets, num_data=len(X)), objective.outputs(X).square().sum()):
         model.zero_grad()
@@ -290,7 +300,7 @@ def test_the_loss_and_the_outputs_leave_no_gradient_in_hyperparameters(kind):
         found = model.first.weight.grad
     (expected,) = torch.autograd.grad(model(X).square().sum(), [model.first.weight])
     assert_same(found, expected)
-    assert model.slope.requires_grad
+    assert model.slope.requires_grad is not frozen
 
 
 REPLACED = {

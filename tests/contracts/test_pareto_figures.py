@@ -13,7 +13,7 @@ from ntkml.records import pareto as pareto_records
 from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import caption_of, few, legend_labels, within
-from tests.synthetic_training import NUM_OUTPUTS, pareto_rows
+from tests.synthetic_training import pareto_rows
 
 SIZES = (10, 20, 50, 100, 250, 500, "N")
 NAMES = [f"{structure}-{size}-{outputs}" for structure in ("ntk", "kfac") for size in SIZES for outputs in ("C", "1")]
@@ -76,7 +76,7 @@ class TestContract:
     def test_marks_are_open_where_nothing_is_proven_black_for_the_full_batch_and_grow_with_the_block(self, name, drawn):
         for estimator in NAMES:
             spec, line = parse_estimator(estimator), lines(drawn[name].axes[0])[estimator]
-            assert (line.get_markerfacecolor() == "white") == (not is_certified(spec, NUM_OUTPUTS))
+            assert (line.get_markerfacecolor() == "white") == (not is_certified(spec))
             assert (line.get_markeredgecolor() == "black") == (spec.inputs is None and spec.outputs == "C")
             pairs = (spec.inputs or 1000) * (10 if spec.outputs == "C" else 1)
             assert line.get_markersize() == pytest.approx(mark_size(pairs))

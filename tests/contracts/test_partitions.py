@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ntkml import grouping as grouping_module
 from ntkml.grouping import input_kernel, last_layer_features, partition_for, tree_for
 from ntkml.partitions import (
+    _assign_with_room,
     class_batches,
     greedy_batches,
     kmeans_batches,
@@ -185,6 +186,11 @@ def test_kmeans_recovers_clusters_of_its_size():
     found = [kmeans_batches(features, 8, generator(seed)) for seed in range(8)]
     perfect = [all(len(labels[batch].unique()) == 1 for batch in batches) for batches in found]
     assert sum(perfect) >= 2  # the others started from two centres in one cluster
+
+
+def test_a_contested_place_in_a_cluster_goes_to_the_nearest_point():
+    distances = torch.tensor([[2.0, 9.0], [1.0, 3.0], [4.0, 5.0]])
+    assert _assign_with_room(distances, torch.tensor([1, 2])).tolist() == [1, 0, 1]
 
 
 def test_greedy_batches_put_duplicates_together():

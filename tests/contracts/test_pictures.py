@@ -8,7 +8,7 @@ from ntkml.figures import bounds, captions, render, schematic
 from ntkml.records import bound_grid as bound_records
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import ALL, aggregates, all_rows, bands_of, caption_of, legend_labels, lines_of
-from tests.synthetic import NUM_OUTPUTS, rows_of
+from tests.synthetic import rows_of
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ class TestSchematic:
         borders = {patch.get_gid(): patch.get_linestyle() for patch in figure.axes[0].patches if patch.get_gid()}
         assert set(borders) == {box.estimator for box in schematic.BOXES}
         for estimator, border in borders.items():
-            assert (border == "solid") == is_certified(parse_estimator(estimator), NUM_OUTPUTS), estimator
+            assert (border == "solid") == is_certified(parse_estimator(estimator)), estimator
 
     def test_arrows_lead_between_boxes(self):
         names = {box.estimator for box in schematic.BOXES}

@@ -184,6 +184,12 @@ def test_targets_of_another_kind_are_refused(case, likelihood, y, message, name)
         estimate(case, y, likelihood, name)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_turned_targets_are_not_taken_for_those_of_other_data(likelihood):
+    with pytest.raises(ValueError, match=re.escape("have the shape of the outputs (6, 2); got (2, 6)")):
+        as_likelihood(likelihood).check_targets(torch.zeros(6, 2), torch.zeros(2, 6))
+
+
 @pytest.mark.parametrize("noise", [0.0, -1.0, float("nan"), float("inf")])
 def test_observation_noise_is_a_positive_number(noise):
     case = make_case("mlp", "gaussian")
@@ -198,7 +204,7 @@ def test_observation_noise_is_one_number():
 
 
 def test_inputs_that_are_no_numbers_are_counted(case):
-    case.x[1, 2], case.x[4, 0] = torch.nan, torch.inf
+    case.x[1, 2], case.x[4, 0], case.x[4, 1] = torch.nan, torch.inf, torch.nan
     with pytest.raises(ValueError, match="2 of 7 inputs hold NaN or infinite values: remove or repair them"):
         estimate(case)
 

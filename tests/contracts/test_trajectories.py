@@ -12,7 +12,7 @@ from ntkml.records import train as train_records
 from ntkml.records.tables import write_rows
 from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import bands_of, caption_of, few, lines_of, within
-from tests.synthetic_training import NUM_OUTPUTS, training_rows
+from tests.synthetic_training import training_rows
 
 COLUMNS = ("log_marginal_likelihood", "test_log_likelihood")
 ONE_SEED = "ntk-N-C"  # the others have two
@@ -85,7 +85,7 @@ class TestContract:
 
     def test_open_markers_are_exactly_the_unproven(self, name, drawn):
         for _, estimator, line in lines_of(drawn[name]):
-            proven = is_certified(parse_estimator(estimator), NUM_OUTPUTS)
+            proven = is_certified(parse_estimator(estimator))
             assert (line.get_markerfacecolor() == "white") == (not proven)
 
     def test_curves_of_one_panel_can_be_told_apart_without_colour(self, name, drawn):

@@ -15,7 +15,8 @@ from ntkml.learning.state import new_learner
 from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
-from ntkml.systems.augerino import Augerino, SoftplusWidths, regulariser
+from ntkml.systems.augerino import Augerino, LilaAugerino, SoftplusWidths, regulariser
+from tests.factories import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +45,7 @@ def test_the_gradient_of_the_regulariser():
 
 
 def test_it_is_off_once_a_width_reaches_ten():
-    for values, on in (([9.99] + [1.0] * 5, True), ([10.0] + [1.0] * 5, False)):
+    for values, on in (([9.99] + [1.0] * 5, True), ([10.0] + [1.0] * 5, False), ([-10.0] + [1.0] * 5, False)):
         widths = torch.tensor(values, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(regulariser(widths, 0.1), widths)
         assert bool((gradient != 0).any()) == on
@@ -54,6 +55,20 @@ def test_widths_of_zero_have_a_finite_gradient():
     eta = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(regulariser(eta, 0.01), eta)
     assert torch.equal(gradient, torch.zeros_like(eta))
+
+
+def test_the_variant_of_lilas_paper_has_a_tenth_of_the_strength():
+    assert (Augerino.strength, LilaAugerino.strength) == (0.1, 0.01)
+
+
+def test_the_loss_of_a_batch_is_its_mean_fit_and_a_share_of_the_decay_for_all_data():
+    learner, data = learner_on("augerino", strength=0.0, prior_init=3.0)
+    x, y = data.train_inputs, data.train_targets
+    [(loss, _)] = learner.system.weight_losses(x, y, torch.arange(20), generator())
+    network, views = learner.objective.model, learner.objective.augmentation
+    fit = F.cross_entropy(network(views(x[:20], views.draw(20, generator()))), y[:20])
+    torch.testing.assert_close(loss, fit + 1.5 * sum(w.square().sum() for w in network.parameters()) / 40)
+    assert learner.system.data_passes == 0.5
 
 
 def test_views_are_drawn_from_half_the_width():
@@ -78,6 +93,9 @@ def test_widths_and_weights_move_in_the_same_step_and_the_prior_stays():
     list(learn(learner, data))
     assert not torch.equal(learner.objective.augmentation.eta.detach(), before)
     assert set(learner.optimizers) == {"weights", "augmentation"}
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in learner.optimizers.items()}
+    assert rates["weights"] < learner.protocol.lr  # which the widths follow
+    assert rates["augmentation"] / rates["weights"] == pytest.approx(learner.protocol.lr_aug / learner.protocol.lr)
     assert (learner.objective.prior.values == learner.protocol.prior_init).all()
 
 

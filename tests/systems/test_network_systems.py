@@ -17,6 +17,8 @@ from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system
 from ntkml.systems import make_system
 from ntkml.systems.search import best_value, folds, grid_values
+from tests.factories import generator
+from tests.objectives import Brightness
 from tests.systems.bilevel import Bilevel, fully_solved, solve_inner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,12 +33,30 @@ def learner_on(name, hparam="prior", **settings):
     return new_learner(protocol, model, torch.device("cpu")), data
 
 
+def assert_hypergradient_is_the_slope(system, problem, x, y, learned):
+    """In the first of the ``learned`` values, from their present ones, for a network of one weight."""
+    (weight,) = system.objective.model.parameters()
+    zeros, values = torch.zeros(weight.numel(), dtype=torch.float64), learned.detach().clone()
+    with torch.no_grad():
+        weight.copy_(solve_inner(problem, zeros, values, 1e-9).view_as(weight))
+    parts, spent = [(x[part], y[part]) for part in (system.train, system.validation)], []
+    for _ in range(4):
+        system.objective.zero_grad()
+        system.backward(*parts, generator())
+        spent.append(system.data_passes)
+    own = (3 * len(system.train) + 2 * len(system.validation)) / len(x)
+    one_product = 2 * len(system.train) / len(x)  # conjugate gradients go on from the last q, which is right by now
+    assert spent[-1] - spent[-2] == pytest.approx(own + one_product)
+    step = 1e-3 * nn.functional.one_hot(torch.tensor(0), len(values))
+    slope = (fully_solved(problem, zeros, values + step) - fully_solved(problem, zeros, values - step)) / 2e-3
+    assert float(learned.grad[0]) == pytest.approx(slope / len(parts[1][0]), rel=1e-3)
+
+
 def test_the_hypergradient_of_a_linear_network_is_the_slope_of_the_reoptimised_loss():
     protocol = replace(load_train("train-digits", "prior"), estimator="hoag-exact", num_data=30, prior_kind="scalar")
     data = subset(load_dataset("digits"), 30, generator_for(0, "data"))
     x, y = data.train_inputs.flatten(1)[:, 20:30].double(), data.train_targets
     system = make_system(protocol, nn.Sequential(nn.Linear(10, 10, bias=False)).double())
-    weight = system.objective.model[0].weight
 
     def loss(part, w):
         return nn.functional.cross_entropy(x[part] @ w.view(10, 10).T, y[part], reduction="sum")
@@ -45,15 +65,29 @@ def test_the_hypergradient_of_a_linear_network_is_the_slope_of_the_reoptimised_l
         inner=lambda w, lam: loss(system.train, w) + 0.5 * (lam.exp() * w.square().sum()).sum(),
         outer=lambda w, lam: loss(system.validation, w),
     )
-    zeros, lam = torch.zeros(100, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    with torch.no_grad():
-        weight.copy_(solve_inner(problem, zeros, lam, 1e-9).view(10, 10))
-    parts = [(x[part], y[part]) for part in (system.train, system.validation)]
-    for _ in range(4):  # conjugate gradients go on from the last q
-        system.objective.zero_grad()
-        system.backward(*parts, None)
-    slope = (fully_solved(problem, zeros, lam + 1e-3) - fully_solved(problem, zeros, lam - 1e-3)) / 2e-3
-    assert float(system.objective.log_prior_precision.grad) == pytest.approx(slope / len(parts[1][0]), rel=1e-3)
+    assert_hypergradient_is_the_slope(system, problem, x, y, system.objective.log_prior_precision)
+
+
+def test_the_hypergradient_in_an_augmentation_is_the_slope_of_the_reoptimised_loss():
+    protocol = replace(load_train("train-digits", "invariance"), estimator="hoag-exact", num_data=30)
+    data = subset(load_dataset("digits"), 30, generator_for(0, "data"))
+    x, y = data.train_inputs[..., 2:5, 2:5].double(), data.train_targets
+    system = make_system(protocol, nn.Sequential(nn.Flatten(), nn.Linear(9, 10, bias=False)).double())
+    views, stream = Brightness(), generator()
+    system.objective.augmentation = views
+    noises = {part: views.draw(len(part), stream) for part in (system.train, system.validation)}
+
+    def loss(part, w, eta):
+        gain, offset = (eta * noises[part]).unbind(-1)
+        seen = x[part].flatten(1).unsqueeze(1) * gain.exp().unsqueeze(-1) + offset.unsqueeze(-1)
+        return nn.functional.cross_entropy((seen @ w.view(10, 9).T).mean(1), y[part], reduction="sum")
+
+    decay = 0.5 * protocol.prior_init
+    problem = Bilevel(
+        inner=lambda w, eta: loss(system.train, w, eta) + decay * w.square().sum(),
+        outer=lambda w, eta: loss(system.validation, w, eta),
+    )
+    assert_hypergradient_is_the_slope(system, problem, x, y, views.eta)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import torch
 
 from ntkml.datasets import load_dataset, subset
 from ntkml.learning.loop import learn
-from ntkml.learning.state import new_learner
+from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.systems.partitioned import shards_of, weight_parts
+from tests.factories import generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +58,28 @@ def test_one_shard_is_plain_training():
         list(learn(learner, data))
         ends.append(torch.cat([w.detach().reshape(-1) for w in learner.objective.model.parameters()]))
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_decays_by_its_share_of_the_data_that_it_sees():
+    learner, data = problem("partitioned-2")
+    system, losses = learner.system, []
+    for precision in (1.0, 3.0):
+        learner.objective.log_prior_precision.data.fill_(precision).log_()
+        of_parts = system.weight_losses(data.train_inputs, data.train_targets, torch.arange(40), generator())
+        losses.append([loss.item() for loss, _ in of_parts])
+    for k, (low, high) in enumerate(zip(*losses, strict=True)):
+        squares = sum(float(w.detach().square().sum()) for w in system.subnetwork(k).values())
+        assert high - low == pytest.approx(squares / (20, 40)[k], rel=1e-4)
+
+
+def test_a_restored_run_has_the_initial_values_that_it_began_with():
+    first, _ = problem("partitioned-2")
+    for value in first.system.defaults.values():
+        value.add_(1.0)
+    second, _ = problem("partitioned-2")
+    restore(second, state_of(first))
+    ours, theirs = (learner.system.subnetwork(-1) for learner in (first, second))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_the_gradient_of_the_objective_is_direct():

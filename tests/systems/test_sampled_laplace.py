@@ -219,6 +219,21 @@ def test_a_step_of_the_network_is_mackays_update_with_the_exact_traces_but_for_s
     torch.testing.assert_close(system.objective.prior.values.detach(), expected, rtol=0.35, atol=0)
 
 
+def test_a_step_leaves_the_precisions_of_zero_weights_alone_and_returns_the_mean_log_joint():
+    system, x, y = learner_system("sampled-2")
+    network = system.objective.model
+    zero = torch.tensor([name.endswith("bias") for name, _ in network.named_parameters()])
+    with torch.no_grad():
+        for weight in list(network.parameters())[1::2]:
+            weight.zero_()
+    before = system.objective.prior.values.detach()
+    value = system.fixed_point_step(x, y, generator(9))
+    prior = system.objective.prior
+    assert torch.equal(torch.isclose(prior.values, before), zero)
+    log_p = -torch.nn.functional.cross_entropy(network(x), y, reduction="sum")
+    assert value == pytest.approx(float(log_p - prior.energy(trainable_parameters(network))) / 20)
+
+
 @pytest.mark.parametrize("prior_kind", ["scalar", "layerwise"])
 def test_the_fixed_point_is_where_the_evidence_has_no_slope_in_the_precisions(prior_kind):
     """Under a softmax, at fixed weights: d log q / d log alpha = 1/2 ||w||^2 (update of alpha - alpha), wherever alpha is."""

@@ -107,11 +107,11 @@ def test_groups_of_parameter_tensors_change_nothing(name, prior, likelihood, mon
 
 def test_groups_hold_whole_layers_and_as_many_as_fit(monkeypatch):
     shapes = {name: torch.Size(shape) for name, shape in
-              (("a.weight", (10,)), ("a.bias", (2,)), ("b.weight", (4,)), ("c.d.weight", (4,)), ("own", (50,)))}  # fmt: skip
-    everything_fits = [("a.weight", "a.bias", "b.weight", "c.d.weight", "own")]
+              (("a.weight", (10,)), ("a.bias", (2,)), ("b.weight", (4,)), ("c.d.weight", (4,)), ("e.weight", (4,)), ("own", (50,)))}  # fmt: skip
+    everything_fits = [tuple(shapes)]
     assert row_groups(shapes, num_rows=5, entry_bytes=8) == everything_fits
     monkeypatch.setattr(chunking, "ROWS_BYTES", 5 * 8 * 16)
-    assert row_groups(shapes, 5, 8) == [("a.weight", "a.bias", "b.weight"), ("c.d.weight",), ("own",)]
+    assert row_groups(shapes, 5, 8) == [("a.weight", "a.bias", "b.weight"), ("c.d.weight", "e.weight"), ("own",)]
     assert row_groups(shapes, 1, 8) == everything_fits
     monkeypatch.setattr(chunking, "ROWS_BYTES", 0)
-    assert row_groups(shapes, 5, 8) == [("a.weight", "a.bias"), ("b.weight",), ("c.d.weight",), ("own",)]
+    assert row_groups(shapes, 5, 8) == [("a.weight", "a.bias"), ("b.weight",), ("c.d.weight",), ("e.weight",), ("own",)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.cluster.hierarchy import linkage
 from torch.func import vmap
 
 from ntkml.dichotomies import average_linkage, balanced, sequential
@@ -138,6 +139,14 @@ def test_average_linkage_splits_confused_classes_last():
     tree = average_linkage(weights)
     assert {frozenset(side) for side in tree.splits[0]} == {frozenset([0, 2]), frozenset([1, 3])}
     assert average_linkage(weights + torch.tensor([5.0, -3.0])) == tree
+
+
+def test_average_linkage_averages_cosine_distances():
+    weights = torch.randn(6, 3, generator=generator(7), dtype=torch.float64)
+    members, centred = [(c,) for c in range(6)], weights - weights.mean(0)
+    for left, right, *_ in linkage(centred.numpy(), method="average", metric="cosine"):
+        members.append(members[int(left)] + members[int(right)])
+    assert [left + right for left, right in reversed(average_linkage(weights).splits)] == members[6:]
 
 
 def test_average_linkage_stands_degenerate_weights():

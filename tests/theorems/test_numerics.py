@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ntkml import log_marginal_likelihood
+from ntkml.likelihoods import Gaussian
 from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
@@ -68,6 +69,12 @@ def test_a_float32_network_gives_the_values_of_float64(network, likelihood, prec
             assert narrow.total.dtype == torch.float64
             for term in ("log_likelihood", "log_prior", "log_det", "total"):
                 assert_same(getattr(narrow, term), getattr(wide, term), 1e-5)
+
+
+def test_a_gaussian_density_of_float32_outputs_is_summed_in_float64():
+    outputs, targets = torch.full((2, 4), 0.1), torch.zeros(2, 4)
+    expected = Gaussian(1e-3).log_prob(outputs.double(), targets.double())
+    assert_same(Gaussian(1e-3).log_prob(outputs, targets), expected, 1e-12)
 
 
 def test_the_log_determinant_of_nearly_nothing_keeps_its_digits():

@@ -62,9 +62,11 @@ def test_every_gradient_is_that_of_finite_differences(name, prior, likelihood):
 
 @pytest.mark.parametrize("name", NAMES + FACTORED)
 def test_chunks_change_nothing(name):
-    whole = gradients(*problem(Brightness(), name))
+    value, whole = (compute(*problem(Brightness(), name)) for compute in (loss, gradients))
     for chunk in (1, 2):
-        parts = gradients(*problem(Brightness(), name, chunk=chunk))
+        in_chunks = problem(Brightness(), name, chunk=chunk)
+        assert loss(*in_chunks) == pytest.approx(value, rel=1e-12)
+        parts = gradients(*in_chunks)
         for key, gradient in whole.items():
             assert (parts[key] - gradient).abs().max() <= 1e-12 * gradient.abs().max().clamp_min(1.0)
 
