@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,29 @@ def plain_recurrence(model: nn.Module) -> Iterator[None]:
             torch.backends.cudnn.enabled = before
 
 
+@contextmanager
+def stored_as_before(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass stores on modules (attributes and buffers, lists and dictionaries among them).
+
+    Tensors of a pass under vmap are of no use outside it, for reading, copying or saving.
+    """
+    stores: list[Any] = []
+    for module in model.modules():
+        own = vars(module)
+        stores += [own, *(value for value in own.values() if isinstance(value, (dict, list)))]
+    before: list[Any] = [list(store) if isinstance(store, list) else dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, contents in zip(stores, before, strict=True):
+            if isinstance(store, list):
+                store[:] = contents
+            else:
+                for key in store.keys() - contents.keys():
+                    del store[key]
+                store.update(contents)
+
+
 class ExactForward:
     """The outputs of a batch once more, as functions of copies of the planned parameters, one for every input."""
 
@@ -126,7 +150,7 @@ class ExactForward:
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
             return called_with(self._model, own, views.clone()).mean(0)
 
-        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model), stored_as_before(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import ntkml
@@ -305,3 +306,47 @@ def test_a_layer_of_another_shape_is_named(prior):
     model[-1] = nn.Linear(5, CLASSES + 1).double()
     with pytest.raises(ValueError, match=r"parameter '2.weight' became one of shape \(4, 5\) since .*: make a new one"):
         objective.backward(X, Y)
+
+
+class Stores(nn.Module):
+    """Keeps what it computes: as an attribute, as a buffer, in a list and in a dictionary. A gain takes exact rows by vmap."""
+
+    def __init__(self, fails_under_vmap=False) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+        self.gain, self.fails_under_vmap = nn.Parameter(torch.ones(5)), fails_under_vmap
+        self.register_buffer("buffered", None)
+        self.features, self.listed, self.by_name = None, [], {}
+
+    def forward(self, x):
+        h = self.first(x) * self.gain
+        self.features = self.buffered = h
+        self.listed.append(h)
+        self.by_name["h"] = self.new = h
+        if self.fails_under_vmap and float(h.detach().sum()) > 1e9:  # a branch on a value
+            return self.head(h)
+        return self.head(torch.tanh(h))
+
+
+@pytest.mark.parametrize("fails_under_vmap", [False, True])
+@pytest.mark.parametrize("call", ["estimate", "backward"])
+def test_what_a_network_stores_in_its_forward_pass_can_be_read_after_an_estimate(call, fails_under_vmap):
+    """Tensors of a pass under vmap cannot."""
+    model = seeded(Stores(fails_under_vmap))
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    getattr(objective, call)(X, Y)
+    assert check_model(model, X).vectorised != fails_under_vmap
+    kept = model.listed
+    stored = [model.features, model.buffered, model.new, model.by_name["h"], *kept]
+    assert all(torch.isfinite(torch.tensor(h.tolist())).all() for h in stored)
+    with torch.no_grad():
+        model(X)
+    assert model.listed is kept
+    assert_same(model.features, model.first(X) * model.gain)
+
+
+def test_a_pruned_layer_keeps_the_weight_that_its_hook_computes():
+    model = network()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    ntkml.log_marginal_likelihood(model, X, Y, "ntk-N-C")
+    assert (model[0].weight == 0).double().mean().item() == 0.5
