@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
-from ntkml.parameters import called_with
+from ntkml.parameters import called_with, without_gradient_hooks
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,15 @@ class ExactForward:
         return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self.plan.exact)}
 
     def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(
-            outputs,
-            leaves,
-            cotangents.to(outputs),
-            retain_graph=True,
-            create_graph=self._differentiable,
-            allow_unused=True,
-        )
+        with without_gradient_hooks(leaves):
+            found = torch.autograd.grad(
+                outputs,
+                leaves,
+                cotangents.to(outputs),
+                retain_graph=True,
+                create_graph=self._differentiable,
+                allow_unused=True,
+            )
         shapes = [(len(outputs), leaf.numel() // (len(outputs) if self.plan.vectorised else 1)) for leaf in leaves]
         return [
             outputs.new_zeros(shape) if g is None else (g.to_dense() if g.is_sparse else g).reshape(shape)

@@ -350,3 +350,36 @@ def test_a_pruned_layer_keeps_the_weight_that_its_hook_computes():
     prune.l1_unstructured(model[0], "weight", 0.5)
     ntkml.log_marginal_likelihood(model, X, Y, "ntk-N-C")
     assert (model[0].weight == 0).double().mean().item() == 0.5
+
+
+class Branching(nn.Module):
+    """Its gain takes exact rows input by input: vmap knows no branch on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.gain = nn.Linear(4, 5), nn.Linear(5, CLASSES), nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.head(torch.tanh(h if float(h.detach().sum()) > 1e9 else h * self.gain))
+
+
+@pytest.mark.parametrize("planned_before", [False, True])
+@pytest.mark.parametrize("kind", [network, Stores, Branching])
+def test_hooks_on_the_gradients_of_weights_are_for_training_alone(kind, planned_before):
+    """A clamp of gradients, say: rows are derivatives of the outputs, whatever else is made of them."""
+    model = seeded(kind())
+    expected = ntkml.MarginalLikelihood(model, "ntk-4-C").estimate(X, Y, None, generator(1)).total
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    if planned_before:
+        objective.estimate(X, Y)
+        objective.partition = None
+    handles = [weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01)) for weight in model.parameters()]
+    assert_same(objective.estimate(X, Y, None, generator(1)).total, expected)
+    objective.weight_loss(X, Y, num_data=len(X)).backward()
+    assert all(weight.grad.abs().max() <= 0.01 for weight in model.parameters())
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    objective.weight_loss(X, Y, num_data=len(X)).backward()
+    assert any(weight.grad.abs().max() > 0.01 for weight in model.parameters())
