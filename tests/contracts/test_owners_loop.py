@@ -103,12 +103,17 @@ def doubled(module, inputs, output):
     return 2.0 * output
 
 
+def used_again(module, inputs, output):
+    return output + inputs[0] @ module.weight.T
+
+
 def squared_first(module, inputs):
     return (inputs[0].square(),)
 
 
 CHANGES = {
     "hook": lambda model: model[0].register_forward_hook(doubled),
+    "hook that uses a weight": lambda model: model[0].register_forward_hook(used_again),
     "hook before": lambda model: model[2].register_forward_pre_hook(squared_first),
     "module replaced": lambda model: model.__setitem__(1, nn.Softplus()),
 }
@@ -163,7 +168,7 @@ def test_a_hook_that_is_gone_again_leaves_the_captured_rows():
     objective = ntkml.MarginalLikelihood(model, "kfac-4-1")  # which takes no exact rows
     objective.resample(X, Y, generator(2))
     before = everything(objective, X, Y, 1)
-    hook = model[0].register_forward_hook(doubled)
+    hook = model[0].register_forward_hook(used_again)
     with pytest.raises(ValueError, match="kfac has no meaning for parameter .0.weight."):
         objective.backward(X, Y, 1, generator(1))
     hook.remove()
