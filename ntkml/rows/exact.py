@@ -8,7 +8,7 @@ vmap does not know an operation, the network runs input by input. Both cost a fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
+from ntkml.machine.shared_settings import SharedSetting
 from ntkml.parameters import called_with, without_gradient_hooks
 
 
@@ -43,8 +44,7 @@ class RowPlan:
 
 
 @contextmanager
-def attention_by_layers() -> Iterator[None]:
-    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+def _no_fast_path() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -54,26 +54,41 @@ def attention_by_layers() -> Iterator[None]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
-    with attention_by_layers(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def plain_recurrence(model: nn.Module) -> Iterator[None]:
-    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
-
-    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
-    """
+def _no_cudnn() -> Iterator[None]:
     before = torch.backends.cudnn.enabled
-    if before and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+    if before:
         torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        if torch.backends.cudnn.enabled != before:
-            torch.backends.cudnn.enabled = before
+        if before:
+            torch.backends.cudnn.enabled = True
+
+
+_NO_FAST_PATH = SharedSetting(_no_fast_path)
+_UNFUSED = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = SharedSetting(_no_cudnn)
+
+
+def attention_by_layers() -> AbstractContextManager[None]:
+    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+    return _NO_FAST_PATH.changed()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
+    with attention_by_layers(), _UNFUSED.changed():
+        yield
+
+
+def plain_recurrence(model: nn.Module) -> AbstractContextManager[None]:
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
+
+    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return _NO_CUDNN.changed() if recurrent else nullcontext()
 
 
 @contextmanager
