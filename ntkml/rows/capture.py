@@ -23,7 +23,10 @@ from ntkml.parameters import Hyperparameter, is_weight, trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan, plain_attention, plain_recurrence
 
-_ALL_INPUTS = "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where)"
+_ALL_INPUTS = (
+    "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where); for a network "
+    "that was changed since, make a new objective"
+)
 
 
 @dataclass(frozen=True)

@@ -388,3 +388,54 @@ def test_hooks_on_the_gradients_of_weights_are_for_training_alone(kind, planned_
     model.zero_grad()
     objective.weight_loss(X, Y, num_data=len(X)).backward()
     assert any(weight.grad.abs().max() > 0.01 for weight in model.parameters())
+
+
+class Switched(nn.Module):
+    """A flag that switches a second, functional use of a weight on, and counts of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.deep, self.times = False, 1
+        self.calls, self.last_batch, self.largest, self.started = 0, None, 0.0, False
+
+    def forward(self, x):
+        self.calls += 1
+        self.last_batch, self.started = len(x), True
+        for _ in range(self.times):
+            x = torch.tanh(self.first(x))
+        self.largest = max(self.largest, float(x.detach().max()))
+        return self.head(torch.tanh(x @ self.first.weight.T) if self.deep else x)
+
+
+@pytest.mark.parametrize(("name", "value"), [("deep", True), ("times", 3)])
+def test_a_setting_of_a_module_that_changed_since_is_seen(name, value):
+    model = seeded(Switched())
+    objective = ntkml.MarginalLikelihood(model, "ntk-N-C")
+    for _ in range(3):
+        objective.estimate(X, Y)
+    setattr(model, name, value)
+    expected = ntkml.MarginalLikelihood(model, "ntk-N-C").estimate(X, Y).total
+    assert_same(objective.estimate(X, Y).total, expected)
+
+
+def test_a_network_that_counts_its_forward_passes_is_planned_once(monkeypatch):
+    model, looks = seeded(Switched()), []
+    monkeypatch.setattr("ntkml.objective.check_model", lambda *given: looks.append(given) or check_model(*given))
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
+    for _ in range(3):
+        objective.backward(X, Y, 1, generator(1))
+    assert len(looks) == 1
+    model.deep = True
+    for _ in range(3):
+        objective.backward(X, Y, 1, generator(1))
+    assert len(looks) == 2
+
+
+def test_a_network_of_another_precision_than_before_is_refused():
+    model = network().float()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    objective.estimate(X.float(), Y)
+    model.bfloat16()
+    with pytest.raises(ValueError, match=r"the network is torch.bfloat16: .*convert it with .float\(\)"):
+        objective.estimate(X.bfloat16(), Y)
