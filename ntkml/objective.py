@@ -29,7 +29,7 @@ from ntkml.partitions import Block, Partition, is_count
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes
-from ntkml.rows.plans import layout
+from ntkml.rows.plans import Planned
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
@@ -79,7 +79,7 @@ class MarginalLikelihood(BayesianModel):
         self.partition: Partition | None = None
         #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
         self.tree: NestedDichotomy | None = None
-        self._planned: tuple[list[tuple[object, ...]], RowPlan] | None = None
+        self._planned: Planned | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"tree": None if self.tree is None else self.tree.splits}
@@ -306,14 +306,13 @@ class MarginalLikelihood(BayesianModel):
         return automatic_chunk(self.model, self._row_plan(data.inputs), example, columns, factors, second_pass)
 
     def _row_plan(self, inputs: Tensor) -> RowPlan:
-        """The network's plan, made where there is none yet and where a module or a hook came or went since."""
-        now = layout(self.model)
-        if self._planned is None or self._planned[0] != now:
+        """The network's plan, made where there is none yet and where a module, a hook or a setting of the network changed since."""
+        if self._planned is None or not self._planned.holds(self.model):
             with whole_numbers_explained(self.model, inputs):
-                self._planned = now, check_model(self.model, inputs)
+                self._planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
             if self.augmentation is not None:
                 check_views(self.augmentation, inputs)
-        return self._planned[1]
+        return self._planned.plan
 
     def _passes(self, data: BlockData) -> TwoPass:
         assert self.chunk is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,19 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor)
     with standing_in(model, tensors):
         outputs: Tensor = model(inputs)
     return outputs
+
+
+@contextmanager
+def without_gradient_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients as the network has them, whatever its owner makes of them for training (``weight.register_hook``)."""
+    hooked = [(parameter, hooks) for parameter in parameters if (hooks := parameter._backward_hooks)]
+    try:
+        for parameter, _ in hooked:
+            parameter._backward_hooks = None
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:

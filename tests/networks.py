@@ -293,8 +293,9 @@ class Standardised(nn.Conv2d):
 
 
 def hooked() -> nn.Module:
-    """A hook that was there before doubles what a layer gives."""
+    """Hooks that were there before change what layers give, one of them in place."""
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, CLASSES))
+    model[0].register_forward_hook(lambda module, given, output: output.mul_(2))
     model[1].register_forward_hook(lambda module, given, output: 2 * output)
     return model
 
@@ -377,7 +378,7 @@ NETWORKS = {
     "subclass of Conv2d": Kind(
         lambda: nn.Sequential(Standardised(1, 2, 2), nn.Flatten(), nn.Linear(8, CLASSES)), (1, 3, 3), exact=("0",)
     ),
-    "hook": Kind(hooked, (4,), exact=("1",)),
+    "hook": Kind(hooked, (4,)),
     "one-dimensional convolution": Kind(
         lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, CLASSES)), (2, 4), exact=("0",)
     ),

@@ -14,10 +14,22 @@ from typing import Any
 
 import torch
 
+from ntkml.machine.shared_settings import SharedSetting
+
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Compute in the full precision of every tensor's type; serves as a decorator too."""
+    with ExitStack() as stack:
+        stack.enter_context(_NO_TF32.changed())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
     with ExitStack() as stack:
         before = [(kind, kind.fp32_precision) for kind in _kinds()]
         stack.callback(_set_again, before)  # called last
@@ -25,10 +37,10 @@ def full_precision() -> Iterator[None]:
         for kind, _ in before:
             if kind.fp32_precision not in ("none", "ieee"):
                 kind.fp32_precision = "ieee"
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+_NO_TF32 = SharedSetting(_no_tf32)
 
 
 def _kinds() -> list[Any]:

@@ -23,7 +23,10 @@ from ntkml.parameters import Hyperparameter, is_weight, trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan, plain_attention, plain_recurrence
 
-_ALL_INPUTS = "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where)"
+_ALL_INPUTS = (
+    "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where); for a network "
+    "that was changed since, make a new objective"
+)
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class _Recorder:
             return None
         use, replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
         if not (self._checked or replaced is None or _close(replaced, output)):
-            self.problems[name] = "a hook or a subclass changes what it computes"
+            self.problems[name] = "a hook of all modules or a subclass changes what it computes"
             return None
         self._seen[name] = use
         if not self._checked:
@@ -221,17 +224,20 @@ class _Recorder:
 
 
 def _close(replaced: Tensor, output: Tensor) -> bool:
-    """Equal but for rounding."""
-    tolerance = 1e-4 * output.detach().abs().max().clamp_min(1.0)
+    """Equal but for rounding; both are exactly zero where a scale and a bias are."""
+    tolerance = 1e-4 * output.detach().abs().max() if output.numel() else 0.0
     return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
 
 
 @contextmanager
 def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Call hook(name, keys, module, given, output) after every layer that can be captured."""
+    """Call hook(name, keys, module, given, output) after every layer that can be captured.
+
+    Before its owner's hooks, whatever those make of its output: they are a part of the network behind it.
+    """
     handles = [
         module.register_forward_hook(
-            lambda module, given, output, name=name, keys=keys: hook(name, keys, module, given, output)
+            lambda module, given, output, name=name, keys=keys: hook(name, keys, module, given, output), prepend=True
         )
         for name, keys, module in _captured_layers(model, plan)
     ]

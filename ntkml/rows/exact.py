@@ -8,9 +8,10 @@ vmap does not know an operation, the network runs input by input. Both cost a fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
-from ntkml.parameters import called_with
+from ntkml.machine.shared_settings import SharedSetting
+from ntkml.parameters import called_with, without_gradient_hooks
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class RowPlan:
 
 
 @contextmanager
-def attention_by_layers() -> Iterator[None]:
-    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+def _no_fast_path() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -53,26 +54,64 @@ def attention_by_layers() -> Iterator[None]:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
-    with attention_by_layers(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def plain_recurrence(model: nn.Module) -> Iterator[None]:
-    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
-
-    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
-    """
+def _no_cudnn() -> Iterator[None]:
     before = torch.backends.cudnn.enabled
-    if before and any(isinstance(module, nn.RNNBase) for module in model.modules()):
+    if before:
         torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        if torch.backends.cudnn.enabled != before:
-            torch.backends.cudnn.enabled = before
+        if before:
+            torch.backends.cudnn.enabled = True
+
+
+_NO_FAST_PATH = SharedSetting(_no_fast_path)
+_UNFUSED = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = SharedSetting(_no_cudnn)
+
+
+def attention_by_layers() -> AbstractContextManager[None]:
+    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+    return _NO_FAST_PATH.changed()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
+    with attention_by_layers(), _UNFUSED.changed():
+        yield
+
+
+def plain_recurrence(model: nn.Module) -> AbstractContextManager[None]:
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
+
+    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return _NO_CUDNN.changed() if recurrent else nullcontext()
+
+
+@contextmanager
+def stored_as_before(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass stores on modules (attributes and buffers, lists and dictionaries among them).
+
+    Tensors of a pass under vmap are of no use outside it, for reading, copying or saving.
+    """
+    stores: list[Any] = []
+    for module in model.modules():
+        own = vars(module)
+        stores += [own, *(value for value in own.values() if isinstance(value, (dict, list)))]
+    before: list[Any] = [list(store) if isinstance(store, list) else dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, contents in zip(stores, before, strict=True):
+            if isinstance(store, list):
+                store[:] = contents
+            else:
+                for key in store.keys() - contents.keys():
+                    del store[key]
+                store.update(contents)
 
 
 class ExactForward:
@@ -102,14 +141,15 @@ class ExactForward:
         return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self.plan.exact)}
 
     def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(
-            outputs,
-            leaves,
-            cotangents.to(outputs),
-            retain_graph=True,
-            create_graph=self._differentiable,
-            allow_unused=True,
-        )
+        with without_gradient_hooks(leaves):
+            found = torch.autograd.grad(
+                outputs,
+                leaves,
+                cotangents.to(outputs),
+                retain_graph=True,
+                create_graph=self._differentiable,
+                allow_unused=True,
+            )
         shapes = [(len(outputs), leaf.numel() // (len(outputs) if self.plan.vectorised else 1)) for leaf in leaves]
         return [
             outputs.new_zeros(shape) if g is None else (g.to_dense() if g.is_sparse else g).reshape(shape)
@@ -126,7 +166,7 @@ class ExactForward:
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
             return called_with(self._model, own, views.clone()).mean(0)
 
-        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
+        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model), stored_as_before(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml.parameters import trainable_parameters
+from ntkml.parameters import trainable_parameters, without_gradient_hooks
 from ntkml.rows.capture import Capture, layer_hooks, survey
 from ntkml.rows.exact import RowPlan, attention_by_layers, plain_recurrence
 
@@ -147,14 +147,15 @@ def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[st
 def summed_gradients(looks: Sequence[Look]) -> dict[str, Tensor]:
     """The sum of :attr:`Look.gradients` over looks, in one backward pass."""
     weights = looks[0].weights
-    found = torch.autograd.grad(
-        [look.captured.outputs for look in looks],
-        list(weights.values()),
-        [look.cotangents for look in looks],
-        retain_graph=True,
-        materialize_grads=True,
-        allow_unused=True,
-    )
+    with without_gradient_hooks(weights.values()):
+        found = torch.autograd.grad(
+            [look.captured.outputs for look in looks],
+            list(weights.values()),
+            [look.cotangents for look in looks],
+            retain_graph=True,
+            materialize_grads=True,
+            allow_unused=True,
+        )
     return {name: (g.to_dense() if g.is_sparse else g).flatten() for name, g in zip(weights, found, strict=True)}
 
 

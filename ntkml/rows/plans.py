@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +24,12 @@ from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import ExactForward, RowPlan
 from ntkml.rows.looks import Look, Looks
 
+Setting: TypeAlias = tuple[int, str]
+
 _LOG = logging.getLogger("ntkml")
 #: From here on, torch's index of no padding (-1) without its sign.
 _NO_PADDING = 2**63
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 #: Networks whose exact rows the log has named.
 _NAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -48,8 +54,46 @@ def plan_rows(
     return plan
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and what it was made for. ``settings``: plain attributes of modules that forward passes leave alone."""
+
+    plan: RowPlan
+    layout: list[tuple[object, ...]]
+    settings: Mapping[Setting, object]
+    counted: frozenset[Setting]
+
+    @classmethod
+    def by(cls, make: Callable[[], RowPlan], model: nn.Module, before: Planned | None = None) -> Planned:
+        """The plan that ``make`` gives. What has changed meanwhile is a count or a state of the network's own, of any later plan too."""
+        found, now = layout(model), settings(model)
+        plan = make()
+        after = settings(model)
+        counted = {key for key in now.keys() | after.keys() if now.get(key, ...) != after.get(key, ...)}
+        counted |= before.counted if before is not None else set()
+        return cls(plan, found, _without(now, counted), frozenset(counted))
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether all of it is still the same."""
+        return self.layout == layout(model) and self.settings == _without(settings(model), self.counted)
+
+
+def settings(model: nn.Module) -> dict[Setting, object]:
+    """Attributes of modules that a forward pass may branch on, by the module's place and their name."""
+    return {
+        (place, name): value
+        for place, module in enumerate(model.modules())
+        for name, value in vars(module).items()
+        if type(value) in _PLAIN
+    }
+
+
+def _without(found: Mapping[Setting, object], names: AbstractSet[Setting]) -> dict[Setting, object]:
+    return {key: value for key, value in found.items() if key not in names} if names else dict(found)
+
+
 def layout(model: nn.Module) -> list[tuple[object, ...]]:
-    """What a plan was made for: the modules, and what hooks or an own ``forward`` make of them. Costs next to nothing.
+    """What a plan was made for: modules, types of parameters, and what hooks or an own ``forward`` make of them. Costs next to nothing.
 
     A plan holds as long as this is the same; a hook that was added since would change rows without a word.
     """
@@ -64,7 +108,8 @@ def layout(model: nn.Module) -> list[tuple[object, ...]]:
             module._backward_hooks,
             module._backward_pre_hooks,
         )
-        found.append((module, vars(module).get("forward"), *(tuple(of_one.values()) for of_one in hooks)))
+        types = tuple(parameter.dtype for parameter in module._parameters.values() if parameter is not None)
+        found.append((module, types, vars(module).get("forward"), *(tuple(of_one.values()) for of_one in hooks)))
     return found
 
 

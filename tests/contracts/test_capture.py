@@ -40,9 +40,9 @@ def tokens(num_inputs=6):
     return torch.randn(num_inputs, 1, 3, 4, generator=generator(1), dtype=torch.float64)
 
 
-def rows_of(model, x, num_views=1):
+def rows_of(model, x, num_views=1, plan=None):
     """All rows of all outputs, (n, C, P), by the capture."""
-    captured = capture(model, x, num_views)
+    captured = capture(model, x, num_views, plan=plan)
     n, num_outputs = captured.outputs.shape
     shapes = parameter_shapes(model)
     every = torch.eye(num_outputs, dtype=torch.float64).expand(n, -1, -1)
@@ -94,6 +94,29 @@ def test_rows_are_those_of_jacrev(model, x):
     check_model(model, x)
     assert_same(rows_of(model, x), dense_jacobian(model, x))
     assert_same(capture(model, x).outputs, model(x.clone()))
+
+
+@pytest.mark.parametrize(
+    ("of_all_modules", "scale"), [(False, 1.0), (False, 1e-5), (False, 0.0), (True, 1.0), (True, 1e-5)]
+)
+@pytest.mark.parametrize("changed", [lambda output: 3 * output + 1e-5, lambda output: output.mul_(3)])
+def test_what_a_hook_makes_of_the_output_of_a_layer_is_seen_at_any_scale(changed, of_all_modules, scale):
+    model, x = network(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)), vectors()
+    with torch.no_grad():
+        model[1].weight.mul_(scale)
+        model[1].bias.mul_(scale)
+
+    def hook(module, given, output):
+        return changed(output) if isinstance(module, nn.LayerNorm) else None
+
+    register = nn.modules.module.register_module_forward_hook if of_all_modules else model[1].register_forward_hook
+    handle = register(hook)
+    try:
+        plan = check_model(model, x)
+        assert set(plan.exact) == ({"1.weight", "1.bias"} if of_all_modules else set())
+        assert_same(rows_of(model, x, plan=plan), dense_jacobian(model, x))
+    finally:
+        handle.remove()
 
 
 def test_a_network_that_works_on_its_input_in_place_leaves_the_data_alone():
