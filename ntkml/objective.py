@@ -309,9 +309,10 @@ class MarginalLikelihood(BayesianModel):
         """The network's plan, made where there is none yet and where a module, a hook or a setting of the network changed since."""
         if self._planned is None or not self._planned.holds(self.model):
             with whole_numbers_explained(self.model, inputs):
-                self._planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
+                planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
             if self.augmentation is not None:
                 check_views(self.augmentation, inputs)
+            self._planned = planned
         return self._planned.plan
 
     def _passes(self, data: BlockData) -> TwoPass:

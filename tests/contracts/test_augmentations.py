@@ -72,8 +72,9 @@ def test_views_that_are_not_of_one_input_and_its_noise_are_refused(augmentation,
     views = augmentation()
     views.requires_grad_(call != "cached_backward")
     objective = ntkml.MarginalLikelihood(network(), "ntk-4-1", augmentation=views)
-    with pytest.raises(ValueError, match=words):
-        getattr(objective, call)(X, Y)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            getattr(objective, call)(X, Y)
 
 
 def test_the_look_at_views_draws_from_no_stream_of_the_users():
