@@ -14,49 +14,68 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+#: Pairs (left classes, right classes).
+Splits = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
 
 @dataclass(frozen=True)
 class NestedDichotomy:
     """A binary tree over ``num_classes`` classes as its C - 1 splits, each a pair (left classes, right classes)."""
 
-    splits: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    splits: Splits
 
     @property
     def num_classes(self) -> int:
         return len(self.splits) + 1
 
-    def factor(self, log_p: Tensor) -> Tensor:
+    def factor(self, log_p: Tensor, columns: Tensor | None = None) -> Tensor:
         """L with L L^T = diag(p) - p p^T, in log space so that saturated p give neither NaN nor lost columns.
 
         Args:
             log_p: (n, C), normalised.
+            columns: the splits whose columns are wanted, (k,), or (n, k) where inputs differ; None for all of them.
 
         Returns:
-            (n, C, C - 1), one column per split.
+            (n, C, C - 1), one column per split, or (n, C, k).
         """
-        left, right = _members(self, log_p.device)  # (C - 1, C) each
-        log_left, log_right = _masked_logsumexp(log_p, left), _masked_logsumexp(log_p, right)  # (n, C - 1)
-        half = 0.5 * (log_left + log_right - torch.logaddexp(log_left, log_right))
-        columns = torch.where(left, (half - log_left).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
-        columns = columns - torch.where(right, (half - log_right).unsqueeze(-1) + log_p.unsqueeze(1), -torch.inf).exp()
-        return columns.transpose(1, 2)
+        left, right = _members(self, log_p.device)
+        return split_columns(log_p, left, right, columns)
 
 
 @lru_cache(maxsize=64)
 def _members(tree: NestedDichotomy, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which classes lie left and right of every split, (C - 1, C) each; copied to a GPU once."""
+    return members_of(tree.splits, tree.num_classes, device)
+
+
+def members_of(splits: Splits, num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which classes lie left and right of every split, (J, C) each; for callers to keep, so that a GPU gets them once."""
     with torch.inference_mode(False):  # also for those who come out of it later
-        members = torch.zeros(2, len(tree.splits), tree.num_classes, dtype=torch.bool)
-        for index, split in enumerate(tree.splits):
+        members = torch.zeros(2, len(splits), num_classes, dtype=torch.bool)
+        for index, split in enumerate(splits):
             for side in (0, 1):
                 members[side, index, list(split[side])] = True
         left, right = members.to(device)
         return left, right
 
 
+def split_columns(log_p: Tensor, left: Tensor, right: Tensor, columns: Tensor | None) -> Tensor:
+    """sqrt(pl pr / (pl + pr)) (p_left / pl - p_right / pr) of the splits ``columns``, n C numbers for each of them.
+
+    log_p: (n, C), left, right: (J, C), columns: (k,) or (n, k), None for all J -> (n, C, k).
+    """
+    if columns is not None:
+        left, right = left[columns], right[columns]  # (k, C) or (n, k, C)
+    log_p = log_p.unsqueeze(1)
+    log_left, log_right = _masked_logsumexp(log_p, left), _masked_logsumexp(log_p, right)  # (n, k, 1)
+    half = 0.5 * (log_left + log_right - torch.logaddexp(log_left, log_right))
+    of_left = torch.where(left, half - log_left + log_p, -torch.inf).exp()
+    of_right = torch.where(right, half - log_right + log_p, -torch.inf).exp()
+    return (of_left - of_right).transpose(1, 2)
+
+
 def _masked_logsumexp(log_p: Tensor, members: Tensor) -> Tensor:
-    """log of each node's mass. log_p: (n, C), members: (J, C) -> (n, J)."""
-    return torch.logsumexp(log_p.unsqueeze(1).masked_fill(~members, -torch.inf), dim=-1)
+    """log of each node's mass. log_p: (n, 1, C), members: (k, C) or (n, k, C) -> (n, k, 1)."""
+    return torch.logsumexp(log_p.masked_fill(~members, -torch.inf), dim=-1, keepdim=True)
 
 
 def balanced(order: Sequence[int]) -> NestedDichotomy:

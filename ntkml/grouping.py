@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
-from ntkml.likelihoods import Likelihood, groups_of
+from ntkml.likelihoods import Likelihood, factor_columns, groups_of
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
 from ntkml.partitions import (
@@ -98,12 +98,12 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
         example = model(x[:1].clone())
     tree = tree_for(model, example.shape[1])
 
-    def rows_of(column: int) -> Chunks:
+    def rows_of(column: Tensor) -> Chunks:
         def chunks() -> Iterator[list[dict[str, LayerRows]]]:
             for part in parts:
                 captured = capture(model, part, plan=plan)
-                factor = likelihood.factor(captured.outputs.detach(), "C", tree)
-                rows = rows_by_layer(captured, factor[:, :, column : column + 1], keep_graph=False)
+                factor = factor_columns(likelihood, captured.outputs.detach(), "C", tree, column)
+                rows = rows_by_layer(captured, factor, keep_graph=False)
                 del captured
                 yield [rows]
                 del rows  # or it would be alive beside the next chunk
@@ -112,7 +112,7 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
 
     num_columns = likelihood.factor(example, "C", tree).shape[2]
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for column in range(num_columns):
+    for column in torch.arange(num_columns, device=x.device).split(1):
         kernel += ChunkedRows(rows_of(column), shapes, "rows", groups, len(x)).total_gram()
     root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return kernel.diagonal().mean() * kernel / torch.outer(root, root)

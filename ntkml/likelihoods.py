@@ -7,7 +7,10 @@ all of Lambda for ``C`` and (summed over the groups) for ``tree``, only the diag
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from inspect import signature
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ntkml.arguments import check_members
-from ntkml.dichotomies import NestedDichotomy, balanced, sequential
+from ntkml.dichotomies import NestedDichotomy, balanced, members_of, sequential, split_columns
+from ntkml.partitions import select_columns
 from ntkml.registry import LIKELIHOODS, resolve
 
 #: Groups of factor columns; the columns of one group stand in the same block.
@@ -42,7 +46,8 @@ class Likelihood(Protocol):
         """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, num_columns).
 
         Their number depends on C and the split alone. All of them stand in one block under ``C``, each in its own under ``1`` and
-        ``tree``, that many together under a group size.
+        ``tree``, that many together under a group size. With a parameter ``columns`` too it computes a block's columns alone: see
+        :func:`factor_columns`.
         """
 
     @property
@@ -74,6 +79,20 @@ def groups_of(likelihood: Likelihood, split: str, outputs: Tensor) -> ColumnGrou
     return column_groups(split, likelihood.factor(outputs, split, None).shape[2])
 
 
+def factor_columns(
+    likelihood: Likelihood, outputs: Tensor, split: str, tree: NestedDichotomy | None, columns: Tensor
+) -> Tensor:
+    """Some columns of :meth:`Likelihood.factor`, for n C numbers each where it can compute them alone. (n, C, k).
+
+    A ``factor(outputs, split, tree, columns)`` is asked for these; any other, that of a subclass included, for all, of which these are
+    selected. columns: (k,), or (n, k) where inputs differ, on the device of the outputs.
+    """
+    factor: Callable[..., Tensor] = likelihood.factor
+    if "columns" in signature(factor, follow_wrapped=False).parameters:
+        return factor(outputs, split, tree, columns=columns)
+    return select_columns(factor(outputs, split, tree), columns)
+
+
 @dataclass(frozen=True)
 class Categorical:
     """Softmax over C classes: Lambda = diag(p) - p p^T. targets: (n,) integers in [0, C)."""
@@ -102,37 +121,41 @@ class Categorical:
         p = outputs.softmax(-1)
         return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
 
-    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
+    def factor(
+        self, outputs: Tensor, split: str, tree: NestedDichotomy | None, columns: Tensor | None = None
+    ) -> Tensor:
         log_p = outputs.log_softmax(-1)
         num_classes = outputs.shape[1]
         if split in ("C", "tree"):
-            return (tree or sequential(num_classes)).factor(log_p)
+            return (tree or sequential(num_classes)).factor(log_p, columns)
+        own = _same_group(columns, int(split), num_classes, log_p.device)
         if split == "1":
-            return torch.diag_embed((0.5 * (log_p + _log_rest(log_p))).exp())
-        columns = [_group_factor(log_p, group) for group in column_groups(split, num_classes)]
-        return torch.cat(columns, dim=-1)
+            # log(1 - p_c) as the logsumexp over the other classes, exact where 1 - p_c underflows.
+            log_rest = log_p.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(-1, keepdim=True)  # (n, k, 1)
+            return torch.where(own, 0.5 * (log_p.unsqueeze(1) + log_rest), -torch.inf).exp().mT
+        left, right = _group_members(num_classes, int(split), log_p.device)
+        return torch.where(own.mT, split_columns(log_p, left, right, columns), 0.0)
 
 
-def _log_rest(log_p: Tensor) -> Tensor:
-    """log(1 - p_c) as the logsumexp over the other classes, exact where 1 - p_c underflows. (n, C) -> (n, C)."""
-    num_classes = log_p.shape[-1]
-    others = ~torch.eye(num_classes, dtype=torch.bool, device=log_p.device)
-    return torch.logsumexp(log_p.unsqueeze(-2).masked_fill(~others, -torch.inf), dim=-1)
+def _same_group(columns: Tensor | None, size: int, num_outputs: int, device: torch.device) -> Tensor:
+    """Which outputs are in the group, of ``size`` outputs, of each column. (k,) or (n, k), None for all -> (..., k, C)."""
+    outputs = torch.arange(num_outputs, device=device)
+    return (outputs if columns is None else columns).unsqueeze(-1) // size == outputs // size
 
 
-def _group_factor(log_p: Tensor, group: tuple[int, ...]) -> Tensor:
-    """L_g with L_g L_g^T = diag(p_g) - p_g p_g^T, from a tree over the group and one leaf for the rest. (n, C, |g|).
+@lru_cache(maxsize=64)
+def _group_members(num_classes: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The splits whose columns, restricted to their group g, are L_g with L_g L_g^T = diag(p_g) - p_g p_g^T. (C, C) each.
 
     All other classes merged into one leaf make a softmax over |g| + 1 classes whose Hessian has Lambda_gg as its leading
-    block; its factor restricted to the group's classes is square and exact.
+    block; the factor of a tree over them, restricted to the group's classes, is square and exact.
     """
-    rest = torch.ones(log_p.shape[-1], dtype=torch.bool, device=log_p.device)
-    rest[list(group)] = False
-    leaves = torch.cat([log_p[:, list(group)], log_p[:, rest].logsumexp(-1, keepdim=True)], dim=-1)
-    factor = balanced(range(len(group) + 1)).factor(leaves)[:, : len(group)]
-    columns = log_p.new_zeros(*log_p.shape, len(group))
-    columns[:, list(group)] = factor
-    return columns
+    splits = []
+    for group in column_groups(str(size), num_classes):
+        rest = tuple(c for c in range(num_classes) if c not in group)
+        for left, right in balanced((*group, -1)).splits:  # -1, the leaf of the rest, is the last one
+            splits.append((left, (*right[:-1], *rest) if right[-1] == -1 else right))
+    return members_of(tuple(splits), num_classes, device)
 
 
 @dataclass(frozen=True)
@@ -154,8 +177,12 @@ class Bernoulli:
     def hessian(self, outputs: Tensor) -> Tensor:
         return torch.diag_embed((F.logsigmoid(outputs) + F.logsigmoid(-outputs)).exp())
 
-    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
-        return torch.diag_embed((0.5 * (F.logsigmoid(outputs) + F.logsigmoid(-outputs))).exp())
+    def factor(
+        self, outputs: Tensor, split: str, tree: NestedDichotomy | None, columns: Tensor | None = None
+    ) -> Tensor:
+        deviations = (0.5 * (F.logsigmoid(outputs) + F.logsigmoid(-outputs))).exp()
+        own = _same_group(columns, 1, outputs.shape[1], outputs.device)
+        return torch.where(own, deviations.unsqueeze(1), 0.0).mT
 
 
 @dataclass(frozen=True)
@@ -198,9 +225,11 @@ class Gaussian:
         identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
         return (identity / self.noise_variance).expand(len(outputs), -1, -1)
 
-    def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
-        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-        return identity.expand(len(outputs), -1, -1)
+    def factor(
+        self, outputs: Tensor, split: str, tree: NestedDichotomy | None, columns: Tensor | None = None
+    ) -> Tensor:
+        own = _same_group(columns, 1, outputs.shape[1], outputs.device)
+        return own.to(outputs.dtype).mT.expand(len(outputs), -1, -1)
 
 
 def _check_shape(name: str, outputs: Tensor, targets: Tensor) -> None:

@@ -21,7 +21,7 @@ from ntkml.bayesian_model import BayesianModel
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.grouping import partition_for, tree_for
-from ntkml.likelihoods import Likelihood
+from ntkml.likelihoods import Likelihood, factor_columns
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
@@ -323,7 +323,9 @@ class MarginalLikelihood(BayesianModel):
             shapes=self._shapes,
             structure=self.estimator.structure,
             likelihood=self._likelihood_fixed,
-            factor=lambda outputs: self._likelihood.factor(outputs, self.estimator.outputs, self.tree),
+            factor=lambda outputs, columns: factor_columns(
+                self._likelihood, outputs, self.estimator.outputs, self.tree, columns
+            ),
             chunk=self.chunk,
         )
 

@@ -26,10 +26,7 @@ class Block:
     def select(self, factor: Tensor) -> Tensor:
         """The block's columns. factor: (n, C, num_columns) of the block's own inputs -> (n, C, k)."""
         # Moved before by whoever takes a block in parts: a GPU would be waited for.
-        columns = self.columns.to(factor.device)
-        if columns.ndim == 1:
-            return factor[:, :, columns]
-        return factor.gather(2, columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
+        return select_columns(factor, self.columns.to(factor.device))
 
     def to(self, device: torch.device) -> Block:
         """The block with its indices there."""
@@ -103,6 +100,13 @@ class Partition:
             yield self.blocks[members[0]].inputs, members
 
 
+def select_columns(factor: Tensor, columns: Tensor) -> Tensor:
+    """factor: (n, C, num_columns), columns: (k,), or (n, k) where inputs differ, on its device -> (n, C, k)."""
+    if columns.ndim == 1:
+        return factor[:, :, columns]
+    return factor.gather(2, columns.unsqueeze(1).expand(-1, factor.shape[1], -1))
+
+
 def is_count(value: object) -> bool:
     """Whether a value is a whole number from 1 on, which True is not."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
@@ -113,6 +117,7 @@ def make_partition(
 ) -> Partition:
     """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
     num_columns = sum(len(group) for group in groups)
+    columns = [] if iid else [torch.tensor(list(group)) for group in groups]  # one tensor for the blocks of all batches
     blocks = []
     for batch in batches:
         if iid:
@@ -120,7 +125,7 @@ def make_partition(
             orders = torch.rand(len(batch), num_columns, generator=generator).argsort(1)
             blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
         else:
-            blocks += [Block(batch, torch.tensor(list(group))) for group in groups]
+            blocks += [Block(batch, own) for own in columns]
     num_blocks = len(blocks)
     probabilities = torch.full((num_blocks,), 1.0 / num_blocks, dtype=torch.float64)
     return Partition(tuple(blocks), sum(len(batch) for batch in batches), num_columns, probabilities)

@@ -49,7 +49,7 @@ class BlockData:
 class TwoPass:
     """How blocks are captured: the network and its plan, the likelihood at fixed noise, and ``factor``, columns of L.
 
-    ``factor(outputs)`` gives all columns (n, C, num_columns) of a likelihood's factor; ``chunk`` inputs are captured at a time.
+    ``factor(outputs, columns)`` gives some columns (n, C, k) of a likelihood's factor; ``chunk`` inputs are captured at a time.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ class TwoPass:
     shapes: Shapes
     structure: str
     likelihood: Likelihood
-    factor: Callable[[Tensor], Tensor]
+    factor: Callable[[Tensor, Tensor], Tensor]
     chunk: int
 
     def first(self, data: BlockData, adjoint: bool = True) -> FirstPass:
@@ -163,7 +163,7 @@ class TwoPass:
     def _factor(self, outputs: Tensor, data: BlockData, part: slice) -> Tensor:
         """The block's columns of L for one chunk, (n, C, k)."""
         columns = data.block.columns if data.block.columns.ndim == 1 else data.block.columns[part]
-        return Block(data.block.inputs[part], columns).select(self.factor(outputs))
+        return self.factor(outputs, columns)
 
     @property
     def _over_views(self) -> bool:

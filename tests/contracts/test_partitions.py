@@ -85,6 +85,13 @@ def test_unequal_groups_of_columns_cover_every_pair_once():
     assert [block.num_pairs for block in partition.blocks] == [4, 2, 2, 1]
 
 
+def test_the_blocks_of_all_batches_share_the_tensors_of_their_columns():
+    blocks = make_partition([torch.tensor([2, 0]), torch.tensor([1])], [(0, 1), (2,)], False, None).blocks
+    assert [block.columns.tolist() for block in blocks] == [[0, 1], [2], [0, 1], [2]]
+    assert blocks[0].columns is blocks[2].columns
+    assert blocks[1].columns is blocks[3].columns
+
+
 def test_iid_blocks_give_every_input_its_own_order():
     """One column of every input in each block, and not the same for all."""
     partition = make_partition([torch.arange(40)], [(c,) for c in range(5)], True, generator())

@@ -7,10 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
+from torch import nn
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ntkml.dichotomies import average_linkage, balanced, sequential
-from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, groups_of
+from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, factor_columns, groups_of
+from ntkml.objective import MarginalLikelihood
+from ntkml.partitions import make_partition
 from tests.dense import dense_hessians, dense_log_prob, naive_tree_factor
 from tests.factories import (
     LIKELIHOODS,
@@ -116,6 +121,82 @@ def test_factors_are_differentiable_in_the_outputs():
             f = logits(2).requires_grad_()
             tree = balanced(range(5))
             assert torch.autograd.gradcheck(lambda f, s=split, n=name, t=tree: LIKELIHOODS[n].factor(f, s, t), f)
+
+
+def column_gradient(compute, f, weights):
+    """Columns (n, C, k), and the gradient of their sum under fixed weights."""
+    f = f.clone().requires_grad_()
+    columns = compute(f)
+    if not columns.requires_grad:
+        return columns, torch.zeros_like(f)
+    (gradient,) = torch.autograd.grad((columns * weights[:, :, : columns.shape[2]]).sum(), f)
+    return columns.detach(), gradient
+
+
+@pytest.mark.parametrize("scale", [2.0, 2000.0])
+@pytest.mark.parametrize("iid", [False, True])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_columns_alone_are_those_of_the_whole_factor(name, split, iid, scale):
+    likelihood, f, tree = LIKELIHOODS[name], logits(scale=scale), balanced([3, 1, 4, 0, 2])
+    weights = logits(seed=1).unsqueeze(-1) * logits(5, seed=2)
+    partition = make_partition([torch.arange(6)], groups_of(likelihood, split, f), iid, generator())
+    for block in partition.blocks:
+        alone = column_gradient(lambda f, c=block.columns: factor_columns(likelihood, f, split, tree, c), f, weights)
+        cut = column_gradient(lambda f, b=block: b.select(likelihood.factor(f, split, tree)), f, weights)
+        for own, whole in zip(alone, cut, strict=True):
+            assert torch.isfinite(own).all()
+            assert_same(own, whole, 1e-12)
+
+
+class Halved(Categorical):
+    """A factor of its own, without ``columns``, beside one that takes them."""
+
+    def factor(self, outputs, split, tree):
+        return 0.5 * super().factor(outputs, split, tree)
+
+
+@pytest.mark.parametrize("columns", [torch.tensor([3, 1]), torch.tensor([[3], [0], [1], [2], [2], [0]])])
+def test_the_columns_of_a_factor_that_gives_all_are_selected(columns):
+    found = factor_columns(Halved(), logits(), "tree", None, columns)
+    assert_same(found, 0.5 * factor_columns(Categorical(), logits(), "tree", None, columns))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most numbers of any tensor that was made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return made
+
+
+SINGLE = ["ntk-N-1", "ntk-N-1+iid", "diag-10-1", "ntk-N-2"]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "name"),
+    [
+        *((likelihood, name) for likelihood in LIKELIHOODS for name in SINGLE),
+        ("categorical", "ntk-N-tree"),
+        ("categorical", "kfac-10-tree+iid"),
+    ],
+)
+def test_a_step_on_some_columns_makes_no_others(likelihood, name):
+    """Nothing as large as the columns of all C outputs of a chunk, n C C numbers: the members of a tree are 2 C C, once."""
+    num_inputs, chunk, num_outputs = 20, 10, 100
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, num_outputs)).double()
+    x = torch.randn(num_inputs, 2, generator=generator(), dtype=torch.float64)
+    y = targets(likelihood, num_inputs, num_outputs)
+    objective = MarginalLikelihood(model, name, likelihood=likelihood, chunk=chunk)
+    objective.resample(x, y, generator())
+    with LargestTensor() as largest:
+        objective.backward(x, y, 1, generator())
+    assert largest.numel < chunk * num_outputs**2 / 4
 
 
 @pytest.mark.parametrize(
