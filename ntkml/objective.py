@@ -44,7 +44,8 @@ class MarginalLikelihood(BayesianModel):
     likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
     optimiser; the network's weights are not among them. They are made on the weights' device, to
     which the augmentation moves. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the weights, another objective
-    makes the same estimates of the same partition, which is not in it: :meth:`resample` draws it, where your loop starts anew too. The chunk, which is the machine's and changes rounding alone, stays out.
+    makes the same estimates of a partition that :meth:`resample` draws from the same generator. The partition itself stays out, and so
+    does the chunk, which is the machine's and changes rounding alone.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
