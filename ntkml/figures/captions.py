@@ -20,9 +20,8 @@ def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
     for manifest in manifests:
         settings = manifest.get("settings", {})
         if settings.get("hparam") in ("rotation", "invariance") and "samples" in settings:
-            where = (
-                "Rotation grid: " if manifest.get("command") == "bound-grid" else ""
-            )  # the prior's has none beside it
+            # In one picture with a grid of priors, which has none.
+            where = "Rotation grid: " if manifest.get("command") == "bound-grid" else ""
             sentences.append(f"{where}S\u00a0=\u00a0{settings['samples']} augmentation samples.")
         elif manifest.get("command") == "train" and "samples" in settings:
             sentences.append(f"No augmentation (S\u00a0=\u00a0{settings['samples']}).")
