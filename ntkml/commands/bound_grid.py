@@ -98,7 +98,7 @@ def _refuse_training(hparam: str, options: dict[str, Any]) -> None:
 
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.machine import files

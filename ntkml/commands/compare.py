@@ -58,7 +58,7 @@ def compare(hparam: str, protocol: str, **options: Any) -> None:
 
 
 def _run(protocol: CompareProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.figures.drawing import COMPARISON

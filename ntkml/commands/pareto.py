@@ -69,7 +69,7 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
 
 
 def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.protocols.training_figures import ANY_PARETO
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto

@@ -108,7 +108,7 @@ def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cel
 
 
 def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.sweep_table import Screen
     from ntkml.machine import files
     from ntkml.machine.allocator import return_freed_memory

@@ -146,7 +146,7 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
 
 
 def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.machine.processes import launched_processes

@@ -1,6 +1,6 @@
 """Tidy rows as CSV files: written, read and joined by the schema of the command that made them.
 
-Rows, and the manifests beside them, are all that passes from the computing wing to the figures, so a schema is a contract: a
+CSV rows, and the manifests beside them, are all that passes from the code that computes to the figures, so a schema is a contract: a
 file that breaks it is refused with the name of the file and of what is wrong. Files appear whole or not at all. A row file may end in
 ``.csv.gz``; it is then compressed, byte for byte the same on every run.
 """
