@@ -60,7 +60,7 @@ def read_joined(
     described: Callable[[Any], str],
     checks: Sequence[Check] = (),
 ) -> pandas.DataFrame:
-    """Row files of one schema, joined, of which ``checks`` hold; ``described`` words a row in the error on one that is there twice.
+    """Row files of one schema that pass ``checks``, joined; ``described`` names a row in the error about a duplicate.
 
     Raises:
         ValueError: no file, one that :func:`read_table` refuses, or a row that is there twice.
