@@ -45,8 +45,8 @@ class Likelihood(Protocol):
     def factor(self, outputs: Tensor, split: str, tree: NestedDichotomy | None) -> Tensor:
         """Columns for the split ``1``, ``C``, ``tree`` or a group size, times sqrt(noise_variance). Shape (n, C, num_columns).
 
-        Their number depends on C and the split alone. All of them stand in one block under ``C``, each in its own under ``1`` and
-        ``tree``, that many together under a group size. With a parameter ``columns`` too it computes a block's columns alone: see
+        Their number depends on C and the split alone. A block holds all of them under ``C``, one under ``1`` and ``tree``, and k
+        under a group size k. With an additional parameter ``columns`` it computes the columns of one block only: see
         :func:`factor_columns`.
         """
 
@@ -57,7 +57,7 @@ class Likelihood(Protocol):
 
 @runtime_checkable
 class LearnedNoise(Protocol):
-    """What a likelihood with observation noise offers besides, so that :class:`ntkml.MarginalLikelihood` learns it.
+    """Additional members of a likelihood whose observation noise :class:`ntkml.MarginalLikelihood` learns.
 
     The noise enters ``log_prob`` and ``noise_variance``, never the columns of ``factor``.
     """
@@ -198,7 +198,7 @@ class Gaussian:
     softmax = False
 
     def with_noise(self, noise: Tensor) -> Gaussian:
-        """See :class:`LearnedNoise`; a subclass whose constructor does not take its fields by name has its own."""
+        """See :class:`LearnedNoise`; a subclass whose constructor does not take its fields by name must override it."""
         return replace(self, observation_noise=noise)
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:

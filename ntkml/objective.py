@@ -40,23 +40,23 @@ Result = TypeVar("Result")
 class MarginalLikelihood(BayesianModel):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
-    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a
-    likelihood that has one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch
-    optimiser; the network's weights are not among them. They are made on the weights' device, to
-    which the augmentation moves. ``state_dict()`` holds the tree of ``tree`` rows too: with it, and the weights, another objective
-    makes the same estimates of a partition that :meth:`resample` draws from the same generator. The partition itself stays out, and so
-    does the chunk, which is the machine's and changes rounding alone.
+    Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a likelihood that has
+    one, those of the augmentation and every :class:`Hyperparameter` of the network. Give them to any torch optimiser; the
+    network's weights are not among them. They are created on the weights' device, to which the augmentation is moved.
+    ``state_dict()`` includes the class tree of ``tree`` estimators: with it and the weights, another objective makes the same
+    estimates on a partition that :meth:`resample` draws from the same generator. It does not include the partition, nor the
+    chunk size, which depends on the machine and changes rounding alone.
 
     Args:
         model: the network; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
-        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the noise
-            of ``Gaussian(0.1)``, or of any other with :class:`ntkml.likelihoods.LearnedNoise`, is learned from 0.1 on.
+        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the
+            noise of ``Gaussian(0.1)``, or of any :class:`ntkml.likelihoods.LearnedNoise`, is learned, starting at 0.1.
         prior: ``"scalar"``, ``"layerwise"`` (one precision per parameter tensor) or ``"diagonal"``.
         prior_precision: the initial precision: one number, or as many as ``prior`` has.
         augmentation: random views that the network function averages over, or None.
-        chunk: inputs per captured chunk; None measures how many fit (:func:`ntkml.rows.chunking.automatic_chunk`). It is halved
-            where memory runs out.
+        chunk: inputs per chunk; None measures how many fit (:func:`ntkml.rows.chunking.automatic_chunk`). It is halved where
+            memory runs out.
 
     Raises:
         ValueError: an unknown name, a precision that is not positive, or an argument that is not what it should be.
@@ -101,8 +101,8 @@ class MarginalLikelihood(BayesianModel):
     def resample(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Partition:
         """Draw a new partition of all training data; the paper does so every epoch.
 
-        Blocks are drawn from it alike. For importance sampling, which tight blocks gain from, put one with other probabilities in its
-        place: ``objective.partition = objective.resample(x, y).weighted(weights)``.
+        Its blocks are drawn with equal probabilities. For importance sampling, which helps with grouped blocks, replace it by one
+        with other probabilities: ``objective.partition = objective.resample(x, y).weighted(weights)``.
         """
         check_data(x, y)
         check_generator(generator)
@@ -134,10 +134,10 @@ class MarginalLikelihood(BayesianModel):
         """Estimate log q(D|h) and add the gradient of -log q(D|h) / N to the ``.grad`` of every hyperparameter.
 
         Args:
-            x, y: all N training data; only the inputs of the drawn blocks are touched.
+            x, y: all N training data; only the inputs of the drawn blocks are read.
             blocks: how many blocks to draw from the partition (unbiased); None sums all of them.
-            generator: of the draw, the augmentation noise, and the partition where :meth:`resample` was not called.
-            processes: that share the drawn blocks, each with the same arguments; all get the whole estimate and gradient.
+            generator: for the draw, the augmentation noise, and the partition where :meth:`resample` was not called.
+            processes: those that share the drawn blocks, called with the same arguments; all get the whole estimate and gradient.
 
         Returns:
             The estimate, without a graph, in nats summed over the data.
@@ -156,7 +156,7 @@ class MarginalLikelihood(BayesianModel):
     def estimate(
         self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
     ) -> LogMarginalLikelihood:
-        """What :meth:`backward` returns, without computing any gradient; by default of all blocks."""
+        """The estimate of :meth:`backward` without any gradient; over all blocks by default."""
         self._check_unchanged(x, y)
         drawn = self._drawn(x, y, blocks, generator, ALONE)
         with torch.no_grad():
@@ -173,10 +173,10 @@ class MarginalLikelihood(BayesianModel):
         generator: torch.Generator | None = None,
         processes: Processes = ALONE,
     ) -> Callable[[], LogMarginalLikelihood]:
-        """Draw blocks once; every call of the result does what :meth:`backward` does on them, by linear algebra alone.
+        """Draw blocks once and return a function that does what :meth:`backward` does on them, by linear algebra alone.
 
-        For several steps of the prior precision and the observation noise on the same blocks. The rows are those of this
-        moment: the result must not be used any more once the weights have changed.
+        For several steps of the prior precision and the observation noise on the same blocks. Their Jacobian rows are computed
+        now: do not use the result once the weights have changed.
 
         Raises:
             ValueError: a hyperparameter enters the forward pass, so that the rows change with every step.

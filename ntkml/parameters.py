@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Hyperparameter(nn.Parameter):
     """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
 
-    It enters the forward pass like any other, but has no prior and no rows: it is not one of the P weights. torch makes plain
-    parameters, weights, of it in ``load_state_dict(..., assign=True)``: load without ``assign``.
+    It enters the forward pass like any other, but has no prior and no Jacobian rows: it is not one of the P weights.
+    ``load_state_dict(..., assign=True)`` turns it into a plain parameter, that is a weight: load without ``assign``.
     """
 
     __module__ = "ntkml"  # networks that are saved whole hold the public name, wherever this file lies

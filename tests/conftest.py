@@ -1,4 +1,4 @@
-"""Fixtures that several rooms of tests share."""
+"""Fixtures that several folders of tests share."""
 
 import gc
 import shutil

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 SUMMARIES = {
     "bound-grid": "Every estimator over a grid of prior precisions or rotations.",
     "train": "Learn weights and hyperparameters together.",
-    "pareto": "Time per estimate against what each estimator reaches.",
-    "compare": "Systems that learn hyperparameters, by quality and cost.",
-    "sweep": "Every training run of a protocol, by many processes.",
-    "table": "A table of the paper, our runs beside the published numbers.",
+    "pareto": "Time per estimate against the bound that is reached.",
+    "compare": "Methods that learn hyperparameters, by quality and cost.",
+    "sweep": "Every training run of a protocol, in many processes.",
+    "table": "A table of the paper: our runs beside published numbers.",
     "plot": "Draw a figure of the paper, or of any run, from its rows.",
     "report": "All figures, tables and runs on one HTML page.",
 }

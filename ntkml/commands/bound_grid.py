@@ -30,9 +30,14 @@ Examples:
 
 
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
-@click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="What the grid runs over.")
+@click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="Hyperparameter of the grid.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
-@click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
+@click.option(
+    "--protocol-variant",
+    type=click.Choice(VARIANTS),
+    default="paper",
+    help="Whose settings where paper and authors' code differ.",
+)
 @setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
 @setting("--estimators", ESTIMATORS, "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")
@@ -40,20 +45,20 @@ Examples:
 @setting("--samples", SAMPLES, "Augmentation samples S (rotation).")
 @setting("--num-data", COUNT, "Training images N.")
 @setting("--epochs", COUNT, "Training epochs of the weights.")
-@setting("--prior-precision", POSITIVE, "Prior precision of the training, and of a whole rotation grid.")
+@setting("--prior-precision", POSITIVE, "Prior precision of the training, and throughout a rotation grid.")
 @setting("--seed", SEED, "Seed of data, weights, partition and noise.")
 @click.option(
     "--weights",
     type=NamedPath(),
-    help="weights.pt of a run, instead of training; that of ntkml train with its hyperparameters.",
+    help="weights.pt of a run, instead of training; one of ntkml train brings its hyperparameters.",
 )
 @device_option
 @data_root_option
 @download_option
-@click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="A row per block too, or not.")
+@click.option("--rows", type=click.Choice(("all", "aggregate")), default="all", help="all: also one row per block.")
 @out_option
 @figures_option
-@click.option("--force", is_flag=True, help="Compute again what is finished.")
+@click.option("--force", is_flag=True, help="Recompute a finished run.")
 def bound_grid(hparam: str, protocol: str, protocol_variant: str, **options: Any) -> None:
     """Every estimator over a grid of prior precisions or rotations, beside the exact log marginal likelihood.
 
@@ -98,7 +103,7 @@ def _refuse_training(hparam: str, options: dict[str, Any]) -> None:
 
 
 def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[str, Any]) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.machine import files

@@ -39,13 +39,13 @@ Examples:
 @compared_runs_options
 @computing_options
 @figures_option
-@click.option("--force", is_flag=True, help="Compare again what is finished; finished training runs are reused.")
+@click.option("--force", is_flag=True, help="Repeat a finished comparison; finished training runs are reused.")
 def compare(hparam: str, protocol: str, **options: Any) -> None:
-    """Compare systems by what they reach on test data and what they cost: fits, data passes and seconds.
+    """Compare methods that learn hyperparameters (systems) by test performance and cost: fits, data passes and seconds.
 
     Systems are estimators of the marginal likelihood (ntk-50-tree, lila), hoag, sampled-K, augerino, partitioned-K, map,
     fixed-augmentation-DEGREES, grid-K, random-K, tpe-K, gp-K and cross-validation-K. Each is a run of `ntkml train` under
-    --out: finished ones are reused, stopped ones go on, missing ones are run. Writes one row per system and seed, and
+    --out: finished ones are reused, stopped ones resumed, missing ones run. Writes one row per system and seed, and
     draws them. `ntkml plot comparison` draws the newest comparison of every hyperparameter and data set in one picture.
     """
     settings = compared_settings(hparam, options)
@@ -58,7 +58,7 @@ def compare(hparam: str, protocol: str, **options: Any) -> None:
 
 
 def _run(protocol: CompareProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.figures.drawing import COMPARISON

@@ -15,7 +15,7 @@ device_option = click.option(
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="auto: a GPU if there is one."
 )
 chunk_option = click.option(
-    "--chunk", type=ChunkSize(), default="auto", help="Inputs per captured chunk; less takes less memory."
+    "--chunk", type=ChunkSize(), default="auto", help="Inputs per chunk; smaller chunks take less memory."
 )
 data_root_option = click.option(
     "--data-root", type=NamedPath(), help="Data folder.  [default: $NTKML_DATA, ~/.cache/ntkml]"
@@ -28,12 +28,12 @@ compared_hparam_option = click.option(
     "--hparam",
     type=LearnedHparam(),
     required=True,
-    help="What is learned; rotation is another word for invariance.",
+    help="What is learned; rotation is a synonym of invariance.",
 )
 fresh_blocks_option = click.option(
     "--fresh-blocks/--kept-blocks",
     default=None,
-    help="Blocks for every prior step, or one draw for all steps of an update, which is cheaper.  [default: the protocol's]",
+    help="Draw blocks for every prior step, or once for all steps of an update (cheaper).  [default: the protocol's]",
 )
 
 #: Settings that mean something to one learned hyperparameter alone, and to which.

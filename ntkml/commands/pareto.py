@@ -38,22 +38,24 @@ Examples:
 @click.option(
     "--protocol",
     default="pareto-digits",
-    help="Cells to compare: pareto-digits, figure-1, figure-1-reduced or figure-13.",
+    help="Training runs to compare: pareto-digits, figure-1, figure-1-reduced or figure-13.",
 )
 @click.option("--estimators", type=ESTIMATORS, help="Comma-separated names.  [default: the protocol's]")
 @compared_runs_options
 @click.option("--repeats", type=COUNT, help="Timed estimates of every estimator.  [default: the protocol's]")
-@click.option("--finished", is_flag=True, help="Train nothing: compare the training cells that are finished.")
-@click.option("--exact/--no-exact", default=True, help="Compute the exact value at the end of every first seed.")
+@click.option("--finished", is_flag=True, help="Train nothing: compare the training runs that are finished.")
+@click.option(
+    "--exact/--no-exact", default=True, help="Compute the exact value where the first seed of every estimator ended."
+)
 @computing_options
 @figures_option
-@click.option("--force", is_flag=True, help="Time again what is finished; finished training cells are reused.")
+@click.option("--force", is_flag=True, help="Time a finished comparison again; finished training runs are reused.")
 def pareto(hparam: str, protocol: str, **options: Any) -> None:
-    """Seconds per estimate and gradient against the log marginal likelihood that optimising each estimator reaches.
+    """Seconds per estimate with gradient against the log marginal likelihood that optimising each estimator reaches.
 
-    The training cells are runs of `ntkml train` under --out: finished ones are reused, stopped ones go on, missing ones
-    are run. Writes one row per estimator with its timing, and the joined rows of all cells, from which `ntkml plot
-    figure-8` to `figure-11` draw trajectories. Time on a machine that does nothing else.
+    The training runs are those of `ntkml train` under --out: finished ones are reused, stopped ones resumed, missing ones
+    run. Writes one row per estimator with its timing, and the joined rows of all training runs, from which `ntkml plot
+    figure-8` to `figure-11` draw trajectories. Nothing else should run on the machine while it takes timings.
     """
     settings = compared_settings(hparam, options)
     try:
@@ -69,7 +71,7 @@ def pareto(hparam: str, protocol: str, **options: Any) -> None:
 
 
 def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.protocols.training_figures import ANY_PARETO
     from ntkml.runs.pareto import ParetoRun, only_finished, resolve_cells, run_pareto

@@ -25,7 +25,7 @@ Examples:
   ntkml plot pareto
 
 \b
-What has to be run before:
+What to run first:
   figures 3-6, 12     ntkml bound-grid --hparam prior --protocol mnist-bounds   (and rotation)
   figures 1, 8, 9     ntkml pareto --hparam invariance --protocol figure-1-reduced
   figures 13, 10, 11  ntkml pareto --hparam prior --protocol figure-13
@@ -57,13 +57,13 @@ class FigureName(click.ParamType):
     "csv",
     multiple=True,
     type=NamedPath(),
-    help="Rows to draw; may be repeated.  [default: the newest runs]",
+    help="CSV file of rows to draw; may be repeated.  [default: the newest runs]",
 )
 @click.option(
     "--results",
     type=NamedPath(),
     default=Path("results"),
-    help="Where runs are looked for without --csv.",
+    help="Folder of runs, used without --csv.",
 )
 @click.option("--out", type=NamedPath(), default=Path("figures"), help="Folder for the pictures.")
 @click.option(
@@ -77,8 +77,8 @@ class FigureName(click.ParamType):
 def plot(name: str, csv: tuple[Path, ...], results: Path, out: Path, formats: tuple[str, ...]) -> None:
     """Draw NAME: figure-1 to figure-16, or bound-grid, pareto or comparison for any one run.
 
-    Without --csv the newest finished runs under --results that hold the figure's estimators are drawn. Figures 8 to 11 show
-    the runs of ntkml train, alone or in a Pareto run: the newest and those that differ from it in estimator and seed alone.
+    Without --csv, draws the newest finished runs under --results that hold the figure's estimators. Figures 8 to 11 show
+    runs of ntkml train, alone or in a Pareto run: the newest, and those that differ from it only in estimator and seed.
     An older picture of the same name is replaced; rows never are.
     """
     from ntkml.figures import drawing, render

@@ -16,10 +16,10 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
-@click.option("--results", type=NamedPath(), default=Path("results"), help="Where finished runs are looked for.")
+@click.option("--results", type=NamedPath(), default=Path("results"), help="Folder of finished runs.")
 @click.option("--out", type=NamedPath(), default=Path("report.html"), help="The page to write.")
 def report(results: Path, out: Path) -> None:
-    """Write one self-contained HTML page: every figure that the runs allow, tables to sort, and the manifest of each run.
+    """Write one self-contained HTML page: every figure that the runs allow, sortable tables, and the manifest of each run.
 
     It opens from disk without a network. An older report of the same name is replaced; another file is not.
     """

@@ -40,7 +40,7 @@ Examples:
 @click.option(
     "--hparam",
     type=LearnedHparam(),
-    help="Cells that learn it alone; rotation is another word for invariance.  [default: all]",
+    help="Only cells that learn it; rotation is a synonym of invariance.  [default: all]",
 )
 @setting("--estimators", SYSTEMS, "Comma-separated names, or none (MAP).")
 @setting("--seeds", SEEDS, "Comma-separated seeds.")
@@ -58,21 +58,20 @@ Examples:
     "--dry-run",
     "only_list",
     is_flag=True,
-    help="Say what would be done, and do nothing. Reads the data: their checksum is part of a run's id.",
+    help="List what would be done, and do nothing. Reads the data: their checksum is part of a run's id.",
 )
 @computing_options
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
-    """Train every cell of PROTOCOL: a sweep, a Pareto comparison (its training cells), a training protocol (the
-    cells that its file lists, or one) or a file of your own (my-sweep.toml, written as experiments/sweep-digits.toml is).
+    """Train every cell (training run) of PROTOCOL: a sweep, a Pareto comparison, a training protocol (the cells that its
+    file lists, or one) or a file of your own (my-sweep.toml, in the format of experiments/sweep-digits.toml).
 
-    Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones go on, so that the same command
+    Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones resumed, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A
     cell that fails does not stop the others; it is named at the end, and the exit code is 1. SIGTERM, SIGUSR1, SIGHUP and
     Ctrl-C stop all workers after their step. Workers take GPUs in turn; each has $OMP_NUM_THREADS threads, or its share of the cores.
 
-    With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which goes back into the queue
-    when its time is over, or while another process trains its cell. The command shows how far they are; the tasks go on
-    when it is stopped.
+    With --cluster slurm every cell is a task of an array job (pip install 'ntkml[slurm]'), which is requeued at its time
+    limit, or while another process trains its cell. The command shows their progress; the tasks go on when it is stopped.
     """
     if options["slurm"] and not options["cluster"]:
         raise click.UsageError("--slurm belongs to --cluster slurm")
@@ -108,7 +107,7 @@ def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cel
 
 
 def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.sweep_table import Screen
     from ntkml.machine import files
     from ntkml.machine.allocator import return_freed_memory

@@ -16,7 +16,7 @@ Examples:
   ntkml table 1 --results results/reference --out tables
 
 \b
-What has to be run before, cell by cell or all at once:
+What to run first, cell by cell or all at once:
   ntkml train --protocol table-1 --dataset cifar100 --estimator ntk-500-1 --device cuda
   ntkml train --protocol table-1-reduced --hparam invariance --estimator kfac-150-1
 """
@@ -26,14 +26,14 @@ SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
 @click.argument("number", type=click.Choice(("1", "2")))
-@click.option("--results", type=NamedPath(), default=Path("results"), help="Where finished runs are looked for.")
+@click.option("--results", type=NamedPath(), default=Path("results"), help="Folder of finished runs.")
 @click.option("--out", type=NamedPath(), default=Path("tables"), help="Folder for the files.")
 @click.option("--format", "name", type=click.Choice((*SUFFIXES, "all")), default="all", help="What is written.")
 def table(number: str, results: Path, out: Path, name: str) -> None:
     """Write table NUMBER (1 or 2): our finished runs beside the numbers that the paper published.
 
     Runs of the whole protocol fill the paper's table; those of a reduced protocol, with changed settings or on other data
-    stand in tables of their own, which say how they differ. A cell without a run stays blank. An older table of the
+    get separate tables, which say how they differ. A cell without a run stays blank. An older table of the
     same name is replaced.
     """
     if not results.is_dir() and (results.exists() or not _by_default("results")):

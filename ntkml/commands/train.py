@@ -70,22 +70,34 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
     type=TRAIN_PROTOCOL,
     help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
 )
-@click.option("--protocol-variant", type=click.Choice(VARIANTS), default="paper", help="Where paper and code differ.")
+@click.option(
+    "--protocol-variant",
+    type=click.Choice(VARIANTS),
+    default="paper",
+    help="Whose settings where paper and authors' code differ.",
+)
 @setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
-@setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
+@setting(
+    "--likelihood",
+    click.Choice(list(LIKELIHOODS)),
+    "Likelihood of the classes; all but categorical take one-hot targets.",
+)
 @setting(
     "--estimator",
     TrainEstimator(),
-    "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
+    "How hyperparameters are learned: an estimator, another method (hoag, grid-5, ...), or none (MAP).",
 )
 @setting(
-    "--prior", click.Choice(PRIOR_KINDS), "One precision in all, per parameter tensor, per parameter.", "prior_kind"
+    "--prior",
+    click.Choice(PRIOR_KINDS),
+    "One precision in total, per parameter tensor, or per parameter.",
+    "prior_kind",
 )
 @setting("--prior-init", POSITIVE, "Initial prior precision.")
 @setting("--num-data", COUNT, "Training images N.")
 @setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
-@setting("--batch-size", COUNT, "Batch of the weights' steps.")
+@setting("--batch-size", COUNT, "Batch size of the weights' steps.")
 @setting("--epochs", COUNT, "Epochs.")
 @setting("--burn-in", click.IntRange(0, MOST), "Epoch of the first hyperparameter update.")
 @setting("--update-every", COUNT, "Epochs between updates.")
@@ -97,7 +109,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 @setting("--lr-hyper", POSITIVE, "Learning rate of the log prior precisions.")
 @setting("--lr-aug", POSITIVE, "Learning rate of the invariance.")
 @click.option("--flip/--no-flip", default=None, help="Mirror batches at random.  [default: the protocol's]")
-@setting("--optimizer", click.Choice(OPTIMIZERS), "Of the weights; hyperparameters take Adam.")
+@setting("--optimizer", click.Choice(OPTIMIZERS), "Optimizer of the weights; hyperparameters take Adam.")
 @setting("--eval-every", COUNT, "Epochs between evaluations on the test data.")
 @setting("--seed", SEED, "Seed of data, weights, partitions and noise.")
 @device_option
@@ -105,15 +117,15 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
     "--precision",
     type=click.Choice(("float32", "bf16")),
     default="float32",
-    help="Of the weights' steps; estimates are float32 rows and float64 algebra in any case.",
+    help="Of the weights' steps; estimates always use float32 Jacobians and float64 linear algebra.",
 )
 @chunk_option
 @data_root_option
 @download_option
 @click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
-@click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Seconds between checkpoints, at most.")
+@click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Most seconds between checkpoints.")
 @out_option
-@click.option("--force", is_flag=True, help="Compute again what is finished, from the start what is unfinished.")
+@click.option("--force", is_flag=True, help="Recompute a finished run; restart an unfinished one.")
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:
     """Learn weights and hyperparameters together by stochastic gradients of the marginal likelihood.
 
@@ -146,7 +158,7 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
 
 
 def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any], stops: Stops) -> None:
-    """The heavy wing: torch is imported from here on."""
+    """Run the command; torch is imported from here on."""
     from ntkml.commands.devices import device_named
     from ntkml.datasets import load_dataset
     from ntkml.machine.processes import launched_processes

@@ -124,7 +124,7 @@ def _about_systems(names: Iterable[str]) -> list[str]:
     if any(family.data == "train + validation" and not family.searches for family in families):
         sentences.append("hoag holds out a fifth of the training data and keeps the weights of the rest.")
     if any(family.searches for family in families):
-        sentences.append("Of a search all fits count; it fits once more on all data.")
+        sentences.append("The cost of a search is that of all its fits, with a final one on all data.")
     return sentences
 
 

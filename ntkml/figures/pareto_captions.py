@@ -29,9 +29,7 @@ def sentences(
     if len(unproven := rows[~rows["certified"].astype(bool)]):
         said.append(f"Open marks, not a proven bound: {listed(unproven['estimator'])}.")
     if len(grouped_blocks := rows[~rows["grouping"].fillna("").isin(["", "iid"])]):
-        said.append(
-            f"Blocks grouped by their inputs, with the marks of random ones: {listed(grouped_blocks['estimator'])}."
-        )
+        said.append(f"Grouped blocks, marked like random ones: {listed(grouped_blocks['estimator'])}.")
     for column, beyond in hidden.items():
         if len(beyond):
             which = "exact values" if column.startswith("exact") else "estimates"

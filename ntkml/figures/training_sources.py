@@ -101,7 +101,7 @@ def training_runs(paths: Iterable[Path]) -> list[TrainingRun]:
             own = manifest if manifest.get("run_id") == run_id else manifest.get("runs", {}).get(run_id, {})
             notes = manifest_notes([own])
             if own is not manifest:  # what is said of a Pareto run's cells is not said of runs beside it
-                notes += [f"Of the Pareto run: {note}" for note in manifest.get("notes", []) if note not in of_cells]
+                notes += [f"Pareto run: {note}" for note in manifest.get("notes", []) if note not in of_cells]
             if own:
                 _check_finished(group, path, own)
             else:

@@ -20,7 +20,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory for the rest of the process; whether that was done: not where somebody has decided otherwise."""
+    """Let glibc keep freed memory for the rest of the process. False where it is not glibc, or the environment decides otherwise."""
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _DECIDED):
         return False
     library = ctypes.CDLL(None)

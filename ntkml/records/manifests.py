@@ -1,4 +1,4 @@
-"""The manifest of a run, a JSON file beside its rows: with what it was made, and what whoever reads it may rely on.
+"""The manifest of a run: a JSON file beside its rows that says how they were made, with entries that readers can rely on.
 
 All hold ``run_id, command, settings, environment, estimators, notes, finished_at``. ``settings`` has at least ``hparam, dataset,
 model, num_data``; the keys of ``estimators`` are names; ``notes`` are sentences that every caption of the run must show; without
@@ -43,12 +43,12 @@ _WORDS = {dict: "an object", list: "a list", str: "text", bool: "a flag", int: "
 
 
 def damaged(folder: Path, error: ValueError) -> ValueError:
-    """What a manifest's error says of its run; not every command that reads runs has a --force, so that it says what to remove."""
+    """The error of a manifest, with what to remove: not every command that reads runs has a --force."""
     return ValueError(f"{error}: the run is damaged; remove {folder} and compute it again")
 
 
 def check_manifest(manifest: Mapping[str, Any], path: Path, within: str = "") -> None:
-    """Hold the manifest of ``path``, or what lies in its entry ``within``, against the types above.
+    """Check the manifest of ``path``, or what is in its entry ``within``, against the types above.
 
     Raises:
         ValueError: an entry of another type; names the file and the entry.
@@ -72,7 +72,7 @@ def check_type(value: Any, types: tuple[type, ...], path: Path, name: str) -> No
 
 
 def write_manifest(path: str | Path, manifest: Mapping[str, Any]) -> Path:
-    """Write the manifest of a run as JSON with sorted keys, atomically; what is no UTF-8 is escaped as JSON escapes it."""
+    """Write the manifest of a run as JSON with sorted keys, atomically; text that is not UTF-8 is escaped as in JSON."""
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     return files.write_atomically(path, text.encode(errors="backslashreplace"))
 

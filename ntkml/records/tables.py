@@ -1,6 +1,6 @@
 """Tidy rows as CSV files: written, read and joined by the schema of the command that made them.
 
-Rows, and the manifests beside them, are all that passes from the computing wing to the figures, so a schema is a contract: a
+CSV rows, and the manifests beside them, are all that passes from the code that computes to the figures, so a schema is a contract: a
 file that breaks it is refused with the name of the file and of what is wrong. Files appear whole or not at all. A row file may end in
 ``.csv.gz``; it is then compressed, byte for byte the same on every run.
 """
@@ -60,7 +60,7 @@ def read_joined(
     described: Callable[[Any], str],
     checks: Sequence[Check] = (),
 ) -> pandas.DataFrame:
-    """Row files of one schema, joined, of which ``checks`` hold; ``described`` words a row in the error on one that is there twice.
+    """Row files of one schema that pass ``checks``, joined; ``described`` names a row in the error about a duplicate.
 
     Raises:
         ValueError: no file, one that :func:`read_table` refuses, or a row that is there twice.

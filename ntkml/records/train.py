@@ -113,7 +113,7 @@ def read_rows(*paths: str | Path) -> pandas.DataFrame:
 def read_finished(path: Path, epochs: int, run_id: str | None = None) -> pandas.DataFrame:
     """The rows of one finished run of so many ``epochs``, by epoch: the last ones are where it ended.
 
-    ``run_id``: the run that its manifest is of, None where it does not say.
+    ``run_id``: that of its manifest, None where it has none.
 
     Raises:
         ValueError: see :func:`read_rows`, and rows of another run or that end with another epoch; says what to remove.

@@ -171,7 +171,7 @@ def complete_replacement(folder: Path) -> None:
     if held(_replaced(folder)):
         raise BusyError(_busy(folder))
     with exclusive(folder):
-        if held(_replaced(folder)):  # whose owner made room between the two looks
+        if held(_replaced(folder)):  # its owner moved the old run aside between the two checks
             raise BusyError(_busy(folder))
         if holds_whole_run(replacement(folder)):  # no other process has done it since
             _put_in_place(folder)

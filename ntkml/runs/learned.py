@@ -58,7 +58,7 @@ def read_learned(path: Path) -> Learned:
     words = f"epochs: {settings['epochs']}{views}, seed {settings['seed']}, {source}"
     precisions = tuple(json.loads(last["prior_precisions"])) if last["prior_precisions"] else ()
     described = [f"Weights trained {how} on {settings['dataset']} ({words})."]
-    described += [f"Of their run: {note}" for note in manifest.get("notes", [])]
+    described += [f"Training run of these weights: {note}" for note in manifest.get("notes", [])]
     return Learned(weights, " ".join(described), precisions, eta)
 
 

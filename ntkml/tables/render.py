@@ -29,16 +29,16 @@ COLUMNS = {"table-1": {"log_q": Column("log q/N", 2), **_TEST, _TIME: Column("ti
 HEADINGS = {"prior": "prior precision", "invariance": "invariance"}
 
 _READING = (
-    "Means over seeds +- one standard error, sample deviation over the square root of their number; no error with one seed.",
-    "Bold: the interval of one standard error meets that of the best of its category (one source, one hyperparameter), as we read the "
-    "paper's rule; applied to the published numbers as they are printed, where the paper sees more digits; nothing is bold without errors.",
+    "Means over seeds +- one standard error (sample standard deviation over the square root of the number of seeds); no error with one seed.",
+    "Bold: the interval of one standard error overlaps that of the best of its category (one source, one hyperparameter), as we read the "
+    "paper's rule; for published numbers applied to the printed digits, of which the paper had more; nothing is bold without errors.",
     "Ours: test values are those of the last epoch.",
     "* not a proven lower bound. Blank: not run, or not published.",
 )
 #: What a table says of columns that not every table has.
 _READING_OF = {
     "table-1": (
-        "Ours: log q/N is the last estimate of a run, an average over the steps of its last update, from blocks of each estimator's own. "
+        "Ours: log q/N is a run's own last estimate: the mean over the steps of its last update, each from its estimator's blocks. "
         "Time: seconds of weights and hyperparameters without evaluations, relative to kfac-N-C.",
     ),
 }
@@ -148,7 +148,7 @@ def notes_of(panel: Panel) -> list[str]:
     notes = []
     if panel.beside is not None:
         data = TITLES.get(panel.beside, panel.beside)
-        other = "" if panel.whole else ", whole protocol: other settings than ours beside it"
+        other = "" if panel.whole else ", whole protocol; ours beside it have other settings"
         notes.append(f"Published: the paper's numbers on {data}{other}.")
         literature = [entry for entry in panel.theirs.values() if entry.source == "literature"]
         for source in dict.fromkeys(entry.note for entry in literature):

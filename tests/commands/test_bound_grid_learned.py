@@ -62,7 +62,10 @@ def test_a_rotation_grid_takes_precisions_and_half_widths_of_the_run(learned, in
         "weights trained with hyperparameters learned by ntk-20-tree on digits_r180 (epochs: 3, S\u00a0=\u00a02, seed 0"
         in notes[0]
     )
-    assert "Of their run: Against protocol train-digits: num data 40 instead of 1000, samples 2" in notes[0]
+    assert (
+        "Training run of these weights: Against protocol train-digits: num data 40 instead of 1000, samples 2"
+        in notes[0]
+    )
     assert notes[1] == "Rotation grid: at the prior precisions and other half-widths of that run."
 
 
@@ -91,7 +94,9 @@ def test_the_variant_of_the_weights_protocol_is_said(learned, in_empty_folder, t
     assert (code, error.count("Error")) == (0, 0)
     [note, *_] = json.loads(only(tmp_path / "results", "manifest.json").read_text())["notes"]
     assert note.startswith("Prior grid: weights trained by MAP on digits (epochs: 3, seed 0")
-    assert "Of their run: Settings of the authors' code where it differs from the paper's text." in note
+    assert (
+        "Training run of these weights: Settings of the authors' code where it differs from the paper's text." in note
+    )
 
 
 def test_hyperparameters_are_those_of_the_last_epoch_by_its_number(learned):

@@ -182,12 +182,12 @@ def test_bad_input_is_one_line_and_writes_nothing(run, tmp_path, arguments, code
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("room", ["compare", "train"])
+@pytest.mark.parametrize("command", ["compare", "train"])
 @pytest.mark.parametrize(("name", "words"), [("manifest.json", "not a JSON file"), ("rows.csv", "missing or empty")])
-def test_a_damaged_run_says_what_to_remove(run, finished_run, only, tmp_path, room, name, words):
-    if room == "train":
+def test_a_damaged_run_says_what_to_remove(run, finished_run, only, tmp_path, command, name, words):
+    if command == "train":
         shutil.rmtree(tmp_path / "results" / "compare")
-    damaged = only(tmp_path / "results" / room, name)
+    damaged = only(tmp_path / "results" / command, name)
     damaged.write_text("")
     code, _, error = run(*ARGUMENTS)
     last = error.splitlines()[-1]

@@ -42,7 +42,7 @@ def test_points_are_means_over_seeds_and_the_best_is_named(tmp_path):
 
 
 def test_the_caption_speaks_of_systems_that_are_drawn_alone(tmp_path, monkeypatch):
-    hoag, search = "hoag holds out a fifth of the training data", "Of a search all fits count"
+    hoag, search = "hoag holds out a fifth of the training data", "The cost of a search is that of all its fits"
     caption = caption_of(comparison.draw(compare_records.read_rows(rows_file(tmp_path))))
     assert (hoag in caption, search in caption) == (False, True)
     monkeypatch.delitem(SYSTEMS, "grid-5")

@@ -164,7 +164,7 @@ def test_grouped_blocks_are_named(all_rows):
     for name, grouping in (("ntk-100-C", "class"), ("ntk-50-C", "iid")):
         one = rows.index[rows["estimator"] == name][0]
         rows.loc[one, ["estimator", "grouping"]] = [f"{name}+{grouping}", grouping]
-    words = "Blocks grouped by their inputs, with the marks of random ones: "
+    words = "Grouped blocks, marked like random ones: "
     assert words + "ntk-100-C+class." in caption_of(pareto.draw("figure-13", rows, [], MANIFEST))
     assert words not in caption_of(pareto.draw("figure-13", all_rows["figure-13"], [], MANIFEST))
 

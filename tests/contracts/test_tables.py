@@ -121,7 +121,7 @@ def test_reduced_protocols_other_data_and_changed_settings_stand_apart_and_say_s
     assert [len(panel.ours) for panel in found] == [1, 0, 1, 1, 2]
     assert [panel.whole for panel in found] == [True, True, False, False, False]
     notes = render.notes_of(found[-1])
-    assert "Published: the paper's numbers on CIFAR-10, whole protocol: other settings than ours beside it." in notes
+    assert "Published: the paper's numbers on CIFAR-10, whole protocol; ours beside it have other settings." in notes
     prior = next(note for note in notes if note.startswith("prior (kfac-500-1): Against protocol table-1: "))
     assert "num data 2000 instead of 50000" in prior
     assert {row["source"] for row in csv.DictReader(render.tidy(found[2:]).splitlines())} == {"ours"}

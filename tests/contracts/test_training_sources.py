@@ -31,7 +31,7 @@ def test_runs_alone_and_in_pareto_runs_are_joined_and_each_is_taken_once(tmp_pat
     assert notes == [
         "No augmentation (S\u00a0=\u00a01).",
         "Synthetic training.",
-        "Of the Pareto run: Reduced: synthetic cells.",
+        "Pareto run: Reduced: synthetic cells.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""One process for all tests of this room that start trainings."""
+"""One process for all tests of this folder that start trainings."""
 
 import pytest
 
