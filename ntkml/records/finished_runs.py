@@ -71,6 +71,25 @@ def finished_runs(results: Path, command: str) -> list[Run]:
     return sorted(kept, key=_finished_at, reverse=True)
 
 
+def left_out(results: Path) -> list[tuple[Path, str]]:
+    """Folders of runs below ``results`` that are in no figure or table, and why: stopped runs, and those that lost their rows.
+
+    Raises:
+        ValueError: a manifest that cannot be read; names the file and what to remove.
+    """
+    found = []
+    for path in _manifests(results):
+        try:
+            manifest = read_manifest(path)
+        except ValueError as error:
+            raise damaged(path.parent, error) from None
+        if not manifest.get("finished_at"):
+            found.append((path.parent, "not finished: the command that began it continues it"))
+        elif _rows_beside(path) is None:
+            found.append((path.parent, "finished, but its rows.csv is missing: remove the folder and compute it again"))
+    return found
+
+
 def _run_of(path: Path, command: str) -> Run | None:
     """The run whose manifest lies at ``path``; None where it is not finished, of another command, or without rows."""
     manifest = read_manifest(path)

@@ -11,6 +11,8 @@ import csv
 import gzip
 import io
 import math
+import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -109,10 +111,17 @@ def _parsed(
     import pandas
 
     try:
+        text = _text(path)
         # Everything as text first: a run id such as 12e4567890 must not become a number.
-        rows = pandas.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError, EOFError, OSError) as error:  # pandas' ParserError is a ValueError
+        rows = pandas.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # pandas' ParserError is a ValueError
         raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
+    # pandas fills a short line up with empty cells.
+    last = text.rstrip("\r\n").rpartition("\n")[2]
+    if len(rows) and re.sub('"[^"]*"', "", last).count(",") + 1 < len(rows.columns):
+        raise ValueError(
+            f"{path}: the last line, {len(rows) + 1}, has fewer cells than the header; was the file cut short?"
+        )
     if "command" in rows and len(others := sorted(set(rows["command"]) - {command})):
         raise ValueError(
             f"{path}: holds rows of {first_few([repr(name) for name in others])}, expected rows of {command!r}"
@@ -125,6 +134,11 @@ def _parsed(
     parsed = pandas.DataFrame({name: _parse(rows[name], *column, path) for name, column in columns})
     refuse_unusable(path, parsed, checks)
     return parsed
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")  # spreadsheets write the mark
 
 
 def as_rows(frame: pandas.DataFrame) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ntkml.protocols.tables import protocol_names, read_tables
 from ntkml.records import bound_grid as bound_records
 from ntkml.records import compare as compare_records
 from ntkml.records import pareto as pareto_records
-from ntkml.records.finished_runs import Run, finished_runs
+from ntkml.records.finished_runs import Run, finished_runs, left_out
 from ntkml.registry import FIGURES
 from ntkml.report.summaries import Cell, Table, bound_table, comparison_table, pareto_table, training_table
 from ntkml.tables import render as render_table
@@ -55,13 +55,14 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything on the page. ``missing``: figures that cannot be drawn, and why."""
+    """Everything on the page. ``missing``: figures that cannot be drawn, and why; ``left_out``: runs that count nowhere, and why."""
 
     results: str
     pictures: tuple[Picture, ...]
     missing: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     runs: tuple[RunEntry, ...]
+    left_out: tuple[tuple[str, str], ...]
 
 
 def gather(results: Path) -> Contents:
@@ -79,7 +80,10 @@ def gather(results: Path) -> Contents:
         )
     pictures, missing = _pictures(results)
     entries = [_entry(run, results) for kind in runs.values() for run in kind]
-    return Contents(str(results), tuple(pictures), tuple(missing), tuple(_tables(runs, results)), tuple(entries))
+    others = [(str(folder.relative_to(results)), reason) for folder, reason in left_out(results)]
+    return Contents(
+        str(results), tuple(pictures), tuple(missing), tuple(_tables(runs, results)), tuple(entries), tuple(others)
+    )
 
 
 def _pictures(results: Path) -> tuple[list[Picture], list[tuple[str, str]]]:

@@ -60,6 +60,17 @@ def test_the_page_shows_figures_tables_and_runs_and_needs_no_network(report, res
     assert "<dt>figure-1</dt><dd>no finished pareto run under results" in page
 
 
+def test_runs_that_count_nowhere_are_named_with_the_reason(report, blank_pictures, results):
+    without_rows = write_training_run(results, "ntk-10-1", "prior").parent
+    (without_rows / "rows.csv").unlink()
+    stopped = write_training_run(results, "ntk-20-1", "prior", finished_at=None).parent
+    assert report()[0] == 0
+    page = (results.parent / "report.html").read_text()
+    assert "Left out: 2 runs" in page
+    for folder, reason in ((without_rows, "finished, but its rows.csv is missing"), (stopped, "not finished: ")):
+        assert f"<dt><code>{folder.relative_to(results)}</code></dt><dd>{reason}" in page
+
+
 def test_what_files_say_cannot_become_markup(report, blank_pictures, tmp_path):
     write_run(tmp_path / "results", FIGURE_3, "prior", points=5, dataset="<script>alert(1)</script>")
     assert report()[0] == 0

@@ -51,11 +51,24 @@ def test_something_else(tmp_path, content, message):
         bound_records.read_rows(_bad(tmp_path, content))
 
 
-def test_a_truncated_archive(tmp_path, good):
+def test_a_truncated_or_damaged_archive(tmp_path, good):
     path = tmp_path / "rows.csv.gz"
     bound_records.write_rows(path, rows_of(["ntk-N-C"], "prior"))
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"rows\.csv\.gz: not a CSV file"):
+    data = path.read_bytes()
+    for damaged in (data[:-30], data[:40] + bytes(20) + data[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"rows\.csv\.gz: not a CSV file"):
+            bound_records.read_rows(path)
+
+
+@pytest.mark.parametrize("cells", [1, 3, -1])
+def test_a_file_that_was_cut_in_the_middle_of_a_line(tmp_path, good, cells):
+    *whole, last = good.read_text().splitlines()
+    path = _bad(tmp_path, "\n".join([*whole, ",".join(last.split(",")[:cells])]))
+    line = len(whole) + 1
+    with pytest.raises(
+        ValueError, match=rf"bad\.csv: the last line, {line}, has fewer cells than the header; was the file cut"
+    ):
         bound_records.read_rows(path)
 
 
