@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,14 @@ def check_tensors(x: Tensor, y: Tensor) -> None:
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(
             f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"
+        )
+
+
+def check_size(num_data: object, num_given: int) -> None:
+    """Raise ValueError where ``num_data``, the number of all training data, is no number or less than those of a batch."""
+    if isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < num_given:
+        raise ValueError(
+            f"num_data is the number of all training data, at least the {num_given} of this batch; got {num_data!r}"
         )
 
 

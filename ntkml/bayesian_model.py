@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml.arguments import check_generator, check_members, check_network, check_tensors
+from ntkml.arguments import check_generator, check_members, check_network, check_size, check_tensors
 from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
@@ -105,6 +105,7 @@ class BayesianModel(nn.Module):
         The network is called as it is: with dropout, or batch normalisation in training mode, where its owner left them so.
         Of several ``processes``, which all draw the same views, each gets its own part: the parts add up to the loss.
         """
+        check_size(num_data, len(x))
         self._check_parameters()
         energy = self.prior.energy(trainable_parameters(self.model))
         loss = energy / num_data / processes.count

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ntkml.arguments import check_generator, check_network, check_tensors, whole_numbers_explained
+from ntkml.arguments import check_generator, check_network, check_size, check_tensors, whole_numbers_explained
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
@@ -62,12 +62,13 @@ def log_marginal_likelihood(
     likelihood: str | Likelihood = "categorical",
     blocks: int | None = None,
     generator: torch.Generator | None = None,
+    num_data: int | None = None,
 ) -> LogMarginalLikelihood:
     """A lower bound (or its unbiased estimate) of the linearised-Laplace log marginal likelihood (Algorithm 1).
 
     Args:
         model: maps (n, ...) to (n, C), without coupling between the inputs of a batch.
-        x: all N inputs, (N, ...), on the model's device.
+        x: all N inputs, (N, ...), on the model's device; or a random batch of them.
         y: their targets; see the likelihood.
         estimator: a name such as ``"ntk-100-C"``; see :mod:`ntkml.specs`.
         prior: precision: a float, a tensor of one value, one per parameter tensor or one per parameter, or a
@@ -75,6 +76,8 @@ def log_marginal_likelihood(
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, or an object such as ``Gaussian(noise)``.
         blocks: None sums the whole partition; k averages k drawn blocks, an unbiased estimate of the same bound.
         generator: randomness of the partition and the draw.
+        num_data: N where x and y are a batch of n data, whose terms then count N / n times; ``N`` in the estimator's name is
+            the batch. The expectation over batches is a lower bound wherever ``certified`` says so (docs/mathematics.md).
 
     Returns:
         :class:`LogMarginalLikelihood`, in nats, summed over the data.
@@ -85,6 +88,7 @@ def log_marginal_likelihood(
     likelihood = as_likelihood(likelihood)
     check_network(model)
     check_data(x, y)
+    check_size(len(x) if num_data is None else num_data, len(x))
     check_generator(generator)
     with whole_numbers_explained(model, x):
         plan = check_model(model, x)
@@ -94,7 +98,8 @@ def log_marginal_likelihood(
     likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator, plan)
     drawn = None if blocks is None else partition.draw(blocks, generator)
-    return evaluate_partition(model, x, y, spec, partition, prior, likelihood, plan, drawn)
+    scale = 1.0 if num_data is None else num_data / len(x)
+    return evaluate_partition(model, x, y, spec, partition, prior, likelihood, plan, drawn, scale)
 
 
 @full_precision()
@@ -108,10 +113,11 @@ def evaluate_partition(
     likelihood: Likelihood,
     plan: RowPlan,
     drawn: list[int] | None = None,
+    scale: float = 1.0,
 ) -> LogMarginalLikelihood:
     """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood.
 
-    ``plan`` is that of :func:`check_model`.
+    ``plan`` is that of :func:`check_model`. ``scale``: how often these data stand for all of which they are a batch, N / n.
     """
     parameters = trainable_parameters(model)
     shapes = parameter_shapes(model)
@@ -125,7 +131,7 @@ def evaluate_partition(
         factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
         log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
         for m in members:
-            block, weight = partition.blocks[m], partition.weight(m, None if drawn is None else len(drawn))
+            block, weight = partition.blocks[m], scale * partition.weight(m, None if drawn is None else len(drawn))
             rho.append(weight * partition.share(block) * log_prob)
             log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
     certified = is_certified(spec, likelihood.softmax)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ntkml.arguments import check_generator, whole_numbers_explained
+from ntkml.arguments import check_generator, check_size, whole_numbers_explained
 from ntkml.augmentations import Augmentation, check_views
 from ntkml.bayesian_model import BayesianModel
 from ntkml.dichotomies import NestedDichotomy
@@ -104,22 +104,24 @@ class MarginalLikelihood(BayesianModel):
         Its blocks are drawn with equal probabilities. For importance sampling, which helps with grouped blocks, replace it by one
         with other probabilities: ``objective.partition = objective.resample(x, y).weighted(weights)``.
         """
+        self.partition = self._partition_of(x, y, generator)
+        return self.partition
+
+    def _partition_of(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Partition:
+        """A new partition of these data; the first one of all makes the tree."""
         check_data(x, y)
         check_generator(generator)
         check_modes(self.model)
-        if self.partition is None:
-            self._row_plan(x)
+        plan = self._row_plan(x)
         with torch.no_grad():
             num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
-        if self.partition is None:
-            self.tree = self.tree or tree_for(self.model, num_outputs)
+        self.tree = self.tree or tree_for(self.model, num_outputs)
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
         self._spec = resolve_estimator(self.estimator, len(x), num_outputs, self._likelihood.softmax)
-        self.partition = partition_for(self._spec, self.model, x, y, self.likelihood, generator, self._row_plan(x))
-        return self.partition
+        return partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
 
     @torch.enable_grad()
     @full_precision()
@@ -130,14 +132,18 @@ class MarginalLikelihood(BayesianModel):
         blocks: int | None = 1,
         generator: torch.Generator | None = None,
         processes: Processes = ALONE,
+        num_data: int | None = None,
     ) -> LogMarginalLikelihood:
         """Estimate log q(D|h) and add the gradient of -log q(D|h) / N to the ``.grad`` of every hyperparameter.
 
         Args:
-            x, y: all N training data; only the inputs of the drawn blocks are read.
+            x, y: all N training data, of which only the inputs of the drawn blocks are read; or a random batch of them.
             blocks: how many blocks to draw from the partition (unbiased); None sums all of them.
             generator: for the draw, the augmentation noise, and the partition where :meth:`resample` was not called.
             processes: those that share the drawn blocks, called with the same arguments; all get the whole estimate and gradient.
+            num_data: N where x and y are a batch, for example of a ``DataLoader``: a new partition of the batch is made, ``N`` in
+                the estimator's name is the batch, and the terms of its n data count N / n times. The expectation over batches
+                is a lower bound wherever ``certified`` says so (docs/mathematics.md). None: x and y are all data.
 
         Returns:
             The estimate, without a graph, in nats summed over the data.
@@ -146,22 +152,27 @@ class MarginalLikelihood(BayesianModel):
             ValueError: a factorisation failed, a precision is not positive and finite, or not even one input of a block fits
                 into memory.
         """
-        self._check_unchanged(x, y)
-        drawn = self._drawn(x, y, blocks, generator, processes)
+        partition, num_data = self._partition_and_size(x, y, generator, num_data)
+        drawn = self._drawn(x, y, partition, num_data, blocks, generator, processes)
         with processes.summed_gradients(self.parameters()):
-            terms = ((weight, *self._add_gradients(data, weight, len(x))) for data, weight in drawn)
-            return self._assemble(len(x), terms, processes)
+            terms = ((weight, *self._add_gradients(data, weight, num_data)) for data, weight in drawn)
+            return self._assemble(num_data, len(partition), terms, processes)
 
     @full_precision()
     def estimate(
-        self, x: Tensor, y: Tensor, blocks: int | None = None, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        blocks: int | None = None,
+        generator: torch.Generator | None = None,
+        num_data: int | None = None,
     ) -> LogMarginalLikelihood:
         """The estimate of :meth:`backward` without any gradient; over all blocks by default."""
-        self._check_unchanged(x, y)
-        drawn = self._drawn(x, y, blocks, generator, ALONE)
+        partition, num_data = self._partition_and_size(x, y, generator, num_data)
+        drawn = self._drawn(x, y, partition, num_data, blocks, generator, ALONE)
         with torch.no_grad():
             terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
-            return self._assemble(len(x), terms, ALONE)
+            return self._assemble(num_data, len(partition), terms, ALONE)
 
     @torch.enable_grad()
     @full_precision()
@@ -172,6 +183,7 @@ class MarginalLikelihood(BayesianModel):
         blocks: int | None = 1,
         generator: torch.Generator | None = None,
         processes: Processes = ALONE,
+        num_data: int | None = None,
     ) -> Callable[[], LogMarginalLikelihood]:
         """Draw blocks once and return a function that does what :meth:`backward` does on them, by linear algebra alone.
 
@@ -183,8 +195,8 @@ class MarginalLikelihood(BayesianModel):
         """
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
-        self._check_unchanged(x, y)
-        drawn = self._drawn(x, y, blocks, generator, processes)
+        partition, num_all = self._partition_and_size(x, y, generator, num_data)
+        drawn = self._drawn(x, y, partition, num_all, blocks, generator, processes)
         kept = [(data, self._in_memory(data, partial(self._kept, data)), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
 
@@ -193,19 +205,35 @@ class MarginalLikelihood(BayesianModel):
         def backward() -> LogMarginalLikelihood:
             terms = ((weight, *self._terms(data, first)) for data, first, weight in kept)
             with processes.summed_gradients(self.parameters()):
-                return self._assemble(len(x), terms, processes, squares)
+                return self._assemble(num_all, len(partition), terms, processes, squares)
 
         return backward
 
-    def _drawn(
-        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None, processes: Processes
-    ) -> Iterator[tuple[BlockData, float]]:
-        """This process's blocks of those drawn, their data and views, with the weights 1/q_m of their terms."""
+    def _partition_and_size(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None, num_data: int | None
+    ) -> tuple[Partition, int]:
+        """The partition that blocks are drawn from, and N: the standing one of all data, or one of this batch."""
+        self._check_unchanged(x, y)
         check_generator(generator)
+        if num_data is not None:
+            check_size(num_data, len(x))
+            return self._partition_of(x, y, generator), num_data
         if self.partition is None or self.partition.num_inputs != len(x):
-            self.resample(x, y, generator)
-        partition = self.partition
-        assert partition is not None
+            return self.resample(x, y, generator), len(x)
+        return self.partition, len(x)
+
+    def _drawn(
+        self,
+        x: Tensor,
+        y: Tensor,
+        partition: Partition,
+        num_data: int,
+        blocks: int | None,
+        generator: torch.Generator | None,
+        processes: Processes,
+    ) -> Iterator[tuple[BlockData, float]]:
+        """This process's blocks of those drawn, their data and views, with the weights N / (n q_m) of their terms."""
+        scale = num_data / len(x)
         drawn = range(len(partition)) if blocks is None else partition.draw(blocks, generator)
         for index, m in enumerate(drawn):
             block = partition.blocks[m]
@@ -217,7 +245,7 @@ class MarginalLikelihood(BayesianModel):
             if self.chunk is None:  # measured on the first block of all, for all processes
                 self.chunk = self._measured_chunk(data)
             if processes.takes(index):
-                yield data, partition.weight(m, blocks)
+                yield data, scale * partition.weight(m, blocks)
 
     def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
 
@@ -229,6 +257,7 @@ class MarginalLikelihood(BayesianModel):
     def _assemble(
         self,
         num_data: int,
+        num_blocks: int,
         terms: Iterable[tuple[float, Tensor, Tensor]],
         processes: Processes,
         squares: Tensor | None = None,
@@ -252,9 +281,8 @@ class MarginalLikelihood(BayesianModel):
         if waiting is not None:  # all blocks are other processes'
             _descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
-        assert self.partition is not None
         certified = is_certified(self._spec, self._likelihood.softmax)
-        return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, len(self.partition))
+        return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, num_blocks)
 
     def _kept(self, data: BlockData, passes: TwoPass) -> FirstPass:
         """A block for many priors."""
