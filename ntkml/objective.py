@@ -29,7 +29,7 @@ from ntkml.partitions import Block, Partition, is_count
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model, check_modes
-from ntkml.rows.plans import Planned
+from ntkml.rows.planned import Planned
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
