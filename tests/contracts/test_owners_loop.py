@@ -171,7 +171,7 @@ def test_a_hook_of_all_modules_is_seen_too():
 def test_a_hook_that_is_made_anew_for_every_step_is_the_same_hook(monkeypatch):
     model, looks = network(), []
     objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
-    monkeypatch.setattr("ntkml.objective.check_model", lambda *given: looks.append(given) or check_model(*given))
+    monkeypatch.setattr("ntkml.blockwise_model.check_model", lambda *given: looks.append(given) or check_model(*given))
     for _ in range(3):
         hook = model[1].register_forward_hook(doubled)
         objective.backward(X, Y, 1, generator(1))
