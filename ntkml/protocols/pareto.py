@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols.cells import Cell, changed, expanded, with_estimators, with_seeds
-from ntkml.protocols.tables import kind_of, merge_tables, protocol_names, read_tables
+from ntkml.protocols.tables import merge_tables, names_of, read_tables
 from ntkml.protocols.train import TRAIN_HPARAMS
 from ntkml.specs import NO_ESTIMATOR
 
@@ -44,7 +44,7 @@ class ParetoProtocol:
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto` knows."""
-    return [name for name in protocol_names() if kind_of(name) == "pareto"]
+    return names_of("pareto")
 
 
 def load_pareto(name: str, hparam: str) -> ParetoProtocol:
