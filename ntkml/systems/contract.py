@@ -58,9 +58,7 @@ class System:
     @property
     def number(self) -> int:
         """The number in the system's name."""
-        number = parse_system(self.protocol.estimator).number
-        assert number is not None
-        return number
+        return parse_system(self.protocol.estimator).count
 
     def views(self) -> Augmentation | None:
         """The augmentation, where one is learned."""
