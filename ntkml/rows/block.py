@@ -101,7 +101,7 @@ class CapturedRows:
         return merge_squares(self._layers)
 
 
-def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions = None) -> Tensor:
+def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions) -> Tensor:
     """Grams added up tensor by tensor: those of all tensors side by side would be many times the result."""
     total: Tensor | None = None
     for name in names:
