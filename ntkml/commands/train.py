@@ -28,11 +28,11 @@ from ntkml.commands.types import (
     DATASET,
     POSITIVE,
     SAMPLES,
+    SECONDS,
     SEED,
+    SYSTEM,
     TRAIN_PROTOCOL,
     LearnedHparam,
-    Seconds,
-    TrainEstimator,
 )
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
@@ -76,7 +76,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 @setting("--likelihood", click.Choice(list(LIKELIHOODS)), "Of the classes; one-hot targets but for categorical.")
 @setting(
     "--estimator",
-    TrainEstimator(),
+    SYSTEM,
     "What hyperparameters are learned by: an estimator, another system (hoag, grid-5, ...), or none (MAP).",
 )
 @setting(
@@ -111,7 +111,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 @data_root_option
 @download_option
 @click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
-@click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Seconds between checkpoints, at most.")
+@click.option("--checkpoint-seconds", type=SECONDS, default=300, help="Seconds between checkpoints, at most.")
 @out_option
 @click.option("--force", is_flag=True, help="Compute again what is finished, from the start what is unfinished.")
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ntkml import datasets
-from ntkml.commands.types import TrainEstimator
+from ntkml.commands.types import SYSTEM
 from ntkml.datasets import load_dataset
 from ntkml.protocols.compare import compare_names, load_compare
 from ntkml.records import compare as compare_records
@@ -309,7 +309,7 @@ def test_what_a_system_cannot_do_is_refused(in_empty_folder, arguments, message)
 
 def test_names():
     assert canonical_name("map") == "none"
-    assert canonical_name("lila") == TrainEstimator().convert("lila", None, None) == "kfac-N-C"
+    assert canonical_name("lila") == SYSTEM.convert("lila", None, None) == "kfac-N-C"
     for name, family in FAMILIES.items():
         full = f"{name}-3" if family.counts else name
         assert str(parse_system(full)) == canonical_name(full) == full
