@@ -17,9 +17,8 @@ from ntkml.records import train as train_records
 from ntkml.runs import folders
 from ntkml.runs.folders import BusyError, exclusive, held
 from ntkml.runs.sweep_plan import state_of
-from tests.sweeps import wait_for
+from tests.sweeps import ROOT, started_sweeps, wait_for
 
-ROOT = Path(__file__).parents[2]
 DIGITS = ("train-digits", "--hparam", "prior", "--num-data", "60", "--device", "cpu")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX locks and signals")
@@ -27,25 +26,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX loc
 
 @pytest.fixture
 def sweeps(tmp_path):
-    """Start ``ntkml sweep ...`` in a process of its own, which the end of the test ends."""
-    processes = []
-
-    def start(*arguments, folder=tmp_path, **named):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), "sweep", *DIGITS, *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **named,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
+    with started_sweeps(tmp_path, *DIGITS) as start:
+        yield start
 
 
 def outcome(folder):
