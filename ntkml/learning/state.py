@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.layers.layer_rows import qualified
 from ntkml.learning.recorded_steps import RecordedSteps
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
@@ -154,7 +155,7 @@ def new_learner(
 def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
     """All weights with their share of the learning rate: under SGD, Fixup's scalars take a tenth of it."""
     scalars = {
-        f"{name}.{key}" if name else key
+        qualified(name, key)
         for name, module in model.named_modules()
         if isinstance(module, (Bias, Scale)) and optimizer == "sgd"
         for key, _ in module.named_parameters(recurse=False)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ntkml.layers.layer_rows import layer_of
 from ntkml.layers.uses import PositionsUse
 from ntkml.machine.devices import suited
 from ntkml.machine.memory import is_out_of_memory
@@ -98,7 +99,7 @@ def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int
     """Parameter tensors whose explicit rows are held together: as many layers as fit into :data:`ROWS_BYTES`."""
     layers: dict[str, list[str]] = {}
     for name in shapes:
-        layers.setdefault(name.rpartition(".")[0], []).append(name)
+        layers.setdefault(layer_of(name), []).append(name)
     groups: list[list[str]] = [[]]
     held = 0
     for names in layers.values():

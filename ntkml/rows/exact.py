@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, qualified
+from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, parted, qualified
 from ntkml.parameters import called_with, without_gradient_hooks
 from ntkml.rows.plain_passes import plain_attention, plain_recurrence, stored_as_before
 
@@ -35,7 +35,7 @@ class RowPlan:
         """The parameters' own names by module."""
         grouped: dict[str, tuple[str, ...]] = {}
         for name in self.exact:
-            module, _, key = name.rpartition(".")
+            module, key = parted(name)
             grouped[module] = (*grouped.get(module, ()), key)
         return grouped
 

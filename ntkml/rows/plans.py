@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
-from ntkml.layers.layer_rows import qualified
+from ntkml.layers.layer_rows import layer_of, qualified
 from ntkml.layers.uses import unsupported
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import ExactForward, RowPlan
@@ -83,7 +83,7 @@ def _exact(
     sums, uses = _sums_of_rows(batch), uses_of(batch.captured.outputs, weights)
     wrong: dict[str, str] = {}
     for name in weights:
-        layer = name.rpartition(".")[0]
+        layer = layer_of(name)
         if uses[name] == 0:
             raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")
         if name in reasons:
@@ -94,7 +94,7 @@ def _exact(
             wrong.setdefault(layer, "it is used without calling its layer")
         elif uses[name] > 1 or not _agree(sums[name], batch, name):
             wrong[layer] = "it is also used outside its layer"
-    return {name: wrong[name.rpartition(".")[0]] for name in weights if name.rpartition(".")[0] in wrong}
+    return {name: wrong[layer_of(name)] for name in weights if layer_of(name) in wrong}
 
 
 def _sums_of_rows(look: Look) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import left_product, log_det_row_gradient
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Rows
@@ -49,7 +49,7 @@ class RowPairing(KnownAtOnce):
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         owned: dict[str, dict[str, Tensor]] = {}
         for name, gradient in self.rows.items():
-            owner, _, key = name.rpartition(".")
+            owner, key = parted(name)
             owned.setdefault(owner, {})[key] = gradient[inputs]
         return torch.stack([layers[owner].pair(gradients) for owner, gradients in owned.items()]).sum()
 
@@ -90,8 +90,7 @@ class KroneckerAdjoint(KnownAtOnce):
 
     def _of(self, layer: str) -> dict[str, tuple[Tensor, ...]]:
         """The gradients of one layer's factors by its own names."""
-        split = {name.rpartition(".")[::2]: gradients for name, gradients in self.factors.items()}
-        return {key: gradients for (owner, key), gradients in split.items() if owner == layer}
+        return {parted(name)[1]: own for name, own in self.factors.items() if layer_of(name) == layer}
 
 
 @dataclass(frozen=True)
