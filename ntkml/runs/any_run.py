@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ntkml.records.finished_runs import FITS
-from ntkml.runs.folders import complete_replacement, exclusive
+from ntkml.runs.folders import complete_replacement
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.search import run_search
 from ntkml.runs.stopping import StopRequest

@@ -30,8 +30,8 @@ from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs import surroundings
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import BoundGrid, Setup, set_up
-from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import Track
 from ntkml.specs import EXACT, EstimatorSpec, is_certified
 

@@ -22,7 +22,7 @@ from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import Track
 from ntkml.runs.stopping import StopRequest
 from ntkml.runs.surroundings import environment

@@ -33,7 +33,8 @@ from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs import surroundings
 from ntkml.runs.cells import train_cell
-from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.folders import finished
+from ntkml.runs.locks import exclusive
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
 from ntkml.runs.progress import Track
 from ntkml.runs.stopping import Stopped, StopRequest

@@ -25,7 +25,7 @@ from ntkml.machine.devices import torch_device
 from ntkml.machine.memory import is_out_of_memory
 from ntkml.machine.messages import one_line
 from ntkml.runs.any_run import run_any
-from ntkml.runs.folders import BusyError
+from ntkml.runs.locks import BusyError
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.sweep_plan import PlannedCell, threads_of
 from ntkml.runs.train import TrainRun

@@ -18,7 +18,7 @@ from ntkml.datasets import load_dataset
 from ntkml.protocols.cells import Cell
 from ntkml.records import train as train_records
 from ntkml.runs import sweep_worker
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from ntkml.runs import sweep_cluster, sweep_worker
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_cluster import listed, queued, submit, train_in_task, watched
 from ntkml.runs.sweep_worker import Report

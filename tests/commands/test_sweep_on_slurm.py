@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from tests import one_node_slurm
 from tests.sweeps import started_sweeps, wait_for
 
