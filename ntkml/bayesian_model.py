@@ -226,5 +226,8 @@ def _initial_noise(likelihood: LearnedNoise) -> Tensor:
 
 
 def _couples(model: nn.Module) -> bool:
-    """Whether outputs depend on the whole batch, as batch normalisation in training mode makes them."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
+    """Whether outputs depend on the whole batch: batch normalisation in training mode, or without running statistics."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )

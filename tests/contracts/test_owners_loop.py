@@ -40,6 +40,13 @@ def test_batch_normalisation_in_training_mode_sees_the_whole_batch_of_the_weight
     assert model[1].num_batches_tracked == 1
 
 
+def test_normalisation_without_running_statistics_sees_the_whole_batch_in_evaluation_mode_too():
+    model = seeded(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, CLASSES)))
+    x = torch.randn(1001, 4, generator=generator(2), dtype=torch.float64)
+    objective = ntkml.MarginalLikelihood(model.eval(), "ntk-4-1")
+    torch.testing.assert_close(objective.outputs(x), model(x))
+
+
 def test_modules_under_two_names_keep_their_parameters():
     """torch.func.functional_call leaves its stand-ins in them."""
     layer, slope = nn.Linear(4, 4), Slope()
