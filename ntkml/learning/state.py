@@ -26,6 +26,7 @@ from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.registry import unknown_name
 from ntkml.systems import System, make_system
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
@@ -134,8 +135,7 @@ def new_learner(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r} of the weights' steps; known: {', '.join(PRECISIONS)}")
     if protocol.optimizer not in _WEIGHT_OPTIMIZERS:
-        known = ", ".join(_WEIGHT_OPTIMIZERS)
-        raise ValueError(f"unknown optimizer {protocol.optimizer!r}; known: {known}")
+        raise ValueError(unknown_name("optimizer", protocol.optimizer, list(_WEIGHT_OPTIMIZERS)))
     # Convolutions and pooling of a few channels run twice as fast on a CPU with the channels last in memory, and a GPU's bfloat16
     # wants them there; its float32 convolutions turn them around and back (9% of WRN-16-4's steps).
     last = device.type == "cpu" or precision == "bf16"
