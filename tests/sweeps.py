@@ -63,6 +63,11 @@ def finish(folder):
     write_manifest(folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}})
 
 
+def written(folder):
+    """When the weights of every finished training run were written, by folder."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
+
+
 def wait_for(condition, seconds=120):
     """Look until ``condition()`` is true, and return what it found."""
     ends = time.monotonic() + seconds

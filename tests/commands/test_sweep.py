@@ -22,7 +22,7 @@ from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell
-from tests.sweeps import SITE, planned_cells, started_sweeps, wait_for
+from tests.sweeps import SITE, planned_cells, started_sweeps, wait_for, written
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-data", "60", "--device", "cpu")
@@ -39,11 +39,6 @@ def run(in_empty_folder):
 def started(tmp_path):
     with started_sweeps(tmp_path) as start:
         yield start
-
-
-def written(folder):
-    """When the weights of every finished cell were written, by folder."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
 
 
 def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_path):
