@@ -30,7 +30,10 @@ Result = TypeVar("Result")
 
 
 class BlockwiseModel(BayesianModel):
-    """``tree`` over the classes, for ``tree`` rows; ``chunk``: inputs that are captured at a time, None until it is measured."""
+    """A Bayesian model with an estimator, and what that asks of one block.
+
+    ``tree``: over the classes, for ``tree`` rows. ``chunk``: inputs that are captured at a time, None until it is measured.
+    """
 
     def __init__(
         self,
