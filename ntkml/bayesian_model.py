@@ -14,7 +14,7 @@ from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import Hyperparameter, called_with, hyperparameters, parameter_shapes, trainable_parameters
-from ntkml.priors import PriorPrecision, as_prior, as_values
+from ntkml.priors import PriorPrecision, Shapes, as_prior, as_values
 from ntkml.registry import unknown_name
 from ntkml.rows.model_contract import check_modes
 from ntkml.specs import PRIOR_KINDS
@@ -47,22 +47,13 @@ class BayesianModel(nn.Module):
         self._model = (model,)  # in a tuple, so that the weights do not become parameters of the objective
         self._shapes = parameter_shapes(model)
         device = next(iter(trainable_parameters(model).values())).device
-        sizes = (1, len(self._shapes), sum(shape.numel() for shape in self._shapes.values()))
-        initial = as_values(prior_precision).detach().to(device).double().reshape(-1)
-        if initial.numel() == 1:
-            initial = initial.expand(sizes[PRIOR_KINDS.index(prior)])
-        as_prior(PriorPrecision(initial, prior), self._shapes)
+        initial = _initial_precisions(prior_precision, prior, self._shapes).to(device)
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
-            noise = torch.as_tensor(self._likelihood.observation_noise, dtype=torch.float64, device=device).detach()
-            if noise.numel() != 1:
-                raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
-            noise = noise.reshape(())
-            if not bool(noise > 0):
-                raise ValueError(f"observation noise must be positive; got {float(noise):g}")
+            noise = _initial_noise(self._likelihood).to(device)
             self.log_observation_noise = nn.Parameter(noise.log())
         if augmentation is not None:
             members = ("num_views", "draw", "forward")
@@ -212,6 +203,32 @@ class BayesianModel(nn.Module):
         return x if self.augmentation is None or noise is None else self.augmentation(x.clone(), noise)
 
 
+def _initial_precisions(given: float | Tensor, kind: str, shapes: Shapes) -> Tensor:
+    """As many as the kind of prior has, float64; one is given for all of them, or all are.
+
+    Raises:
+        ValueError: another number of them, or one that is not finite and positive.
+    """
+    sizes = (1, len(shapes), sum(shape.numel() for shape in shapes.values()))
+    initial = as_values(given).detach().double().reshape(-1)
+    if initial.numel() == 1:
+        initial = initial.expand(sizes[PRIOR_KINDS.index(kind)])
+    return as_prior(PriorPrecision(initial, kind), shapes).values
+
+
+def _initial_noise(likelihood: LearnedNoise) -> Tensor:
+    """Raises ValueError where it is not one positive number."""
+    noise = torch.as_tensor(likelihood.observation_noise, dtype=torch.float64).detach()
+    if noise.numel() != 1:
+        raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
+    if not bool(noise > 0):
+        raise ValueError(f"observation noise must be positive; got {float(noise):g}")
+    return noise.reshape(())
+
+
 def _couples(model: nn.Module) -> bool:
-    """Whether outputs depend on the whole batch, as batch normalisation in training mode makes them."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules())
+    """Whether outputs depend on the whole batch: batch normalisation in training mode, or without running statistics."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )

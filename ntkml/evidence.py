@@ -117,7 +117,7 @@ def evaluate_partition(
 ) -> LogMarginalLikelihood:
     """The estimate from the blocks ``drawn`` of a fixed partition, or from all of them; see log_marginal_likelihood.
 
-    ``plan`` is that of :func:`check_model`. ``scale``: how often these data stand for all of which they are a batch, N / n.
+    ``plan`` is that of :func:`check_model`; the targets belong to the outputs. ``scale``: N / n where these n data are a batch of N.
     """
     parameters = trainable_parameters(model)
     shapes = parameter_shapes(model)
@@ -126,7 +126,6 @@ def evaluate_partition(
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
         captured = capture(model, x[inputs], plan=plan)
-        likelihood.check_targets(captured.outputs, y[inputs])
         tree = tree or tree_for(model, captured.outputs.shape[1])
         factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
         log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()

@@ -45,11 +45,11 @@ def partition_for(
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
         groups = groups_of(likelihood, spec.outputs, model(x[:1].clone()))
-    batches = input_batches(spec, model, x, y, likelihood, generator, plan)
+    batches = _input_batches(spec, model, x, y, likelihood, generator, plan)
     return make_partition(batches, groups, spec.iid, generator)
 
 
-def input_batches(
+def _input_batches(
     spec: EstimatorSpec,
     model: nn.Module,
     x: Tensor,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkml.machine.devices import suited
+
 #: Float64 entries of one tile of rows, but at least as many columns as follow. On a CPU (2 MiB) it is used again and again
 #: while a core's cache holds it: at 8 x 590 000 and 64 x 590 000 a Gram took 5 and 97 ms so, 20 and 201 ms with tiles of
 #: 64 MiB. On a GPU (512 MiB) every tile is a launch, and a small one leaves most of it idle.
@@ -42,7 +44,7 @@ def gram(*parts: Tensor) -> Tensor:
         rows = torch.cat(parts).double()  # a graph keeps the copy: a tile that is used again would destroy it
         return _symmetric(rows @ rows.T)
     num_rows, num_columns = sum(len(part) for part in parts), parts[0].shape[1]
-    width, height = min(num_columns, _tile_columns(parts[0], num_rows)), _TILE_ROWS[_kind(parts[0])]
+    width, height = min(num_columns, _tile_columns(parts[0], num_rows)), suited(_TILE_ROWS, parts[0].device)
     total = parts[0].new_zeros(num_rows, num_rows, dtype=torch.float64)
     tile = parts[0].new_empty(num_rows, width, dtype=torch.float64)
     for start in range(0, num_columns, max(1, width)):
@@ -60,11 +62,7 @@ def gram(*parts: Tensor) -> Tensor:
 
 
 def _tile_columns(rows: Tensor, num_rows: int) -> int:
-    return max(_TILE_COLUMNS, _TILE_ENTRIES[_kind(rows)] // max(1, num_rows))
-
-
-def _kind(tensor: Tensor) -> str:
-    return "cpu" if tensor.device.type == "cpu" else "cuda"
+    return max(_TILE_COLUMNS, suited(_TILE_ENTRIES, rows.device) // max(1, num_rows))
 
 
 def _symmetric(square: Tensor) -> Tensor:

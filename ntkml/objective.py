@@ -8,36 +8,28 @@ in chunks (:mod:`ntkml.two_pass`). The noise of the augmentation is drawn once p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ntkml.arguments import check_generator, check_size, whole_numbers_explained
-from ntkml.augmentations import Augmentation, check_views
-from ntkml.bayesian_model import BayesianModel
+from ntkml.arguments import check_generator, check_size
+from ntkml.augmentations import Augmentation
+from ntkml.blockwise_model import BlockwiseModel
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.evidence import LogMarginalLikelihood, check_data
 from ntkml.grouping import partition_for, tree_for
-from ntkml.likelihoods import Likelihood, factor_columns
+from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
-from ntkml.partitions import Block, Partition, is_count
-from ntkml.rows.chunking import automatic_chunk, in_memory
-from ntkml.rows.exact import RowPlan
-from ntkml.rows.model_contract import check_model, check_modes
-from ntkml.rows.plans import Planned
-from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
-from ntkml.structures import structure_named
-from ntkml.two_pass import BlockData, FirstPass, TwoPass
-
-Result = TypeVar("Result")
+from ntkml.partitions import Partition
+from ntkml.rows.model_contract import check_modes
+from ntkml.specs import EstimatorSpec, is_certified, resolve_estimator
+from ntkml.two_pass import BlockData
 
 
-class MarginalLikelihood(BayesianModel):
+class MarginalLikelihood(BlockwiseModel):
     """-log q(D|h) / N as a loss of the hyperparameters h, estimated from blocks of the training data.
 
     Its ``parameters()`` are the hyperparameters: the log prior precisions, the log observation noise of a likelihood that has
@@ -72,15 +64,8 @@ class MarginalLikelihood(BayesianModel):
         augmentation: Augmentation | None = None,
         chunk: int | None = None,
     ):
-        super().__init__(model, likelihood, prior, prior_precision, augmentation)
-        if chunk is not None and not is_count(chunk):
-            raise ValueError(f"chunk must be a positive number of inputs, got {chunk}")
-        self.estimator = parse_estimator(str(estimator))
-        self.chunk = chunk
+        super().__init__(model, estimator, likelihood, prior, prior_precision, augmentation, chunk)
         self.partition: Partition | None = None
-        #: Over the classes, for ``tree`` rows: made by the first partition and fixed from there on.
-        self.tree: NestedDichotomy | None = None
-        self._planned: Planned | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"tree": None if self.tree is None else self.tree.splits}
@@ -115,7 +100,7 @@ class MarginalLikelihood(BayesianModel):
         plan = self._row_plan(x)
         with torch.no_grad():
             num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
-        self.tree = self.tree or tree_for(self.model, num_outputs)
+        self.tree = self.tree or tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
@@ -171,7 +156,7 @@ class MarginalLikelihood(BayesianModel):
         partition, num_data = self._partition_and_size(x, y, generator, num_data)
         drawn = self._drawn(x, y, partition, num_data, blocks, generator, ALONE)
         with torch.no_grad():
-            terms = ((weight, *self._in_memory(data, partial(self._value, data))) for data, weight in drawn)
+            terms = ((weight, *self._value(data)) for data, weight in drawn)
             return self._assemble(num_data, len(partition), terms, ALONE)
 
     @torch.enable_grad()
@@ -197,7 +182,7 @@ class MarginalLikelihood(BayesianModel):
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
         partition, num_all = self._partition_and_size(x, y, generator, num_data)
         drawn = self._drawn(x, y, partition, num_all, blocks, generator, processes)
-        kept = [(data, self._in_memory(data, partial(self._kept, data)), weight) for data, weight in drawn]
+        kept = [(data, self._kept(data), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
 
         @torch.enable_grad()
@@ -247,13 +232,6 @@ class MarginalLikelihood(BayesianModel):
             if processes.takes(index):
                 yield data, scale * partition.weight(m, blocks)
 
-    def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
-
-        def views(part: slice) -> Tensor:
-            return self._views(inputs[part], None if noise is None else noise[part])
-
-        return BlockData(block, inputs, targets, views, self._num_views, share)
-
     def _assemble(
         self,
         num_data: int,
@@ -283,80 +261,6 @@ class MarginalLikelihood(BayesianModel):
         rho, log_det = processes.total(torch.stack([rho, log_det]))
         certified = is_certified(self._spec, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, num_blocks)
-
-    def _kept(self, data: BlockData, passes: TwoPass) -> FirstPass:
-        """A block for many priors."""
-        first = passes.first(data, adjoint=False)
-        with torch.no_grad():
-            first.structure.prepare(self.prior.kind)
-        return first
-
-    def _value(self, data: BlockData, passes: TwoPass) -> tuple[Tensor, Tensor]:
-        return self._terms(data, passes.first(data, adjoint=False))
-
-    def _add_gradients(self, data: BlockData, weight: float, num_data: int) -> tuple[Tensor, Tensor]:
-        """Gradients of -weight (rho - 1/2 log-determinant) / N of one block in what enters the forward pass.
-
-        Returns what :meth:`_terms` does; the rows of one block are alive at a time.
-        """
-        targets = self._forward_hyperparameters
-
-        def both(passes: TwoPass) -> tuple[tuple[Tensor, Tensor], list[Tensor | None]]:
-            first = passes.first(data, adjoint=bool(targets))
-            terms = self._terms(data, first)  # before the adjoint: a matrix that cannot be factorised is named here
-            return terms, passes.second(data, first, self._scaled_prior, targets) if targets else []
-
-        terms, gradients = self._in_memory(data, both)
-        for parameter, gradient in zip(targets, gradients, strict=True):
-            if gradient is not None:
-                step = -weight / num_data * gradient
-                parameter.grad = step if parameter.grad is None else parameter.grad + step
-        return terms
-
-    def _terms(self, data: BlockData, first: FirstPass) -> tuple[Tensor, Tensor]:
-        """rho and log-determinant of one block, differentiable in prior and noise."""
-        log_det = first.structure.log_det(self._scaled_prior)
-        return data.share * self.likelihood.log_prob(first.outputs, data.targets).double().sum(), log_det
-
-    def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:
-        """``compute`` in chunks that fit into memory; the chunk that did is kept."""
-        passes = self._passes(data)
-        described = f"{data.block.num_pairs} rows ({self.estimator})"
-        result, self.chunk = in_memory(
-            lambda chunk: compute(replace(passes, chunk=chunk)), passes.chunk, len(data.inputs), described
-        )
-        return result
-
-    def _measured_chunk(self, data: BlockData) -> int:
-        with torch.no_grad():
-            example = data.views(slice(0, 1))
-        factors = structure_named(self.estimator.structure).keeps == "factors"
-        columns, second_pass = data.block.columns.shape[-1], bool(self._forward_hyperparameters)
-        return automatic_chunk(self.model, self._row_plan(data.inputs), example, columns, factors, second_pass)
-
-    def _row_plan(self, inputs: Tensor) -> RowPlan:
-        """The network's plan, made where there is none yet and where a module, a hook or a setting of the network changed since."""
-        if self._planned is None or not self._planned.holds(self.model):
-            with whole_numbers_explained(self.model, inputs):
-                planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
-            if self.augmentation is not None:
-                check_views(self.augmentation, inputs)
-            self._planned = planned
-        return self._planned.plan
-
-    def _passes(self, data: BlockData) -> TwoPass:
-        assert self.chunk is not None
-        return TwoPass(
-            model=self.model,
-            plan=self._row_plan(data.inputs),
-            shapes=self._shapes,
-            structure=self.estimator.structure,
-            likelihood=self._likelihood_fixed,
-            factor=lambda outputs, columns: factor_columns(
-                self._likelihood, outputs, self.estimator.outputs, self.tree, columns
-            ),
-            chunk=self.chunk,
-        )
 
 
 def _descend(value: Tensor, num_data: int) -> None:

@@ -149,8 +149,9 @@ def kmeans_batches(
 ) -> list[Tensor]:
     """Balanced k-means: clusters of ``size`` inputs with features of similar direction. features: (N, d).
 
-    Features are scaled to unit length, which measured tighter than their raw length. Lloyd's iterations in which a cluster holds at most ``size`` points: every free point proposes to its nearest cluster
-    with room, which keeps the nearest proposers. Cost O(N k d) an iteration, no N x N kernel.
+    Features are scaled to unit length, which measured tighter than their raw length. Lloyd's iterations in which a cluster
+    holds at most ``size`` points: every free point proposes to its nearest cluster with room, which keeps the nearest
+    proposers. Cost O(N k d) an iteration, no N x N kernel.
     """
     features = torch.nn.functional.normalize(features.detach().double(), dim=1)
     num_inputs = len(features)

@@ -80,6 +80,12 @@ class SystemSpec:
     def __str__(self) -> str:
         return self.family if self.number is None else f"{self.family}-{self.number}"
 
+    @property
+    def count(self) -> int:
+        """The number of a family that counts something, whose names all have one."""
+        assert self.number is not None
+        return self.number
+
 
 def is_bound(name: str) -> bool:
     """Whether ``name`` is an estimator of the marginal likelihood."""

@@ -105,11 +105,9 @@ class TwoPass:
     ) -> list[Tensor | None]:
         """Gradient of rho - 1/2 log-determinant in ``targets``, None where it does not depend on one."""
         total: list[Tensor | None] = [None] * len(targets)
-        adjoint = first.structure.adjoint(prior)
-        for index, names in enumerate(adjoint.groups):
-            pairing = adjoint.of(names)
+        share = data.share
+        for pairing in first.structure.adjoint(prior).pairings():
             for part in chunks(len(data.inputs), self.chunk):
-                share = data.share if index == 0 else 0.0  # the likelihood is counted once
                 graph = first.graph or self._chunk_graph(data, part)
                 value = -0.5 * pairing.pair(graph.layers, part)
                 if share:
@@ -118,6 +116,7 @@ class TwoPass:
                 gradients = torch.autograd.grad(value, targets, allow_unused=True)
                 del graph, value  # or they would be alive beside the next ones
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]
+            share = 0.0  # the likelihood is counted once
             del pairing  # or V of one group would be alive beside the rows of the next
         return total
 

@@ -27,9 +27,8 @@ def one_thread():
 
 
 @pytest.fixture
-def in_empty_folder(tmp_path, monkeypatch, capsys):
-    """Run ``ntkml ...`` in an empty folder; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def command_line(capsys):
+    """Run ``ntkml ...`` here; returns exit code, standard output and standard error."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as leaving:
@@ -38,6 +37,13 @@ def in_empty_folder(tmp_path, monkeypatch, capsys):
         return leaving.value.code or 0, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path, monkeypatch, command_line):
+    """:func:`command_line` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return command_line
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.records import bound_grid as bound_records
+from ntkml.specs import is_certified, parse_estimator
 from tests.synthetic import rows_of
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators
@@ -76,3 +77,18 @@ def marked_points(line: Any) -> list[float]:
 def within(box: Any, frame: Any) -> bool:
     """Whether a box lies in the frame, to one pixel."""
     return box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1 and box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1
+
+
+def assert_open_markers_are_the_unproven(figure: Any) -> None:
+    for _, estimator, line in lines_of(figure):
+        proven = is_certified(parse_estimator(estimator))
+        assert (line.get_markerfacecolor() == "white") == (not proven)
+
+
+def assert_told_apart_without_colour(figure: Any) -> None:
+    """The curves of every panel."""
+    panels: dict[Any, dict[str, Any]] = {}
+    for ax, estimator, line in lines_of(figure):
+        panels.setdefault(ax, {})[estimator] = (line.get_marker(), str(line._unscaled_dash_pattern))
+    for looks in panels.values():
+        assert len(set(looks.values())) == len(looks)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from ntkml.protocols.train import load_train
@@ -14,6 +19,32 @@ from ntkml.runs.sweep_plan import PlannedCell
 from ntkml.runs.sweep_worker import READY, Report, Site
 
 SITE = Site(None, "cpu", None, 1)
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def started_sweeps(in_folder, *always, environment=os.environ):
+    """What starts ``ntkml sweep ...`` in a process of its own, which the end of the block ends."""
+    processes = []
+
+    def start(*arguments, folder=in_folder, **named):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), "sweep", *always, *arguments],
+            cwd=folder,
+            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **named,
+        )
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def planned_cells(folder, estimators=("ntk-20-1",), seeds=(0,), **settings):
@@ -30,6 +61,11 @@ def finish(folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.csv").write_text("epoch\n1\n2\n")
     write_manifest(folder / "manifest.json", {"finished_at": "2024-01-01T00:00:00Z", "conditions": {"threads": 3}})
+
+
+def written(folder):
+    """When the weights of every finished training run were written, by folder."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
 
 
 def wait_for(condition, seconds=120):

@@ -18,6 +18,7 @@ import ntkml
 from ntkml.commands.own_process import arrange_process
 from ntkml.commands.stops import ignore_signals
 from ntkml.machine.memory import is_out_of_memory
+from ntkml.machine.messages import one_line
 from ntkml.registry import COMMANDS, resolve, unknown_name
 
 if TYPE_CHECKING:
@@ -119,18 +120,12 @@ def _run(args: list[str] | None) -> NoReturn:
         sys.stderr.close()
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         click.echo("Error: out of memory: lower --num-data, --samples or the size of the blocks", err=True)
         sys.exit(1)
     except (ValueError, OSError) as error:
-        click.echo(f"Error: {_one_line(error)}", err=True)
+        is_full = isinstance(error, OSError) and error.errno in _FULL
+        remedy = "; free some space and give the same command again" if is_full else ""
+        click.echo(f"Error: {one_line(error)}{remedy}", err=True)
         sys.exit(1)
-
-
-def _one_line(error: Exception) -> str:
-    """The message without line breaks; an operating-system error with the file it concerns."""
-    if isinstance(error, OSError) and error.strerror:
-        remedy = "; free some space and give the same command again" if error.errno in _FULL else ""
-        return (f"{error.strerror}: {error.filename}" if error.filename else error.strerror) + remedy
-    return " ".join(str(error).split()) or type(error).__name__

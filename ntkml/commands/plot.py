@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.types import NamedPath
+from ntkml.commands.types import CompletedName, NamedPath
 from ntkml.registry import FIGURES, unknown_name
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 #: Files of rows that are named; of more the last line tells how many there are.
 FILES_SHOWN = 8
@@ -34,24 +30,14 @@ What to run first:
 """
 
 
-class FigureName(click.ParamType):
-    """A name from the registry of figures."""
-
-    name = "figure"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in FIGURES:
-            self.fail(unknown_name("figure", value, list(FIGURES)), param, ctx)
-        return str(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(name) for name in FIGURES if name.startswith(incomplete)]
+def _known_figure(name: str) -> str:
+    if name not in FIGURES:
+        raise ValueError(unknown_name("figure", name, list(FIGURES)))
+    return name
 
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
-@click.argument("name", type=FigureName())
+@click.argument("name", type=CompletedName("figure", lambda: FIGURES, _known_figure))
 @click.option(
     "--csv",
     "csv",

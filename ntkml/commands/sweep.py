@@ -16,6 +16,7 @@ from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASETS, NUMBERS, SAMPLES, SEEDS, SYSTEMS, LearnedHparam
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
+from ntkml.records.provenance import cores
 from ntkml.runs.sweep_states import DONE, FAILED
 
 if TYPE_CHECKING:
@@ -208,8 +209,7 @@ def _sites(options: dict[str, Any]) -> list[Site]:
     device, workers = device_named(options["device"]).type, options["workers"]
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     devices = [f"cuda:{index % gpus}" if gpus > 1 else device for index in range(workers)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = _number(os.environ.get("OMP_NUM_THREADS", "")) or max(cores // workers, 1)
+    threads = _number(os.environ.get("OMP_NUM_THREADS", "")) or max((cores() or 1) // workers, 1)
     return [Site(_root(options), name, options["chunk"], threads) for name in devices]
 
 

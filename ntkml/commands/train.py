@@ -28,11 +28,11 @@ from ntkml.commands.types import (
     DATASET,
     POSITIVE,
     SAMPLES,
+    SECONDS,
     SEED,
+    SYSTEM,
     TRAIN_PROTOCOL,
     LearnedHparam,
-    Seconds,
-    TrainEstimator,
 )
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
@@ -85,7 +85,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 )
 @setting(
     "--estimator",
-    TrainEstimator(),
+    SYSTEM,
     "How hyperparameters are learned: an estimator, another method (hoag, grid-5, ...), or none (MAP).",
 )
 @setting(
@@ -123,7 +123,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
 @data_root_option
 @download_option
 @click.option("--checkpoint-every", type=COUNT, default=10, help="Epochs between checkpoints.")
-@click.option("--checkpoint-seconds", type=Seconds(), default=300, help="Most seconds between checkpoints.")
+@click.option("--checkpoint-seconds", type=SECONDS, default=300, help="Most seconds between checkpoints.")
 @out_option
 @click.option("--force", is_flag=True, help="Recompute a finished run; restart an unfinished one.")
 def train(hparam: str | None, protocol: str | None, protocol_variant: str, **options: Any) -> None:

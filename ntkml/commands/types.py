@@ -18,29 +18,17 @@ from ntkml.specs import GROUPINGS, parse_estimator
 from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, canonical_name
 
 
-class PositiveNumber(click.FloatRange):
-    """A positive number that float32 has room for; click's own range lets NaN pass."""
+class NumberRange(click.FloatRange):
+    """Numbers in a range, which NaN is not, unlike click's own. ``kind``: what they are called in the error."""
 
-    def __init__(self) -> None:
-        super().__init__(SMALLEST, LARGEST)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
-
-
-class Seconds(click.FloatRange):
-    """A time of zero or more; infinity is never."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0.0)
+    def __init__(self, kind: str, low: float, high: float | None = None) -> None:
+        super().__init__(low, high)
+        self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
-            self.fail(f"{value} is not a number of seconds", param, ctx)
+            self.fail(f"{value} is not a {self.kind}", param, ctx)
         return number
 
 
@@ -66,8 +54,10 @@ _ESTIMATOR_NAMES = [
 _SYSTEM_NAMES = [*FAMILIES, *ALIASES, *_ESTIMATOR_NAMES]
 _DATASET_NAMES = [join_name(base, variant) for base in registry.DATASETS for variant in VARIANTS]
 
-#: A learning rate or a prior precision.
-POSITIVE = PositiveNumber()
+#: A learning rate or a prior precision, which float32 has room for.
+POSITIVE = NumberRange("finite number", SMALLEST, LARGEST)
+#: A time; infinity is never.
+SECONDS = NumberRange("number of seconds", 0.0)
 #: What is counted from 1, augmentation samples, and seeds.
 COUNT = click.IntRange(1, MOST)
 SAMPLES = click.IntRange(1, MOST_SAMPLES)
@@ -111,35 +101,28 @@ class CommaList(click.ParamType):
         return [CompletionItem(done + comma + name) for name in self.known if name.startswith(last)]
 
 
-class TrainEstimator(click.ParamType):
-    """The name of one estimator, of another system, or ``none``."""
+class CompletedName(click.ParamType):
+    """A name of which ``known`` ones are completed.
 
-    name = "name"
+    ``parse`` gives its one spelling, or raises ValueError; without it, whether the name means something is found out where it
+    is looked up.
+    """
+
+    def __init__(self, name: str, known: Callable[[], Iterable[str]], parse: Callable[[str], str] = str) -> None:
+        self.name, self.known, self.parse = name, known, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return canonical_name(str(value))
+            return self.parse(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in _SYSTEM_NAMES if name.startswith(incomplete)]
-
-
-class CompletedName(click.ParamType):
-    """A name of which ``known`` ones are completed; whether it means something is found out where it is looked up."""
-
-    def __init__(self, name: str, known: Callable[[], Iterable[str]]) -> None:
-        self.name, self.known = name, known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
 
 
-#: A data set, and a protocol of ``ntkml train``.
+#: An estimator, another system or ``none``; a data set; a protocol of ``ntkml train``.
+SYSTEM = CompletedName("name", lambda: _SYSTEM_NAMES, canonical_name)
 DATASET = CompletedName("text", lambda: _DATASET_NAMES)
 TRAIN_PROTOCOL = CompletedName("name", train_names)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 PARTS = ("train", "test")
 TEST_SHARE = 5  # one in five where the folders do not say
+_EXPECTED = "expected train/CLASS/* and test/CLASS/*, or CLASS/* alone, with JPEG or PNG files"
 
 #: class -> names of its images, sorted
 Classes = dict[str, list[str]]
@@ -90,9 +91,6 @@ def checksum(train: Classes, test: Classes, digests: Mapping[str, str]) -> str:
                 line = f"{part}\0{label}\0{digests[name]}\n"
                 digest.update(line.encode(errors="surrogateescape"))  # a name need not be UTF-8
     return digest.hexdigest()
-
-
-_EXPECTED = "expected train/CLASS/* and test/CLASS/*, or CLASS/* alone, with JPEG or PNG files"
 
 
 def _split(name: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _GREY_MODES = ("1", "L", "LA")
+_MOST_NAMED = 5  # of what is wrong, in a message
 _MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 #: (height, width) in pixels.
@@ -102,7 +103,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
-def _some(items: list[str], most: int = 5) -> str:
+def _some(items: list[str]) -> str:
     """The first few, and how many more."""
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    more = f", and {len(items) - _MOST_NAMED} more" if len(items) > _MOST_NAMED else ""
+    return ", ".join(items[:_MOST_NAMED]) + more

@@ -20,8 +20,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from ntkml.datasets import ImageDataset
 
+#: Variant -> largest rotation in degrees.
 ROTATIONS = {"r90": 90.0, "r180": 180.0}
-"""Variant -> largest rotation in degrees."""
 
 MAX_SHIFT = 8.0  # pixels
 MAX_LOG_FACTOR = math.log(2.0)

@@ -159,9 +159,9 @@ def _fill(
     else:
         draw_empty(parts[0], f"no {cell.hparam} rows", axes)
     if cell.titled and cell.facet.title:
-        proven = [curve.certified for name, curve in panel.items() if name != EXACT]
-        doubt = "" if any(proven) or not proven else ": not a proven bound"
-        parts[0].set_title(cell.facet.title + doubt, loc="center" if sheet.shared_y else "left")
+        parts[0].set_title(
+            cell.facet.title + captions.doubt(panel.values()), loc="center" if sheet.shared_y else "left"
+        )
     if cell.column == 0:
         sheet.label_y(parts[0], r"$\log q(\mathcal{D}\,|\,\mathbf{h})\,/\,N$  [nats]")
     elif sheet.shared_y:

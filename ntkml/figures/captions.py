@@ -12,6 +12,7 @@ from matplotlib.textpath import text_to_path
 
 from ntkml.figures import style
 from ntkml.figures.curves import Curve
+from ntkml.specs import EXACT
 
 
 def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -36,9 +37,19 @@ def provenance(rows: pandas.DataFrame) -> str:
         first = group.iloc[0]
         seeds = sorted(set(group["seed"]))
         seed_words = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}"
-        size = f"N\u00a0=\u00a0{grouped(first['num_data'])}, {first['model']} (P\u00a0=\u00a0{grouped(first['num_params'])}), {seed_words}"
+        size = f"{data_and_network(first)}, {seed_words}"
         clauses.setdefault(size, []).append(f"{first['dataset']} ({hparam})")
     return "; ".join(f"{' and '.join(datasets)}, {size}" for size, datasets in clauses.items()) + "."
+
+
+def data_and_network(row: Mapping[str, Any] | pandas.Series[Any]) -> str:
+    """How many data a run has, and which network: ``N = 1000, mininet (P = 14 538)``."""
+    return f"N\u00a0=\u00a0{grouped(row['num_data'])}, {network(row)}"
+
+
+def network(row: Mapping[str, Any] | pandas.Series[Any]) -> str:
+    """The network of a run with the number of its weights."""
+    return f"{row['model']} (P\u00a0=\u00a0{grouped(row['num_params'])})"
 
 
 def findings(curves: Mapping[str, Mapping[str, Curve]], hidden: Mapping[str, Sequence[Curve]]) -> list[str]:
@@ -47,8 +58,7 @@ def findings(curves: Mapping[str, Mapping[str, Curve]], hidden: Mapping[str, Seq
     every = [curve for panel in curves.values() for curve in panel.values()]
     if any((curve.error > 0).any() for curve in every):
         sentences.append("Bands: one standard error over blocks.")
-    if unproven := list(dict.fromkeys(curve.estimator for curve in every if not curve.certified)):
-        sentences.append(f"Open markers, not a proven bound: {listed(unproven)}.")
+    sentences += unproven(every)
     for hparam, panel in curves.items():
         if above := [curve for curve in panel.values() if curve.exceeding]:
             worst = max(above, key=lambda curve: curve.exceeding / curve.compared)
@@ -62,6 +72,18 @@ def findings(curves: Mapping[str, Mapping[str, Curve]], hidden: Mapping[str, Seq
             names = listed(curve.estimator for curve in panel_hidden)
             sentences.append(f"Outside the range shown ({hparam}): {names}, from {low:.3g} to {high:.3g}.")
     return sentences
+
+
+def unproven(curves: Iterable[Curve]) -> list[str]:
+    """A sentence on the curves that are no proven bounds, where there are some."""
+    names = list(dict.fromkeys(curve.estimator for curve in curves if not curve.certified))
+    return [f"Open markers, not a proven bound: {listed(names)}."] if names else []
+
+
+def doubt(curves: Iterable[Curve]) -> str:
+    """What the title of a panel says where none of its bounds is proven; the exact value is no bound."""
+    proven = [curve.certified for curve in curves if curve.estimator != EXACT]
+    return "" if any(proven) or not proven else ": not a proven bound"
 
 
 def missing(wanted: Sequence[str], drawn: Mapping[str, Mapping[str, Curve]]) -> list[str]:

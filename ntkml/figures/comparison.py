@@ -132,10 +132,7 @@ def _provenance(group: pandas.DataFrame) -> str:
     first = group.iloc[0]
     seeds = sorted(set(group["seed"]))
     words = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return (
-        f"{first['hparam']}: {first['dataset']}, N\u00a0=\u00a0{captions.grouped(first['num_data'])}, {first['model']} "
-        f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {first['epochs']} epochs per fit, {words}."
-    )
+    return f"{first['hparam']}: {first['dataset']}, {captions.data_and_network(first)}, {first['epochs']} epochs per fit, {words}."
 
 
 def _best(group: pandas.DataFrame) -> str:

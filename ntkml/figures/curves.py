@@ -18,7 +18,6 @@ class Curve:
     estimator: str
     structure: str
     size: int  # inputs per block
-    outputs: str
     certified: bool
     x: numpy.ndarray  # (points,), rising
     y: numpy.ndarray  # (points,)
@@ -34,7 +33,6 @@ class Curve:
             estimator=str(first["estimator"]),
             structure=first["structure"],
             size=int(first["num_data"]) if first["inputs"] == "N" else int(first["inputs"]),
-            outputs=first["outputs"],
             certified=bool(group["certified"].all()),
             x=y.index.to_numpy(float),
             y=y.to_numpy(float),

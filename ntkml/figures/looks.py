@@ -10,7 +10,7 @@ from ntkml.figures.captions import grouped
 from ntkml.figures.curves import Curve
 from ntkml.figures.style import FULL, LineLook, sequence
 from ntkml.protocols.bound_figures import Facet
-from ntkml.specs import EXACT, parse_estimator
+from ntkml.specs import EXACT, index_pairs, parse_estimator
 
 STRUCTURE_NAMES = {"ntk": "full", "kfac": "KFAC"}
 
@@ -34,9 +34,7 @@ def label_of(curve: Curve, labels: str, num_outputs: int) -> str:
         return f"{curve.estimator} (full)" if curve.estimator == EXACT else curve.estimator
     if labels == "inputs":
         return "full" if curve.estimator == EXACT else grouped(curve.size)
-    # One output, or one node of a tree, is one index pair for each input.
-    rows = {"C": num_outputs, "1": 1, "tree": 1}.get(curve.outputs) or int(curve.outputs)
-    pairs = grouped(curve.size * rows)
+    pairs = grouped(index_pairs(parse_estimator(curve.estimator), curve.size, num_outputs))
     return f"full ({pairs})" if curve.estimator == EXACT else pairs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from ntkml.figures.captions import grouped, listed, seeds_of
+from ntkml.figures.captions import data_and_network, grouped, listed, seeds_of
 from ntkml.figures.pareto_marks import each
 
 
@@ -15,7 +15,7 @@ def sentences(
     rows: pandas.DataFrame,
     hidden: Mapping[str, pandas.DataFrame],
     manifest: Mapping[str, Any],
-    asked: Sequence[str] = (),
+    asked: Sequence[str],
 ) -> list[str]:
     """All but the title and the notes.
 
@@ -52,8 +52,7 @@ def _provenance(rows: pandas.DataFrame) -> str:
     first = rows.iloc[0]
     seeds = {str(row.estimator): [int(seed) for seed in str(row.seeds).split()] for row in each(rows)}
     return (
-        f"{first['dataset']}, N\u00a0=\u00a0{grouped(first['num_data'])}, {first['model']} "
-        f"(P\u00a0=\u00a0{grouped(first['num_params'])}), S\u00a0=\u00a0{_range(rows['samples'])}, "
+        f"{first['dataset']}, {data_and_network(first)}, S\u00a0=\u00a0{_range(rows['samples'])}, "
         f"{_range(rows['epochs'])} epochs, {seeds_of(seeds)}."
     )
 

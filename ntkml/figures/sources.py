@@ -50,7 +50,7 @@ def pareto_run_for(name: str, results: Path) -> Run:
         ValueError: there is none; the message says what to run.
     """
     hparam = load_pareto_figure(name).hparam
-    runs = [run for run in finished_runs(results, "pareto") if hparam in ("", run.settings.get("hparam"))]
+    runs = [run for run in finished_runs(results, "pareto") if hparam in ("", run.settings["hparam"])]
     if not runs:
         raise ValueError(
             f"no finished pareto run under {results} for {name}; "

@@ -8,6 +8,7 @@ there is none, the newest other setting is drawn, and the caption says what was 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ntkml.dataset_names import split_name
 from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
 from ntkml.protocols.training_figures import SubsetFigure
 from ntkml.records import train as train_records
-from ntkml.records.finished_runs import finished_runs
+from ntkml.records.finished_runs import Run, finished_runs
 from ntkml.records.notes import merged, taken_apart
 
 #: Settings that say how large a run is, and so differ from point to point.
@@ -46,11 +47,12 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
     Raises:
         ValueError: there is none; the message says what to run.
     """
-    groups: dict[tuple[str, RunSettings], list[Any]] = {}
+    groups: dict[tuple[str, RunSettings], list[Run]] = {}
     for run in finished_runs(results, "train"):  # newest first
         followed = settings_of(run.manifest)
-        known = followed is not None and followed.protocol in versions_of(figure.training)
-        if followed is not None and known and run.settings["estimator"] in figure.estimators:
+        if followed is None or followed.protocol not in versions_of(figure.training):
+            continue
+        if run.settings["estimator"] in figure.estimators:
             source, _ = split_name(str(run.settings["dataset"]))
             groups.setdefault((source, followed.without(SIZE)), []).append(run)
     if not groups:
@@ -60,7 +62,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
         )
     whole = (figure.plain, RunSettings(figure.training, "paper", ()))
     key = whole if whole in groups else next(iter(groups))
-    chosen: dict[tuple[Any, ...], Any] = {}
+    chosen: dict[tuple[Any, ...], Run] = {}
     for run in groups[key]:
         cell = tuple(run.settings[name] for name in ("dataset", "estimator", "seed", SIZE))
         chosen.setdefault(cell, run)
@@ -72,7 +74,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
     return SubsetRuns(points, key[0], key[1], tuple(run.rows for run in chosen.values()), tuple(notes))
 
 
-def _point(run: Any, quantity: str) -> dict[str, Any]:
+def _point(run: Run, quantity: str) -> dict[str, Any]:
     rows = train_records.read_finished(run.rows, run.settings["epochs"], run.manifest.get("run_id"))
     recorded = rows[quantity].dropna()
     kept = (
@@ -104,7 +106,7 @@ def _devices(points: pandas.DataFrame) -> list[str]:
     ]
 
 
-def _notes(manifest: Any) -> list[str]:
+def _notes(manifest: Mapping[str, Any]) -> list[str]:
     """The manifest's sentences; the size and the name of the data are said by axis, panels and caption."""
     sentences = []
     for note in manifest.get("notes", []):

@@ -114,14 +114,13 @@ def _caption(
         else ""
     )
     sentences = [
-        f"{runs.source}{elsewhere}, {first['model']} (P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {points['epochs'].max()} epochs, "
+        f"{runs.source}{elsewhere}, {captions.network(first)}, {points['epochs'].max()} epochs, "
         f"protocol {runs.settings.protocol}{changed}, {captions.seeds_of(seeds)}.",
         f"Points: the last recorded value{', averaged over seeds' if several else ' of one seed'}.",
         "Bands: one standard error over seeds, none where there is one seed." if several else "No bands: one seed.",
     ]
     drawn = {name: curve for panel in panels.values() for name, curve in panel.items()}
-    if unproven := [name for name in wanted if name in drawn and not drawn[name].certified]:
-        sentences.append(f"Open markers, not a proven bound: {captions.listed(unproven)}.")
+    sentences += captions.unproven(drawn[name] for name in wanted if name in drawn)
     for kind, panel in panels.items():
         absent = [name for name in wanted if name not in panel]
         if panel and absent:

@@ -77,8 +77,8 @@ def training_files(figure: TrajectoryFigure, results: Path) -> list[Path]:
     Raises:
         ValueError: there is none; the message says what to run.
     """
-    runs = [run for run in finished_runs(results, "train") if run.settings.get("hparam") == figure.hparam]
-    joined = [run for run in finished_runs(results, "pareto") if run.settings.get("hparam") == figure.hparam]
+    runs = [run for run in finished_runs(results, "train") if run.settings["hparam"] == figure.hparam]
+    joined = [run for run in finished_runs(results, "pareto") if run.settings["hparam"] == figure.hparam]
     files = [run.rows for run in runs] + [run.rows.with_name(JOINED) for run in joined]
     if not (there := [path for path in files if path.is_file()]):
         raise ValueError(f"no finished training run under {results} for {figure.name}; {_what_to_run(figure)}")

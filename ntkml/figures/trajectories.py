@@ -106,12 +106,10 @@ def _present(facet: TrajectoryFacet, curves: Curves) -> dict[str, dict[str, Curv
 
 
 def _heading(facet: TrajectoryFacet, panels: Curves, labels: str) -> str:
-    proven = [curve.certified for panel in panels.values() for name, curve in panel.items() if name != EXACT]
-    doubt = "" if any(proven) or not proven else ": not a proven bound"
-    counted = (
-        {"pairs": ", by index pairs per block", "inputs": ", by inputs per block"}.get(labels, "") if proven else ""
-    )
-    return f"{facet.title}{counted}{doubt}"
+    curves = [curve for panel in panels.values() for curve in panel.values()]
+    counted = {"pairs": ", by index pairs per block", "inputs": ", by inputs per block"}.get(labels, "")
+    has_bounds = any(curve.estimator != EXACT for curve in curves)
+    return f"{facet.title}{counted if has_bounds else ''}{captions.doubt(curves)}"
 
 
 def _limits(curves: Iterable[Curve], last_epoch: int) -> Limits:
@@ -136,8 +134,8 @@ def _caption(
     elsewhere = "" if first["dataset"] == figure.dataset else f" (not the paper's {figure.dataset})"
     several = max(map(len, seeds.values())) > 1
     sentences = [
-        f"{first['dataset']}{elsewhere}, N\u00a0=\u00a0{captions.grouped(first['num_data'])}, {first['model']} "
-        f"(P\u00a0=\u00a0{captions.grouped(first['num_params'])}), {rows['epoch'].max()} epochs, {captions.seeds_of(seeds)}.",
+        f"{first['dataset']}{elsewhere}, {captions.data_and_network(first)}, {rows['epoch'].max()} epochs, "
+        f"{captions.seeds_of(seeds)}.",
         "Left: the runs' own estimates.",
         f"Lines: mean over the last {WINDOW} recorded values{_apart(rows)}{', averaged over seeds' if several else ''}.",
         "Bands: one standard error over seeds, none where there is one seed." if several else "No bands: one seed.",
@@ -145,8 +143,7 @@ def _caption(
     if set(rows["device"]) == {"cuda"}:
         sentences.append("Trained on cuda.")
     drawn = {name: curve for panel in curves.values() for name, curve in panel.items()}
-    if unproven := [name for name in figure.estimators if name in drawn and not drawn[name].certified]:
-        sentences.append(f"Open markers, not a proven bound: {captions.listed(unproven)}.")
+    sentences += captions.unproven(drawn[name] for name in figure.estimators if name in drawn)
     for column, panel in curves.items():
         if hidden := [curve.estimator for curve in hidden_curves(limits[column], panel.values())]:
             sentences.append(f"Below the range shown ({column.replace('_', ' ')}): {captions.listed(hidden)}.")

@@ -6,13 +6,15 @@ convolution with filters as large as the images, two fifths of the kernels' time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
+
+from ntkml.parameters import Hyperparameter
 
 #: (stride, padding, dilation, groups)
 Geometry = tuple[Any, Any, Any, int]
@@ -40,6 +42,20 @@ class ConstantFilters(TorchFunctionMode):
             if module is not None and bias is module.bias and inputs.ndim == 4 and not _traced():
                 return _Convolution.apply(inputs, weight, bias, tuple(geometry))
         return func(*args, **(kwargs or {}))
+
+
+def constant_convolutions(model: nn.Module) -> Iterator[nn.Conv2d]:
+    """Those whose parameters are weights, frozen or not, and neither learned as hyperparameters nor computed from others.
+
+    None of a compiled network: it would be compiled again in every capture.
+    """
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        return
+    for module in model.modules():
+        own = module._parameters
+        learned = any(isinstance(parameter, Hyperparameter) for parameter in own.values())
+        if isinstance(module, nn.Conv2d) and own.get("weight") is not None and not learned:
+            yield module
 
 
 def _traced() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import no_factors, squares_of
+from ntkml.machine.devices import suited
 
 #: Float64 entries of one tile of the direct route, 8 MiB on a CPU and 256 MiB on a GPU, but at least what one token takes.
 _TILE_ENTRIES = {"cpu": 2**20, "cuda": 2**25}
@@ -64,7 +65,7 @@ class EmbeddingRows:
         counts = (held // n).unique_consecutive(return_counts=True)[1]
         first = counts.cumsum(0) - counts
         total = torch.zeros(n * n, k, k, dtype=torch.float64, device=sums.device)
-        tile = _TILE_ENTRIES["cpu" if sums.device.type == "cpu" else "cuda"]
+        tile = suited(_TILE_ENTRIES, sums.device)
         for count in counts.unique().tolist():
             step = max(1, tile // (count * k * max(count * k, d)))
             for tokens in first[counts == count].split(step):

@@ -20,7 +20,7 @@ Factors = Mapping[str, tuple[Tensor, ...]]
 class KroneckerPart(Protocol):
     """One layer's share of the Kronecker factors; keys are the layer's own parameter names."""
 
-    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean.
 
         ``spectra_only``: a factor of fewer vectors than entries may be the Gram of its vectors, whose non-zero
@@ -51,7 +51,7 @@ class KroneckerInputs:
     def inputs(self) -> Tensor:
         return self.made_inputs()
 
-    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the authors' code.
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
@@ -95,7 +95,7 @@ class ExactBlocks:
     layer: str
     rows: Mapping[str, Tensor]
 
-    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError where a block would be larger than :data:`MAX_EXACT_SIZE`."""
         for key, rows in self.rows.items():
             if rows.shape[-1] > MAX_EXACT_SIZE:
@@ -124,7 +124,7 @@ class NoFactors:
     names: tuple[str, ...]
     why: str
 
-    def factors(self, spectra_only: bool = False, moments: bool = True) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """Raises ValueError, naming the parameters and what to use."""
         raise ValueError(
             f"kfac has no meaning for parameter {', '.join(map(repr, self.names))} ({self.why}): use ntk, blockdiag or diag, or "

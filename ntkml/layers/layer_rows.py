@@ -128,3 +128,14 @@ def no_factors(layer: str, keys: tuple[str, ...], why: str) -> NoFactors:
 def qualified(layer: str, key: str) -> str:
     """The parameter's name in the network."""
     return f"{layer}.{key}" if layer else key
+
+
+def parted(name: str) -> tuple[str, str]:
+    """The layer of a parameter, and its name there: what :func:`qualified` makes ``name`` of."""
+    layer, _, key = name.rpartition(".")
+    return layer, key
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter."""
+    return parted(name)[0]

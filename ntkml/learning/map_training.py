@@ -15,6 +15,7 @@ from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
 from ntkml.priors import PriorPrecision
 from ntkml.protocols.bound_grid import MapTraining
+from ntkml.registry import unknown_name
 
 _OPTIMIZERS = {"adam": torch.optim.Adam}
 
@@ -48,7 +49,7 @@ def train_map(
         ValueError: unknown optimizer, or weights that became NaN or infinite.
     """
     if settings.optimizer not in _OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {settings.optimizer!r}; known: {', '.join(_OPTIMIZERS)}")
+        raise ValueError(unknown_name("optimizer", settings.optimizer, list(_OPTIMIZERS)))
     num_data = len(inputs)
     parameters = trainable_parameters(model)
     prior = PriorPrecision(torch.tensor([settings.prior_precision], dtype=torch.float64), "scalar")

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.layers.layer_rows import qualified
 from ntkml.learning.recorded_steps import RecordedSteps
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import trainable_parameters
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.registry import unknown_name
 from ntkml.systems import System, make_system
 
 #: One random stream each: order of the batches, views of the weights' steps, partitions, drawn blocks with their views.
@@ -133,8 +135,7 @@ def new_learner(
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r} of the weights' steps; known: {', '.join(PRECISIONS)}")
     if protocol.optimizer not in _WEIGHT_OPTIMIZERS:
-        known = ", ".join(_WEIGHT_OPTIMIZERS)
-        raise ValueError(f"unknown optimizer {protocol.optimizer!r}; known: {known}")
+        raise ValueError(unknown_name("optimizer", protocol.optimizer, list(_WEIGHT_OPTIMIZERS)))
     # Convolutions and pooling of a few channels run twice as fast on a CPU with the channels last in memory, and a GPU's bfloat16
     # wants them there; its float32 convolutions turn them around and back (9% of WRN-16-4's steps).
     last = device.type == "cpu" or precision == "bf16"
@@ -154,7 +155,7 @@ def new_learner(
 def _weight_groups(model: nn.Module, optimizer: str) -> list[dict[str, Any]]:
     """All weights with their share of the learning rate: under SGD, Fixup's scalars take a tenth of it."""
     scalars = {
-        f"{name}.{key}" if name else key
+        qualified(name, key)
         for name, module in model.named_modules()
         if isinstance(module, (Bias, Scale)) and optimizer == "sgd"
         for key, _ in module.named_parameters(recurse=False)

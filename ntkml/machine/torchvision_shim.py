@@ -16,11 +16,11 @@ from types import ModuleType
 
 import torch
 
+#: Operators for which some torchvision in 0.21 to 0.28 registers a shape function unconditionally.
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-"""Operators for which some torchvision in 0.21 to 0.28 registers a shape function unconditionally."""
 
 _MISSING = "operator torchvision::nms does not exist"
 _declared: list[torch.library.Library] = []  # a schema lives as long as the Library that declared it

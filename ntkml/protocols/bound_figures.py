@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ntkml.protocols.tables import BOUNDS, kind_of, protocol_names, read_tables
+from ntkml.protocols.tables import BOUNDS, names_of, read_tables
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import unknown_name
 
@@ -57,7 +57,7 @@ class FigureProtocol:
 
 def figure_names() -> list[str]:
     """Names that ``load_figure`` knows: protocols that say what is drawn together."""
-    return [name for name in protocol_names() if kind_of(name) == BOUNDS and "facets" in read_tables(name, [name])]
+    return [name for name in names_of(BOUNDS) if "facets" in read_tables(name, [name])]
 
 
 def load_figure(name: str) -> FigureProtocol:
@@ -73,11 +73,10 @@ def load_figure(name: str) -> FigureProtocol:
 
 def figure_of(name: str, table: dict[str, Any]) -> FigureProtocol:
     """The figure ``name`` that the tables of a protocol describe."""
-    facets = [Facet(**{**facet, "estimators": tuple(facet["estimators"])}) for facet in table["facets"]]
     return FigureProtocol(
         name=name,
         title=table["title"],
-        facets=tuple(facets),
+        facets=tuple(Facet(**with_tuples(facet)) for facet in table["facets"]),
         axes={hparam: PanelAxes(**with_tuples(table[hparam]["axes"])) for hparam in HPARAMS},
         datasets={hparam: table[hparam]["dataset"] for hparam in HPARAMS},
         num_outputs=table["num_outputs"],

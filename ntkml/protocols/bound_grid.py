@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ntkml.protocols.bound_figures import figure_of
-from ntkml.protocols.tables import BOUNDS, VARIANTS, kind_of, merge_tables, protocol_names, read_tables
+from ntkml.protocols.tables import BOUNDS, VARIANTS, merge_tables, names_of, read_tables
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import unknown_name
 
@@ -85,7 +85,7 @@ class BoundGridProtocol:
 
 def bound_grid_names() -> list[str]:
     """Names that ``load_bound_grid`` knows."""
-    return [name for name in protocol_names() if kind_of(name) == BOUNDS]
+    return names_of(BOUNDS)
 
 
 def load_bound_grid(name: str, hparam: str, variant: str = "paper") -> BoundGridProtocol:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ntkml.protocols.tables import kind_of, merge_tables, protocol_names, read_tables
+from ntkml.protocols.tables import merge_tables, names_of, read_tables
 from ntkml.protocols.train import TrainProtocol, departures, load_train, with_own_steps
 from ntkml.records.notes import merged
 from ntkml.system_specs import canonical_name, is_bound, parse_system
@@ -34,7 +34,7 @@ class CompareProtocol:
 
 def compare_names() -> list[str]:
     """Names that :func:`load_compare` knows."""
-    return [name for name in protocol_names() if kind_of(name) == "comparison"]
+    return names_of("comparison")
 
 
 def load_compare(

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols.cells import Cell, changed, expanded, with_estimators, with_seeds
-from ntkml.protocols.tables import kind_of, merge_tables, protocol_names, read_tables
+from ntkml.protocols.tables import merge_tables, names_of, read_tables
 from ntkml.protocols.train import TRAIN_HPARAMS
+from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR
 
 
@@ -44,7 +45,7 @@ class ParetoProtocol:
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto` knows."""
-    return [name for name in protocol_names() if kind_of(name) == "pareto"]
+    return names_of("pareto")
 
 
 def load_pareto(name: str, hparam: str) -> ParetoProtocol:
@@ -57,7 +58,7 @@ def load_pareto(name: str, hparam: str) -> ParetoProtocol:
     if table.get("hparam", hparam) != hparam:
         raise ValueError(f"{name} learns the {table['hparam']}: write --hparam {table['hparam']}")
     if hparam not in TRAIN_HPARAMS:
-        raise ValueError(f"unknown hyperparameter {hparam!r}; known: {', '.join(TRAIN_HPARAMS)}")
+        raise ValueError(unknown_name("hyperparameter", hparam, list(TRAIN_HPARAMS)))
     table = merge_tables(table, table.get(hparam, {}))
     cells = expanded(name, table, hparam)
     return ParetoProtocol(name=name, title=table["title"], hparam=hparam, cells=cells, repeats=table["repeats"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ntkml.protocols.cells import SETTINGS, Cell, expanded
-from ntkml.protocols.tables import TRAIN, kind_of, protocol_names, read_tables
+from ntkml.protocols.tables import TRAIN, names_of, read_tables
 from ntkml.protocols.train import TRAIN_HPARAMS
 from ntkml.registry import unknown_name
 
@@ -35,7 +35,7 @@ class SweepProtocol:
 
 def swept_names() -> list[str]:
     """Names that :func:`load_sweep` knows: of sweeps, of Pareto comparisons and of training protocols."""
-    return [name for name in protocol_names() if kind_of(name) in SWEEP_KINDS]
+    return names_of(*SWEEP_KINDS)
 
 
 def load_sweep(name: str, hparam: str | None = None) -> SweepProtocol:

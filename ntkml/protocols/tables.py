@@ -33,6 +33,11 @@ def kind_of(name: str) -> str:
     return str(read_tables(name, [name]).get("kind", BOUNDS))
 
 
+def names_of(*kinds: str) -> list[str]:
+    """The protocol files that are about one of ``kinds``."""
+    return [name for name in protocol_names() if kind_of(name) in kinds]
+
+
 def experiments_folder() -> Traversable:
     """The folder of the protocol files: beside the package in a checkout, else in the installed package.
 

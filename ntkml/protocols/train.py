@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ntkml.dataset_names import split_name
-from ntkml.protocols.tables import TRAIN, VARIANTS, kind_of, merge_tables, protocol_names, read_tables
+from ntkml.protocols.tables import TRAIN, VARIANTS, merge_tables, names_of, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR, parse_estimator
 from ntkml.system_specs import family_of, is_bound
@@ -110,7 +110,7 @@ class TrainProtocol:
 
 def train_names() -> list[str]:
     """Names that :func:`load_train` knows."""
-    return [name for name in protocol_names() if kind_of(name) == TRAIN]
+    return names_of(TRAIN)
 
 
 def default_name(dataset: str | None) -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from ntkml.dataset_names import split_name
 from ntkml.protocols.bound_figures import Facet, with_tuples
-from ntkml.protocols.tables import kind_of, protocol_names, read_tables
+from ntkml.protocols.tables import names_of, protocol_names, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR
 
-TRAJECTORIES, PARETO, SUBSETS = "trajectories", "pareto", "subsets"
+TRAJECTORIES, PARETO = "trajectories", "pareto"
 
 #: The figure that draws the newest Pareto run, whatever was learned in it.
 ANY_PARETO = "pareto"
@@ -87,7 +87,7 @@ class ParetoFigure:
 
 def trajectory_names() -> list[str]:
     """Names that :func:`load_trajectory_figure` knows."""
-    return [name for name in protocol_names() if kind_of(name) == TRAJECTORIES]
+    return names_of(TRAJECTORIES)
 
 
 def load_trajectory_figure(name: str) -> TrajectoryFigure:
@@ -97,9 +97,9 @@ def load_trajectory_figure(name: str) -> TrajectoryFigure:
         ValueError: no protocol of that name describes trajectories.
     """
     table = read_tables(name, trajectory_names())
-    facets = [TrajectoryFacet(**{**facet, "estimators": tuple(facet["estimators"])}) for facet in table["facets"]]
+    facets = tuple(TrajectoryFacet(**with_tuples(facet)) for facet in table["facets"])
     known = {key: table[key] for key in ("title", "hparam", "dataset", "num_outputs")}
-    return TrajectoryFigure(name=name, facets=tuple(facets), **known, **table.get("figure", {}))
+    return TrajectoryFigure(name=name, facets=facets, **known, **table.get("figure", {}))
 
 
 def subset_names() -> list[str]:
@@ -136,7 +136,7 @@ def _shows_subsets(name: str) -> bool:
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto_figure` knows: the protocols, and any run."""
-    kept = (name for name in protocol_names() if name.startswith("figure-") and kind_of(name) == PARETO)
+    kept = (name for name in names_of(PARETO) if name.startswith("figure-"))
     figures = [name for name in kept if "reduces" not in read_tables(name, [name])]
     return [*figures, ANY_PARETO]
 

@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": _memory_bytes(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "git": _git_state(Path(__file__).resolve().parents[2]),
@@ -42,6 +42,11 @@ def as_utf8(text: str) -> str:
 def now() -> str:
     """The time in UTC to the second, as ISO 8601: texts of it sort as times do."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def cores() -> int | None:
+    """Processor cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> str | None:

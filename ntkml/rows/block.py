@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.capture import Capture
 from ntkml.rows.pulled import rows_by_layer
@@ -77,7 +77,7 @@ class CapturedRows:
 
     def explicit(self, name: str) -> Tensor:
         if name not in self._explicit:
-            layer, _, _ = name.rpartition(".")
+            layer = layer_of(name)
             for key, rows in self._layers[layer].rows().items():
                 self._explicit[qualified(layer, key)] = rows.reshape(self.num_rows, -1)
         return self._explicit[name]
@@ -86,7 +86,7 @@ class CapturedRows:
         self._explicit.pop(name, None)
 
     def gram(self, name: str) -> Tensor:
-        layer, _, key = name.rpartition(".")
+        layer, key = parted(name)
         if self._layers[layer].direct_is_cheaper():
             return self._layers[layer].gram(key)
         return gram(self.explicit(name))
@@ -101,7 +101,7 @@ class CapturedRows:
         return merge_squares(self._layers)
 
 
-def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions = None) -> Tensor:
+def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions) -> Tensor:
     """Grams added up tensor by tensor: those of all tensors side by side would be many times the result."""
     total: Tensor | None = None
     for name in names:

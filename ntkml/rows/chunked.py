@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram, spectrum
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
 
@@ -85,7 +85,7 @@ class ChunkedRows:
     ) -> None:
         undecided = self.num_inputs == 0
         for name, layer in chunk.items():
-            wanted = any(tensor.rpartition(".")[0] == name for tensor in names)
+            wanted = any(layer_of(tensor) == name for tensor in names)
             # The first chunk decides for all of them; what is kept for values does not wait for its group.
             if name in kept or (undecided and (wanted or self._values_only) and self._is_kept(layer)):
                 kept.setdefault(name, []).append(layer)
@@ -142,13 +142,13 @@ class ChunkedRows:
     def forget(self, name: str) -> None:
         self._rows.pop(name, None)
         self._forgotten.add(name)
-        layer = name.rpartition(".")[0]
-        if all(other in self._forgotten for other in self.shapes if other.rpartition(".")[0] == layer):
+        layer = layer_of(name)
+        if all(other in self._forgotten for other in self.shapes if layer_of(other) == layer):
             self._kept.pop(layer, None)
 
     def gram(self, name: str) -> Tensor:
         self._have(name)
-        layer, _, key = name.rpartition(".")
+        layer, key = parted(name)
         direct = self._joined(layer) if name not in self._rows else None
         return gram(*self._parts(name)) if direct is None else direct.gram(key)
 
@@ -156,12 +156,12 @@ class ChunkedRows:
         """The rows of a tensor, or by chunk as they are made from what is kept of its layer."""
         if name in self._rows:
             return [self._rows[name]]
-        layer, _, key = name.rpartition(".")
+        layer, key = parted(name)
         return [part.row(key).flatten(0, 1) for part in self._kept[layer]]
 
     def _have(self, name: str) -> None:
         """Capture the group of a tensor, unless it is the one that is held."""
-        if name not in self._rows and name.rpartition(".")[0] not in self._kept:
+        if name not in self._rows and layer_of(name) not in self._kept:
             self._load_group(next(group for group in self.groups if name in group))
 
     def _joined(self, layer: str) -> LayerRows | None:

@@ -9,7 +9,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ntkml.layers.layer_rows import layer_of
 from ntkml.layers.uses import PositionsUse
+from ntkml.machine.devices import suited
 from ntkml.machine.memory import is_out_of_memory
 from ntkml.rows.capture import capture
 from ntkml.rows.exact import RowPlan
@@ -78,7 +80,7 @@ def automatic_chunk(
             numbers += 3 * (patches if factors and second_pass else layer.inputs.numel())
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
     numbers += 0 if factors and second_pass else 3 * largest_patches
-    size = CHUNK_BYTES.get(example.device.type, CHUNK_BYTES["cuda"]) // (numbers * example.element_size())
+    size = suited(CHUNK_BYTES, example.device) // (numbers * example.element_size())
     return max(1, min(size, MAX_CPU_INPUTS // len(example)) if example.device.type == "cpu" else size)
 
 
@@ -90,14 +92,14 @@ def _columns(gradient: torch.Tensor, count: int) -> torch.Tensor:
 def columns_squared(shapes: Mapping[str, torch.Size], num_inputs: int, example: torch.Tensor) -> int:
     """Columns of the rows of ``num_inputs`` that are squared together; ``example``: any tensor of their kind."""
     largest = num_inputs * max(shape.numel() for shape in shapes.values()) * example.element_size()
-    return max(1, SQUARED_BYTES.get(example.device.type, SQUARED_BYTES["cuda"]) // largest)
+    return max(1, suited(SQUARED_BYTES, example.device) // largest)
 
 
 def row_groups(shapes: Mapping[str, torch.Size], num_rows: int, entry_bytes: int) -> list[tuple[str, ...]]:
     """Parameter tensors whose explicit rows are held together: as many layers as fit into :data:`ROWS_BYTES`."""
     layers: dict[str, list[str]] = {}
     for name in shapes:
-        layers.setdefault(name.rpartition(".")[0], []).append(name)
+        layers.setdefault(layer_of(name), []).append(name)
     groups: list[list[str]] = [[]]
     held = 0
     for names in layers.values():

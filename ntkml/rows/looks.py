@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.parameters import trainable_parameters, without_gradient_hooks
-from ntkml.rows.capture import Capture, layer_hooks, survey
-from ntkml.rows.exact import RowPlan, attention_by_layers, plain_recurrence
+from ntkml.rows.capture import Capture, survey
+from ntkml.rows.exact import RowPlan
+from ntkml.rows.plain_passes import attention_by_layers, plain_recurrence
+from ntkml.rows.recorder import layer_hooks
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
 

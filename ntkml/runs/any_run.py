@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ntkml.records.finished_runs import FITS
-from ntkml.runs.folders import complete_replacement, exclusive
+from ntkml.runs.folders import complete_replacement
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.search import run_search
-from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.stopping import StopRequest
 from ntkml.runs.train import TrainRun, run_train
 from ntkml.runs.train_journal import Pace, holds_checkpoint
 from ntkml.system_specs import family_of
@@ -21,7 +22,7 @@ def run_any(
     track: TrackEpochs,
     pace: Pace,
     warn: Callable[[str], None],
-    stop: StopRequest = never,
+    stop: StopRequest,
 ) -> Path:
     """:func:`run_train`, or the search that the run's estimator names; both go on where they were.
 

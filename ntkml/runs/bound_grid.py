@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs import surroundings
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import BoundGrid, Setup, set_up
-from ntkml.runs.folders import exclusive
 from ntkml.runs.learned import around
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import Track
 from ntkml.specs import EXACT, EstimatorSpec, is_certified
 
@@ -86,14 +87,12 @@ def _is_whole(part: Path, setup: Setup) -> bool:
 def _prior_cells(setup: Setup) -> tuple[str, list[Cell]]:
     """One cell per estimator: the rows do not depend on the prior, and one table serves all of them."""
     points = [_point(setup, value, _scalar(value)) for value in setup.grid.protocol.grid.values()]
-    tables: list[JacobianTable] = []  # filled by the first cell that is missing
+    table = cache(partial(_table, setup, None))  # made for the first cell that is missing
 
     def compute(spec: EstimatorSpec) -> Iterator[dict[str, Any]]:
-        if not tables:
-            tables.append(_table(setup, None))
-        return _rows(setup, spec, tables[0], points)
+        return _rows(setup, spec, table(), points)
 
-    return "estimators", [(str(spec), _bind(compute, spec)) for spec in setup.partitions]
+    return "estimators", [(str(spec), partial(compute, spec)) for spec in setup.partitions]
 
 
 def _rotation_cells(setup: Setup) -> tuple[str, list[Cell]]:
@@ -113,14 +112,10 @@ def _rotation_cells(setup: Setup) -> tuple[str, list[Cell]]:
             yield from _rows(setup, spec, table, [_point(setup, radians, prior)])
 
     values = setup.grid.protocol.grid.values()
-    return "grid points", [(f"{index:04d}", _bind(compute, value)) for index, value in enumerate(values)]
+    return "grid points", [(f"{index:04d}", partial(compute, value)) for index, value in enumerate(values)]
 
 
 _CELLS = {"prior": _prior_cells, "rotation": _rotation_cells}
-
-
-def _bind(compute: Callable[[Any], Iterator[dict[str, Any]]], argument: Any) -> Callable[[], Iterator[dict[str, Any]]]:
-    return lambda: compute(argument)
 
 
 def _table(setup: Setup, eta: Tensor | None) -> JacobianTable:

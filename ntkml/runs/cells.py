@@ -7,7 +7,8 @@ from pathlib import Path
 from time import sleep
 
 from ntkml.runs.any_run import run_any
-from ntkml.runs.folders import BusyError, complete_replacement, finished
+from ntkml.runs.folders import complete_replacement, finished
+from ntkml.runs.locks import BusyError
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.train import TrainRun

@@ -22,9 +22,9 @@ from ntkml.records.manifests import read_manifest, settings_id, write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs.cells import train_cell
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import Track
-from ntkml.runs.stopping import StopRequest, never
+from ntkml.runs.stopping import StopRequest
 from ntkml.runs.surroundings import environment
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol
@@ -76,7 +76,7 @@ class CompareRun:
 
 
 def run_compare(
-    run: CompareRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest = never
+    run: CompareRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest
 ) -> Path:
     """Run what is missing and return the path of the finished ``rows.csv``; the runs live under ``results``.
 

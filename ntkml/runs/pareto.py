@@ -33,10 +33,11 @@ from ntkml.records.provenance import now
 from ntkml.records.tables import as_rows, write_rows
 from ntkml.runs import surroundings
 from ntkml.runs.cells import train_cell
-from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.folders import finished
+from ntkml.runs.locks import exclusive
 from ntkml.runs.pareto_rows import is_whole, pareto_rows
 from ntkml.runs.progress import Track
-from ntkml.runs.stopping import Stopped, StopRequest, never
+from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.train import TrainRun, finished_learner
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.specs import EXACT, index_pairs, parse_estimator
@@ -113,7 +114,7 @@ def only_finished(run: ParetoRun, results: Path) -> ParetoRun:
 
 
 def run_pareto(
-    run: ParetoRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest = never
+    run: ParetoRun, results: Path, folder: Path, track: Track, warn: Callable[[str], None], stop: StopRequest
 ) -> Path:
     """Run what is missing and return the path of the finished ``rows.csv``; the training cells live under ``results``.
 

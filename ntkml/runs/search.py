@@ -48,7 +48,7 @@ class _Search:
         spec = parse_system(protocol.estimator)
         data = subset(self.run.data, protocol.num_data, generator_for(protocol.seed, "data"))
         if spec.family == "cross-validation":
-            splits = list(folds(protocol.num_data, spec.number or 0, protocol.seed))
+            splits = list(folds(protocol.num_data, spec.count, protocol.seed))
         else:
             splits = [split_validation(protocol.num_data, protocol.seed)]
 

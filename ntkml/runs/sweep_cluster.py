@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ntkml.runs import sweep_plan, sweep_worker
-from ntkml.runs.folders import held, holds_whole_run
+from ntkml.runs.folders import holds_whole_run
+from ntkml.runs.locks import held
 from ntkml.runs.stopping import StopRequest
 from ntkml.runs.sweep_plan import PlannedCell
 from ntkml.runs.sweep_progress import CellProgress, SweepProgress

@@ -17,7 +17,8 @@ from ntkml.protocols.train import TrainProtocol
 from ntkml.records.finished_runs import FITS
 from ntkml.records.manifests import read_manifest
 from ntkml.runs.any_run import begun
-from ntkml.runs.folders import finished, held
+from ntkml.runs.folders import finished
+from ntkml.runs.locks import held
 from ntkml.runs.sweep_states import DAMAGED, DONE, MISSING, RUNNING, STOPPED
 from ntkml.runs.train import TrainRun
 from ntkml.runs.train_checks import resolve_protocol

@@ -23,8 +23,9 @@ import torch
 from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.machine.devices import torch_device
 from ntkml.machine.memory import is_out_of_memory
+from ntkml.machine.messages import one_line
 from ntkml.runs.any_run import run_any
-from ntkml.runs.folders import BusyError
+from ntkml.runs.locks import BusyError
 from ntkml.runs.stopping import Stopped, StopRequest
 from ntkml.runs.sweep_plan import PlannedCell, threads_of
 from ntkml.runs.train import TrainRun
@@ -94,15 +95,12 @@ def _data(name: str, data_root: str | None) -> ImageDataset:
 
 def _reason(error: Exception) -> str:
     """One line; trouble that the library does not know of is printed whole on standard error too."""
-    line = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+    if is_out_of_memory(error):
         return "out of memory: fewer --workers, or a smaller estimator"
-    if not isinstance(error, ValueError):
-        traceback.print_exception(error, file=sys.stderr)
-        return f"{type(error).__name__}: {line}"
-    return line or type(error).__name__
+    if isinstance(error, ValueError) or (isinstance(error, OSError) and error.strerror):
+        return one_line(error)
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def stop_by_signals() -> StopRequest:

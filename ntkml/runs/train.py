@@ -28,7 +28,8 @@ from ntkml.protocols.train import WORDS, TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.records.manifests import settings_id
 from ntkml.rows.model_contract import check_model
-from ntkml.runs.folders import exclusive, finished
+from ntkml.runs.folders import finished
+from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import TrackEpochs
 from ntkml.runs.stopping import StopRequest, never
 from ntkml.runs.surroundings import environment

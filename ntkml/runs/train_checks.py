@@ -62,12 +62,12 @@ def _check_parts(protocol: TrainProtocol) -> None:
     """Raise ValueError where the data are too few for the parts that a system makes of them."""
     name, num_data = protocol.estimator, protocol.num_data
     system, data = parse_system(name), family_of(name).data
-    if data == "shards" and (system.number or 0) > num_data:
+    if data == "shards" and system.count > num_data:
         raise ValueError(f"{name} needs a datum in every shard, there are {num_data}")
     if data == "train + validation" and num_data < 2:
         raise ValueError(f"{name} needs a training and a validation part: take --num-data 2 or more, got {num_data}")
     if system.family == "cross-validation":
-        check_folds(num_data, system.number or 0)
+        check_folds(num_data, system.count)
 
 
 def _check_updates(protocol: TrainProtocol) -> None:

@@ -6,17 +6,17 @@ forward pass is that of <V, R(chunk)> summed over chunks, V fixed. The graph of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from ntkml.layers.layer_rows import LayerRows, qualified
+from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import left_product, log_det_row_gradient
 from ntkml.priors import PriorPrecision
-from ntkml.rows.block import Groups, Rows
+from ntkml.rows.block import Rows
 
 
 class Pairing(Protocol):
@@ -27,16 +27,21 @@ class Pairing(Protocol):
 
 
 class Adjoint(Protocol):
-    """V of all parameter tensors, a group at a time."""
+    """V of all parameter tensors."""
 
-    groups: Groups
+    def pairings(self) -> Iterator[Pairing]:
+        """V a group of tensors at a time; together the groups are all of it. One is made when the one before it was let go."""
 
-    def of(self, names: tuple[str, ...]) -> Pairing:
-        """V of one group; together the groups are all of it."""
+
+class KnownAtOnce:
+    """V of all tensors in one: an adjoint and its own pairing."""
+
+    def pairings(self) -> Iterator[Self]:
+        yield self
 
 
 @dataclass(frozen=True)
-class RowPairing:
+class RowPairing(KnownAtOnce):
     """V by parameter, (n, k, size) each; parameters that are not in it are left out."""
 
     rows: Mapping[str, Tensor]
@@ -44,7 +49,7 @@ class RowPairing:
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         owned: dict[str, dict[str, Tensor]] = {}
         for name, gradient in self.rows.items():
-            owner, _, key = name.rpartition(".")
+            owner, key = parted(name)
             owned.setdefault(owner, {})[key] = gradient[inputs]
         return torch.stack([layers[owner].pair(gradients) for owner, gradients in owned.items()]).sum()
 
@@ -56,10 +61,14 @@ class RowAdjoint:
     """
 
     def __init__(self, rows: Rows, gradient: Callable[[str, Tensor], Tensor]):
-        self.groups = rows.groups[::-1]  # the last one is there, from the log-determinant
         self._rows, self._gradient = rows, gradient
 
+    def pairings(self) -> Iterator[RowPairing]:
+        for names in self._rows.groups[::-1]:  # the last one is there, from the log-determinant
+            yield self.of(names)
+
     def of(self, names: tuple[str, ...]) -> RowPairing:
+        """V of one group."""
         by_name = {}
         for name in names:
             explicit = self._rows.explicit(name)
@@ -69,34 +78,11 @@ class RowAdjoint:
 
 
 @dataclass(frozen=True)
-class WholeAdjoint:
-    """V of all tensors as it is known at once."""
-
-    pairing: RowPairing
-
-    @property
-    def groups(self) -> Groups:
-        """One: all of it is there."""
-        return [tuple(self.pairing.rows)]
-
-    def of(self, names: tuple[str, ...]) -> RowPairing:
-        return self.pairing
-
-
-@dataclass(frozen=True)
-class KroneckerAdjoint:
+class KroneckerAdjoint(KnownAtOnce):
     """Gradients in the factors by parameter, shaped like them; ``num_inputs`` is that of the whole block."""
 
     factors: Mapping[str, tuple[Tensor, ...]]
     num_inputs: int
-
-    @property
-    def groups(self) -> Groups:
-        """One: factors are small."""
-        return [tuple(self.factors)]
-
-    def of(self, names: tuple[str, ...]) -> KroneckerAdjoint:
-        return self
 
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         terms = [layer.reduced().pair(self._of(name), self.num_inputs) for name, layer in layers.items()]
@@ -104,23 +90,14 @@ class KroneckerAdjoint:
 
     def _of(self, layer: str) -> dict[str, tuple[Tensor, ...]]:
         """The gradients of one layer's factors by its own names."""
-        split = {name.rpartition(".")[::2]: gradients for name, gradients in self.factors.items()}
-        return {key: gradients for (owner, key), gradients in split.items() if owner == layer}
+        return {parted(name)[1]: own for name, own in self.factors.items() if layer_of(name) == layer}
 
 
 @dataclass(frozen=True)
-class SquareAdjoint:
+class SquareAdjoint(KnownAtOnce):
     """Gradients in the sums of squares of the columns, by parameter (size,)."""
 
     squares: Mapping[str, Tensor]
-
-    @property
-    def groups(self) -> Groups:
-        """One: there is one number per parameter."""
-        return [tuple(self.squares)]
-
-    def of(self, names: tuple[str, ...]) -> SquareAdjoint:
-        return self
 
     def pair(self, layers: Mapping[str, LayerRows], inputs: slice) -> Tensor:
         """<V, R(chunk)> with V = 2 R w, the gradients w times that of a square, V fixed.
@@ -148,7 +125,7 @@ def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjo
     return RowAdjoint(rows, gradient)
 
 
-def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> WholeAdjoint:
+def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> RowPairing:
     """V = 2 R (P0 + H)^-1 of ggn, and of ntk where the rows outnumber the parameters: all tensors at once."""
     sizes = {name: shape.numel() for name, shape in rows.shapes.items()}
     everything = torch.cat([rows.explicit(name) for name in sizes], dim=1)  # (b, P)
@@ -157,7 +134,7 @@ def matrix_adjoint(rows: Rows, prior: PriorPrecision) -> WholeAdjoint:
         rows.forget(name)
     gradient = log_det_row_gradient(everything, diagonal).to(everything.dtype)
     by_input = gradient.unflatten(0, (rows.num_inputs, -1)).split(list(sizes.values()), dim=2)
-    return WholeAdjoint(RowPairing(dict(zip(sizes, by_input, strict=True))))
+    return RowPairing(dict(zip(sizes, by_input, strict=True)))
 
 
 def tensor_adjoint(rows: Rows, prior: PriorPrecision) -> RowAdjoint:

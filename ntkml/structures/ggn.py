@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
-from ntkml.structures.adjoints import WholeAdjoint, matrix_adjoint
+from ntkml.structures.adjoints import RowPairing, matrix_adjoint
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -45,7 +45,7 @@ class GGN:
     def prepare(self, prior_kind: str) -> None:
         """Nothing: use ntk, which gives the same number, where time matters."""
 
-    def adjoint(self, prior: PriorPrecision) -> WholeAdjoint:
+    def adjoint(self, prior: PriorPrecision) -> RowPairing:
         return matrix_adjoint(self._rows, prior)
 
     def spectrum(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
-from ntkml.structures.adjoints import RowAdjoint, WholeAdjoint, kernel_adjoint, matrix_adjoint
+from ntkml.structures.adjoints import RowAdjoint, RowPairing, kernel_adjoint, matrix_adjoint
 
 
 class NTK:
@@ -45,7 +45,7 @@ class NTK:
         elif prior_kind == "layerwise":
             self._grams = self._gram_of_every_tensor(forget=True)
 
-    def adjoint(self, prior: PriorPrecision) -> RowAdjoint | WholeAdjoint:
+    def adjoint(self, prior: PriorPrecision) -> RowAdjoint | RowPairing:
         if self._narrow:
             return matrix_adjoint(self._rows, prior)
         with torch.no_grad():

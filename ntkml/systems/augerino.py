@@ -57,7 +57,7 @@ class Augerino(System):
         return SoftplusWidths(1)
 
     def hyper_parameters(self) -> dict[str, list[nn.Parameter]]:
-        return {"augmentation": list(self._augmentation.parameters())}
+        return self.learned_views
 
     def weight_losses(self, x: Tensor, y: Tensor, batch: Tensor, generator: torch.Generator) -> Iterator[WeightLoss]:
         views, objective = self._augmentation, self.objective

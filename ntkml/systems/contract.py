@@ -17,6 +17,7 @@ from ntkml.augmentations import Augmentation
 from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
+from ntkml.partitions import Partition
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.system_specs import parse_system
@@ -58,9 +59,7 @@ class System:
     @property
     def number(self) -> int:
         """The number in the system's name."""
-        number = parse_system(self.protocol.estimator).number
-        assert number is not None
-        return number
+        return parse_system(self.protocol.estimator).count
 
     def views(self) -> Augmentation | None:
         """The augmentation, where one is learned."""
@@ -69,6 +68,12 @@ class System:
     def hyper_parameters(self) -> dict[str, list[nn.Parameter]]:
         """What is stepped by gradients, under "prior" and "augmentation": one optimizer each."""
         return {}
+
+    @property
+    def learned_views(self) -> dict[str, list[nn.Parameter]]:
+        """The augmentation's share of :meth:`hyper_parameters`, for systems that learn it; empty without one."""
+        views = self.objective.augmentation
+        return {} if views is None else {"augmentation": list(views.parameters())}
 
     def weight_optimizers(self) -> tuple[str, ...]:
         """Names of the optimizers of the weights."""
@@ -137,18 +142,17 @@ class MarginalLikelihoodSystem(System):
         return self.protocol.estimator
 
     def hyper_parameters(self) -> dict[str, list[nn.Parameter]]:
-        objective, noise = self.objective, self.objective.log_observation_noise
-        learned = {"prior": [objective.log_prior_precision, *([] if noise is None else [noise])]}
-        if objective.augmentation is not None:
-            learned["augmentation"] = list(objective.augmentation.parameters())
-        return learned
+        noise = self.objective.log_observation_noise
+        return {
+            "prior": [self.objective.log_prior_precision, *([] if noise is None else [noise])],
+            **self.learned_views,
+        }
 
     def update(self, x: Tensor, y: Tensor, streams: Mapping[str, torch.Generator]) -> Callable[[], float]:
         """Draw a partition. While only the prior is learned, the rows of one draw of blocks may serve all steps; otherwise
         they change with every step, and each step draws its own blocks."""
         objective, stream, processes = self.objective, streams["blocks"], self.processes
-        objective.resample(x, y, streams["partition"])
-        self._check_alike()
+        self._check_alike(objective.resample(x, y, streams["partition"]))
         blocks, learns_views = self.protocol.blocks_per_step, self.protocol.learns_invariance
         if learns_views or self.protocol.draws_afresh:
             passes = 2 if learns_views else 1
@@ -157,13 +161,11 @@ class MarginalLikelihoodSystem(System):
         self._spent(1, len(x), torch.zeros(()))
         return lambda: float(backward().total) / len(x)
 
-    def _check_alike(self) -> None:
+    def _check_alike(self, partition: Partition) -> None:
         """Raise ValueError where the processes stand at different points: k-means on unlike machines may group otherwise."""
-        objective, partition = self.objective, self.objective.partition
-        if self.processes.count > 1 and partition is not None:
-            parts = (part for block in partition.blocks for part in (block.inputs, block.columns))
-            self.processes.check_same(parts, "partitions")
-            self.processes.check_same(objective.parameters(), "hyperparameters")
+        parts = (part for block in partition.blocks for part in (block.inputs, block.columns))
+        self.processes.check_same(parts, "partitions")
+        self.processes.check_same(self.objective.parameters(), "hyperparameters")
 
     def _spent(self, passes: int, num_data: int, total: Tensor) -> float:
         """Rows of the step's mean blocks, ``passes`` times; returns the estimate per datum."""

@@ -36,9 +36,7 @@ class NetworkHoag(System):
         self.steps = 0
 
     def hyper_parameters(self) -> dict[str, list[nn.Parameter]]:
-        views = self.objective.augmentation
-        learned = {"prior": [self.objective.log_prior_precision]}
-        return learned if views is None else learned | {"augmentation": list(views.parameters())}
+        return {"prior": [self.objective.log_prior_precision], **self.learned_views}
 
     def weight_data(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x[self.train], y[self.train]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import called_with, trainable_parameters
@@ -56,9 +57,7 @@ class PartitionedNetwork(System):
         return tuple(f"weights-{k}" for k in range(self.number))
 
     def hyper_parameters(self) -> dict[str, list[nn.Parameter]]:
-        views = self.objective.augmentation
-        assert views is not None
-        return {"augmentation": list(views.parameters())}
+        return self.learned_views
 
     def subnetwork(self, last: int, learned: int | None = None) -> dict[str, Tensor]:
         """Weights with the parts 0 ... last as trained and initial values elsewhere; gradients reach part ``learned``."""
@@ -70,9 +69,7 @@ class PartitionedNetwork(System):
         return weights
 
     def weight_losses(self, x: Tensor, y: Tensor, batch: Tensor, generator: torch.Generator) -> Iterator[WeightLoss]:
-        objective = self.objective
-        views, shards = objective.augmentation, self.shards[batch]
-        assert views is not None
+        objective, views, shards = self.objective, self._augmentation, self.shards[batch]
         with torch.no_grad():
             inputs = views(self.seen(x[batch], generator), views.draw(len(batch), generator)).unflatten(
                 0, (len(batch), -1)
@@ -97,9 +94,7 @@ class PartitionedNetwork(System):
 
     def backward(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> float:
         """Add the gradient of -objective / N, estimated from a batch of data of all shards together."""
-        objective, total = self.objective, 0.0
-        views = objective.augmentation
-        assert views is not None
+        objective, views, total = self.objective, self._augmentation, 0.0
         for k in range(self.number):
             members = (self.shards == k).nonzero().squeeze(1)
             size = max(1, min(len(members), self.protocol.batch_size // self.number))
@@ -111,6 +106,12 @@ class PartitionedNetwork(System):
             total += float(log_p.detach())
             self.spend(size)
         return total
+
+    @property
+    def _augmentation(self) -> Augmentation:
+        views = self.objective.augmentation
+        assert views is not None  # the family learns nothing else
+        return views
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"defaults": self.defaults}

@@ -38,7 +38,6 @@ def best_value(spec: SystemSpec, hparam: str, seed: int, reached: Reached) -> fl
             tried[value] = reached(value)
         return tried[value]
 
-    assert spec.number is not None
     _STRATEGIES[spec.family](spec, hparam, seed, evaluate)
     return max(tried, key=lambda value: tried[value])
 
@@ -58,7 +57,7 @@ def _value(hparam: str, place: float) -> float:
 
 
 def _grid(spec: SystemSpec, hparam: str, seed: int, evaluate: Reached) -> None:
-    for value in grid_values(hparam, spec.number or 1):
+    for value in grid_values(hparam, spec.count):
         evaluate(value)
 
 
@@ -68,7 +67,7 @@ def _cross_validation(spec: SystemSpec, hparam: str, seed: int, evaluate: Reache
 
 
 def _random(spec: SystemSpec, hparam: str, seed: int, evaluate: Reached) -> None:
-    places = torch.rand(spec.number or 1, generator=generator_for(seed, "search"))
+    places = torch.rand(spec.count, generator=generator_for(seed, "search"))
     for place in places.tolist():
         evaluate(_value(hparam, place))
 
@@ -77,11 +76,10 @@ def _optuna(spec: SystemSpec, hparam: str, seed: int, evaluate: Reached) -> None
     optuna = _imported(spec)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
-    count = spec.number or 1
     # Optuna begins with ten random trials, which would be all of a short search.
-    sampler = samplers[spec.family](seed=seed, n_startup_trials=min(10, max(1, count // 2)))
+    sampler = samplers[spec.family](seed=seed, n_startup_trials=min(10, max(1, spec.count // 2)))
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    for _ in range(count):
+    for _ in range(spec.count):
         trial = study.ask()
         study.tell(trial, evaluate(_value(hparam, trial.suggest_float("place", 0.0, 1.0))))
 

@@ -64,8 +64,6 @@ def bold(entry: Entry, metric: str, others: Iterable[Entry]) -> bool:
 
 def published(table: str, dataset: str) -> list[Entry]:
     """The numbers of the paper's table, the literature's among them, from ``experiments/published-tables.csv``."""
-    text = experiments_folder().joinpath("published-tables.csv").read_text(encoding="utf-8")
-    rows = [row for row in csv.DictReader(text.splitlines()) if (row["table"], row["dataset"]) == (table, dataset)]
     return [
         Entry(
             hparam=row["hparam"],
@@ -78,14 +76,19 @@ def published(table: str, dataset: str) -> list[Entry]:
             relative_time=float(row["relative_time"]) if row["relative_time"] else None,
             note=row["note"],
         )
-        for row in rows
+        for row in _published_rows(table)
+        if row["dataset"] == dataset
     ]
 
 
 def published_datasets(table: str) -> list[str]:
     """The data sets of the paper's table, in its order."""
+    return list(dict.fromkeys(row["dataset"] for row in _published_rows(table)))
+
+
+def _published_rows(table: str) -> list[dict[str, str]]:
     text = experiments_folder().joinpath("published-tables.csv").read_text(encoding="utf-8")
-    return list(dict.fromkeys(row["dataset"] for row in csv.DictReader(text.splitlines()) if row["table"] == table))
+    return [row for row in csv.DictReader(text.splitlines()) if row["table"] == table]
 
 
 def entry_of(runs: Sequence[pandas.DataFrame]) -> Entry:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ntkml.protocols.run_settings import RunSettings
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
 from ntkml.tables.entries import METRICS, Entry, Value, bold
 from ntkml.tables.panels import TITLES, Panel
+
+#: What a panel holds of one source, by (hparam, estimator).
+Entries = Mapping[tuple[str, str], Entry]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,12 @@ _TIME = "relative_time"
 #: Columns of each table, by the names of an entry's values.
 COLUMNS = {"table-1": {"log_q": Column("log q/N", 2), **_TEST, _TIME: Column("time", 0, "%")}, "table-2": _TEST}
 HEADINGS = {"prior": "prior precision", "invariance": "invariance"}
+
+#: What means something to LaTeX, in names that anybody may give to data.
+_LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
 
 _READING = (
     "Means over seeds +- one standard error (sample standard deviation over the square root of the number of seeds); no error with one seed.",
@@ -72,13 +82,6 @@ def _columns(panel: Panel) -> list[str]:
     return ["", "estimator", *(f"published {h}" for h in heads), *(f"ours {h}" for h in heads), "seeds"]
 
 
-#: What means something to LaTeX, in names that anybody may give to data.
-_LATEX = str.maketrans(
-    {letter: f"\\{letter}" for letter in "&%_#${}"}
-    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
-)
-
-
 def latex(panels: Sequence[Panel]) -> str:
     """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
     parts = []
@@ -90,7 +93,7 @@ def latex(panels: Sequence[Panel]) -> str:
             rf"\begin{{tabular}}{{ll{'c' * (2 * count)}r}}",
             r"\toprule",
             rf" & & \multicolumn{{{count}}}{{c}}{{published}} & \multicolumn{{{count}}}{{c}}{{ours}} & \\",
-            f"{_row(['', 'estimator', *map(_escaped, heads), *map(_escaped, heads), 'seeds'])}",
+            _row(["", "estimator", *map(_escaped, heads), *map(_escaped, heads), "seeds"]),
             r"\midrule",
             *(_row(cells) for cells in _cells(panel, _latex_value, lambda name: rf"\texttt{{{_escaped(name)}}}")),
             r"\bottomrule",
@@ -121,26 +124,31 @@ def tidy(panels: Sequence[Panel]) -> str:
     ]
     writer.writerow([*about, "seeds", *of_metrics, "seconds", "relative_time", "note"])
     for panel in panels:
-        for source in ("theirs", "ours"):
-            held = getattr(panel, source)
-            if source == "theirs" and not panel.whole:
-                continue
-            for row in panel.rows:
-                if (entry := held.get(row)) is None:
-                    continue
-                settings = panel.settings if source == "ours" else None
-                changes = "; ".join(f"{key}={value}" for key, value in settings.changes) if settings else ""
-                named = [settings.protocol, settings.variant, changes] if settings else ["", "", ""]
-                certified = "" if entry.certified is None else str(entry.certified).lower()
-                values: list[object] = []
-                for name in METRICS.values():
-                    value, is_bold = entry.values.get(name), bold(entry, name, _category(entry, held.values()))
-                    values += [value.mean, value.error, str(is_bold).lower()] if value else ["", "", ""]
-                writer.writerow(
-                    [panel.table, panel.dataset, *named, *row, entry.label, entry.source, certified]
-                    + [" ".join(map(str, entry.seeds)), *values, entry.seconds, entry.relative_time, entry.note]
-                )
+        if panel.whole:
+            writer.writerows(_tidy_lines(panel, panel.theirs, None))
+        writer.writerows(_tidy_lines(panel, panel.ours, panel.settings))
     return text.getvalue()
+
+
+def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> Iterator[list[object]]:
+    """The lines of the published entries of a panel, or of ours, which have ``settings``."""
+    named = ["", "", ""]
+    if settings is not None:
+        changes = "; ".join(f"{key}={value}" for key, value in settings.changes)
+        named = [settings.protocol, settings.variant, changes]
+    for row in panel.rows:
+        if (entry := held.get(row)) is not None:
+            certified = "" if entry.certified is None else str(entry.certified).lower()
+            about = [panel.table, panel.dataset, *named, *row, entry.label, entry.source, certified]
+            seeds = " ".join(map(str, entry.seeds))
+            values = [cell for name in METRICS.values() for cell in _tidy_value(entry, name, held)]
+            yield [*about, seeds, *values, entry.seconds, entry.relative_time, entry.note]
+
+
+def _tidy_value(entry: Entry, name: str, held: Entries) -> list[object]:
+    """Mean, error, and whether it is bold."""
+    value = entry.values.get(name)
+    return [value.mean, value.error, str(_is_bold(entry, name, held)).lower()] if value else ["", "", ""]
 
 
 def notes_of(panel: Panel) -> list[str]:
@@ -179,7 +187,7 @@ def _cells(panel: Panel, show: Callable[[Value, Column, bool], str], name: Calla
                 if entry is None or (value := _value(entry, metric)) is None:
                     texts.append("")
                 else:
-                    texts.append(show(value, column, bold(entry, metric, _category(entry, held.values()))))
+                    texts.append(show(value, column, _is_bold(entry, metric, held)))
         seeds = str(len(ours.seeds)) if ours else ""
         lines.append([HEADINGS[hparam] if hparam != before else "", cell + doubt, *texts, seeds])
         before = hparam
@@ -199,8 +207,9 @@ def _unproven(estimator: str, ours: Entry | None) -> bool:
     return is_bound(estimator) and not is_certified(parse_estimator(estimator))
 
 
-def _category(entry: Entry, others: object) -> list[Entry]:
-    return [other for other in others if other.hparam == entry.hparam]  # type: ignore[attr-defined]
+def _is_bold(entry: Entry, name: str, held: Entries) -> bool:
+    """Among the entries of its source that learn the same."""
+    return bold(entry, name, [other for other in held.values() if other.hparam == entry.hparam])
 
 
 def _markdown_value(value: Value, column: Column, is_bold: bool) -> str:

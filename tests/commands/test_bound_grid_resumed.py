@@ -142,7 +142,7 @@ def test_a_damaged_part_is_computed_again(run, finished_run, tmp_path, damage):
 
 
 def test_a_second_process_on_the_same_run_is_refused(run, finished_run):
-    from ntkml.runs.folders import exclusive
+    from ntkml.runs.locks import exclusive
 
     folder = finished_run.parent
     (folder / "manifest.json").unlink()

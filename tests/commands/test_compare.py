@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ntkml import datasets
-from ntkml.commands.types import TrainEstimator
+from ntkml.commands.types import SYSTEM
 from ntkml.datasets import load_dataset
 from ntkml.protocols.compare import compare_names, load_compare
 from ntkml.records import compare as compare_records
@@ -23,6 +23,7 @@ from ntkml.records.manifests import read_manifest
 from ntkml.registry import SYSTEMS
 from ntkml.runs import compare as compare_run
 from ntkml.system_specs import FAMILIES, canonical_name, family_of, parse_system
+from tests.sweeps import written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ("--num-data", 30, "--epochs", 10)
@@ -40,11 +41,6 @@ def run(in_empty_folder, blank_pictures):
 def finished_run(finished, blank_pictures):
     """The comparison of ARGUMENTS."""
     finished("compare", *ARGUMENTS)
-
-
-def cells(folder):
-    """When the weights of every finished training run were written, by folder."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
 
 
 def comparison_of(folder, only):
@@ -81,7 +77,7 @@ def test_training_runs_of_a_comparison_say_how_they_differ_from_their_protocol(f
 
 
 def test_a_finished_comparison_is_drawn_again_and_computed_again_when_forced(run, finished_run, tmp_path, only):
-    folder, times = comparison_of(tmp_path, only), cells(tmp_path)
+    folder, times = comparison_of(tmp_path, only), written(tmp_path)
     before = (folder / "rows.csv").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "figures")
     code, out, _ = run(*ARGUMENTS)
@@ -90,7 +86,8 @@ def test_a_finished_comparison_is_drawn_again_and_computed_again_when_forced(run
         picture = Path("figures") / f"comparison-{folder.name}.{suffix}"
         assert (str(picture) in out, (tmp_path / picture).exists()) == (True, True)
     code, out, _ = run(*ARGUMENTS, "--force", "--figures", "elsewhere")
-    assert (code, "Finished already" in out, cells(tmp_path)) == (0, False, times)  # compared again, not trained again
+    assert (code, "Finished already" in out) == (0, False)  # compared again ...
+    assert written(tmp_path) == times  # ... and not trained again
     assert (folder / "rows.csv").stat().st_mtime_ns > before
     assert list(folder.parent.iterdir()) == [folder]
     assert (tmp_path / "elsewhere" / f"comparison-{folder.name}.png").exists()
@@ -114,7 +111,7 @@ def test_a_forced_comparison_that_is_stopped_loses_nothing(run, finished_run, tm
     assert ((folder / "rows.csv").read_bytes(), "Finished already" in run(*ARGUMENTS)[1]) == (rows, True)
     assert run(*ARGUMENTS, "--force")[0] == 0
     assert list(folder.parent.iterdir()) == [folder]
-    assert list(cells(tmp_path)) == [cell.name]
+    assert list(written(tmp_path)) == [cell.name]
 
 
 def test_a_stop_is_continued_by_the_same_command(run, tmp_path, monkeypatch, only):
@@ -130,10 +127,10 @@ def test_a_stop_is_continued_by_the_same_command(run, tmp_path, monkeypatch, onl
         patch.setattr(compare_run, "train_cell", signalled)
         code, _, error = run(*arguments)
     assert (code, error.splitlines()[-1]) == (75, "Stopped by SIGTERM: the same command continues it")
-    assert (len(trained), len(times := cells(tmp_path))) == (1, 1)
+    assert (len(trained), len(times := written(tmp_path))) == (1, 1)
     assert not (tmp_path / "figures").exists()
     assert run(*arguments)[0] == 0
-    assert times.items() <= cells(tmp_path).items()
+    assert times.items() <= written(tmp_path).items()
     assert len(compare_records.read_rows(only(tmp_path / "results" / "compare", "rows.csv"))) == 2
 
 
@@ -142,10 +139,10 @@ def test_settings_of_one_hyperparameter_reach_its_runs_and_the_caption(run, tmp_
     assert run("--hparam", "prior", *small, "--fresh-blocks")[0] == 0
     notes = read_manifest(comparison_of(tmp_path, only) / "manifest.json")["notes"]
     assert notes[-1] == "Against protocol train-digits (ntk-10-1): fresh blocks on instead of off."
-    before = cells(tmp_path)
+    before = written(tmp_path)
     assert run("--hparam", "prior", *small, "--kept-blocks")[0] == 0  # the protocol's: MAP is reused, ntk-10-1 is not
-    assert len(cells(tmp_path)) == len(before) + 1
-    assert before.items() <= cells(tmp_path).items()
+    assert len(written(tmp_path)) == len(before) + 1
+    assert before.items() <= written(tmp_path).items()
     assert run("--hparam", "rotation", *small, "--samples", 2)[0] == 0
     [folder] = (tmp_path / "results" / "compare").glob("invariance-*")
     assert read_manifest(folder / "manifest.json")["settings"]["samples"] == 2
@@ -309,7 +306,7 @@ def test_what_a_system_cannot_do_is_refused(in_empty_folder, arguments, message)
 
 def test_names():
     assert canonical_name("map") == "none"
-    assert canonical_name("lila") == TrainEstimator().convert("lila", None, None) == "kfac-N-C"
+    assert canonical_name("lila") == SYSTEM.convert("lila", None, None) == "kfac-N-C"
     for name, family in FAMILIES.items():
         full = f"{name}-3" if family.counts else name
         assert str(parse_system(full)) == canonical_name(full) == full

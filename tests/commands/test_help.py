@@ -69,41 +69,24 @@ def test_every_command_has_a_summary():
     assert set(commands.SUMMARIES) == set(COMMANDS)
 
 
-@pytest.fixture
-def run(capsys):
-    """Run the command line here; returns exit code, standard output and standard error."""
-
-    def call(*arguments):
-        try:
-            commands.main(list(arguments))
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        else:
-            code = 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def test_without_arguments_it_is_the_help(command_line):
+    assert command_line() == command_line("--help")
 
 
-def test_without_arguments_it_is_the_help(run):
-    assert run() == run("--help")
+def test_version(command_line):
+    assert command_line("--version") == (0, f"ntkml, version {ntkml.__version__}\n", "")
 
 
-def test_version(run):
-    assert run("--version") == (0, f"ntkml, version {ntkml.__version__}\n", "")
-
-
-def test_an_unknown_command_names_the_nearest(run):
-    assert run("plt") == (
+def test_an_unknown_command_names_the_nearest(command_line):
+    assert command_line("plt") == (
         2,
         "",
         f"Error: unknown command 'plt'; did you mean 'plot'? known: {', '.join(COMMANDS)} (see ntkml --help)\n",
     )
 
 
-def test_an_unknown_option_names_the_nearest(run):
-    code, _, error = run("plot", "--resluts", "x", "figure-2")
+def test_an_unknown_option_names_the_nearest(command_line):
+    code, _, error = command_line("plot", "--resluts", "x", "figure-2")
     assert code == 2
     assert error.count("\n") == 1
     assert "No such option" in error
@@ -127,13 +110,13 @@ FULL = "; free some space and give the same command again"
         (KeyboardInterrupt(), 130, "\nInterrupted.\n"),
     ],
 )
-def test_what_goes_wrong_is_one_line_and_an_exit_code(run, monkeypatch, error, code, line):
+def test_what_goes_wrong_is_one_line_and_an_exit_code(command_line, monkeypatch, error, code, line):
     @click.command()
     def failing():
         raise error
 
     monkeypatch.setattr(commands, "resolve", lambda *_: failing)
-    assert run("plot") == (code, "", line.replace("so\n", "so (see ntkml plot --help)\n"))
+    assert command_line("plot") == (code, "", line.replace("so\n", "so (see ntkml plot --help)\n"))
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

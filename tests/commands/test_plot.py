@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from ntkml import commands
 from ntkml.figures.drawing import draw
 from ntkml.protocols.bound_figures import figure_names
 from ntkml.protocols.bound_grid import load_bound_grid
@@ -24,20 +24,9 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(folder, capsys):
-    """``ntkml plot ...`` in an empty folder; returns exit code, standard output and standard error."""
-
-    def call(*arguments):
-        try:
-            commands.main(["plot", *map(str, arguments)])
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        else:
-            code = 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(folder, command_line):
+    """``ntkml plot ...`` in an empty folder."""
+    return partial(command_line, "plot")
 
 
 def is_picture(path):

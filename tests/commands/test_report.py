@@ -5,12 +5,12 @@ import json
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pandas
 import pytest
 
-from ntkml import commands
 from ntkml.protocols.bound_grid import load_bound_grid
 from ntkml.records.manifests import read_manifest, write_manifest
 from ntkml.report.contents import gather
@@ -23,17 +23,9 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture
-def report(tmp_path, monkeypatch, capsys):
-    """``ntkml report ...`` in a folder of its own; returns exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            commands.main(["report", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, captured.err
-
-    return call
+def report(in_empty_folder):
+    """``ntkml report ...`` in a folder of its own."""
+    return partial(in_empty_folder, "report")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -20,11 +18,11 @@ from ntkml.datasets import load_dataset
 from ntkml.protocols.cells import Cell
 from ntkml.records import train as train_records
 from ntkml.runs import sweep_worker
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell
-from tests.sweeps import SITE, planned_cells, wait_for
+from tests.sweeps import SITE, planned_cells, started_sweeps, wait_for, written
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--num-data", "60", "--device", "cpu")
@@ -39,29 +37,8 @@ def run(in_empty_folder):
 
 @pytest.fixture
 def started(tmp_path):
-    """Start ``ntkml sweep ...`` in a process of its own, which the end of the test ends."""
-    processes = []
-
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), "sweep", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-
-
-def written(folder):
-    """When the weights of every finished cell were written, by folder."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in (folder / "results" / "train").glob("*/weights.pt")}
+    with started_sweeps(tmp_path) as start:
+        yield start
 
 
 def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_path):

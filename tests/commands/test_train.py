@@ -242,10 +242,10 @@ def test_help_shows_examples(run):
 
 
 def test_estimators_and_none_are_completed():
-    from ntkml.commands.types import TrainEstimator
+    from ntkml.commands.types import SYSTEM
 
-    assert [item.value for item in TrainEstimator().shell_complete(None, None, "no")] == ["none"]
-    assert "kfac-500-1" in [item.value for item in TrainEstimator().shell_complete(None, None, "kfac-5")]
+    assert [item.value for item in SYSTEM.shell_complete(None, None, "no")] == ["none"]
+    assert "kfac-500-1" in [item.value for item in SYSTEM.shell_complete(None, None, "kfac-5")]
 
 
 def test_names_of_data_sets_and_protocols_are_completed():

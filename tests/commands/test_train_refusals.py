@@ -129,7 +129,7 @@ def test_the_same_epoch_twice_is_refused(run, tmp_path, only):
 
 
 def test_a_second_process_on_the_same_run_is_refused(run, tmp_path, only):
-    from ntkml.runs.folders import exclusive
+    from ntkml.runs.locks import exclusive
 
     assert run(*PRIOR)[0] == 0
     folder = only(tmp_path, "rows.csv").parent

@@ -22,22 +22,7 @@ from tests.factories import (
     make_case,
     seeded,
 )
-
-
-def network(*layers):
-    return seeded(nn.Sequential(*layers))
-
-
-def vectors(num_inputs=6, width=4):
-    return torch.randn(num_inputs, width, generator=generator(1), dtype=torch.float64)
-
-
-def images(num_inputs=6, channels=2):
-    return torch.randn(num_inputs, channels, 4, 4, generator=generator(1), dtype=torch.float64)
-
-
-def tokens(num_inputs=6):
-    return torch.randn(num_inputs, 1, 3, 4, generator=generator(1), dtype=torch.float64)
+from tests.stacks import images, network, tokens, vectors
 
 
 def rows_of(model, x, num_views=1, plan=None):

@@ -7,10 +7,11 @@ from ntkml.figures import bounds, render, style
 from ntkml.figures.curves import curves_of
 from ntkml.protocols.bound_figures import figure_names, load_figure
 from ntkml.records import bound_grid as bound_records
-from ntkml.specs import is_certified, parse_estimator
 from tests.pictures import (
     aggregates,
     all_rows,
+    assert_open_markers_are_the_unproven,
+    assert_told_apart_without_colour,
     bands_of,
     caption_of,
     few,
@@ -65,16 +66,10 @@ class TestContract:
                 assert {round(low, 9), round(high, 9)} <= set(at_value.round(9))
 
     def test_open_markers_are_exactly_the_unproven(self, name, drawn):
-        for _, estimator, line in lines_of(drawn[name]):
-            proven = is_certified(parse_estimator(estimator))
-            assert (line.get_markerfacecolor() == "white") == (not proven)
+        assert_open_markers_are_the_unproven(drawn[name])
 
     def test_curves_of_one_panel_can_be_told_apart_without_colour(self, name, drawn):
-        panels = {}
-        for ax, estimator, line in lines_of(drawn[name]):
-            panels.setdefault(ax, {})[estimator] = (line.get_marker(), str(line._unscaled_dash_pattern))
-        for looks in panels.values():
-            assert len(set(looks.values())) == len(looks)
+        assert_told_apart_without_colour(drawn[name])
 
     def test_the_caption_names_data_model_and_seed(self, name, drawn):
         caption = caption_of(drawn[name])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 import sys
 
 import pytest
@@ -17,19 +15,7 @@ from ntkml.dichotomies import sequential
 from ntkml.rows.model_contract import check_model
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import everything
-from tests.small_networks import CLASSES, X, Y, network
-
-
-class Sloped(nn.Module):
-    """A learnable slope between two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
-        self.slope = ntkml.Hyperparameter(torch.tensor(0.7))
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.slope * self.first(x)))
+from tests.small_networks import CLASSES, Sloped, X, Y, network
 
 
 class Slope(nn.Module):
@@ -52,6 +38,13 @@ def test_batch_normalisation_in_training_mode_sees_the_whole_batch_of_the_weight
     expected = nn.functional.cross_entropy(copy.deepcopy(model)(x), y)
     torch.testing.assert_close(objective.weight_loss(x, y, num_data=len(x)), expected)
     assert model[1].num_batches_tracked == 1
+
+
+def test_normalisation_without_running_statistics_sees_the_whole_batch_in_evaluation_mode_too():
+    model = seeded(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, CLASSES)))
+    x = torch.randn(1001, 4, generator=generator(2), dtype=torch.float64)
+    objective = ntkml.MarginalLikelihood(model.eval(), "ntk-4-1")
+    torch.testing.assert_close(objective.outputs(x), model(x))
 
 
 def test_modules_under_two_names_keep_their_parameters():
@@ -171,7 +164,7 @@ def test_a_hook_of_all_modules_is_seen_too():
 def test_a_hook_that_is_made_anew_for_every_step_is_the_same_hook(monkeypatch):
     model, looks = network(), []
     objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
-    monkeypatch.setattr("ntkml.objective.check_model", lambda *given: looks.append(given) or check_model(*given))
+    monkeypatch.setattr("ntkml.blockwise_model.check_model", lambda *given: looks.append(given) or check_model(*given))
     for _ in range(3):
         hook = model[1].register_forward_hook(doubled)
         objective.backward(X, Y, 1, generator(1))
@@ -204,77 +197,6 @@ def test_another_number_of_data_is_partitioned_anew():
     used.estimate(X, Y)
     ours, theirs = (objective.estimate(X[:6], Y[:6], None, generator(1)).total for objective in (used, fresh))
     assert torch.equal(ours, theirs)
-
-
-def through_pickle(thing):
-    return pickle.loads(pickle.dumps(thing))
-
-
-def through_a_file(thing):
-    buffer = io.BytesIO()
-    torch.save(thing, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("copied", [through_pickle, through_a_file])
-def test_hyperparameters_stay_so_where_a_network_or_an_objective_is_saved_whole(copied):
-    objective = ntkml.MarginalLikelihood(seeded(Sloped()), "ntk-4-C", prior="scalar")
-    expected = everything(objective, X, Y)
-    assert not copied(ntkml.Hyperparameter(torch.ones(2), requires_grad=False)).requires_grad
-    fresh = ntkml.MarginalLikelihood(copied(objective.model), "ntk-4-C", prior="scalar")
-    for again in (fresh, copied(objective)):
-        assert isinstance(again.model.slope, ntkml.Hyperparameter)
-        assert again.model.slope.requires_grad
-        found = everything(again, X, Y)
-        assert set(found) == set(expected)
-        for name, value in expected.items():
-            assert_same(found[name], value, 1e-12)
-
-
-def test_a_network_that_is_saved_whole_holds_the_public_name():
-    """So that it is read by versions that keep the class elsewhere."""
-    written = pickle.dumps(seeded(Sloped()))
-    assert ntkml.Hyperparameter.__module__ == "ntkml"
-    assert b"ntkml.parameters" not in written
-    assert b"ntkml" in written
-    with torch.serialization.safe_globals([ntkml.Hyperparameter]):
-        buffer = io.BytesIO()
-        torch.save({"slope": ntkml.Hyperparameter(torch.tensor(0.7))}, buffer)
-        buffer.seek(0)
-        assert isinstance(torch.load(buffer, weights_only=True)["slope"], ntkml.Hyperparameter)
-
-
-def test_the_state_of_an_objective_and_the_weights_give_the_same_estimate():
-    """The tree was made of the weights as they were at the first partition."""
-    model = network()
-    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")
-    objective.estimate(X, Y)
-    with torch.no_grad():
-        model[-1].weight.copy_(torch.randn(CLASSES, 5, generator=generator(6)))
-    buffer = io.BytesIO()
-    torch.save(objective.state_dict(), buffer)
-    buffer.seek(0)
-    fresh = ntkml.MarginalLikelihood(model, "ntk-4-tree")
-    fresh.load_state_dict(torch.load(buffer, weights_only=True))
-    for own in (objective, fresh):
-        own.resample(X, Y, generator(2))
-    assert torch.equal(fresh.estimate(X, Y).total, objective.estimate(X, Y).total)
-    assert fresh.tree == objective.tree is not None
-
-
-def test_the_state_before_the_first_estimate_has_no_tree_and_the_next_partition_makes_one():
-    model = network()
-    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")
-    start = objective.state_dict()
-    older = {name: value for name, value in start.items() if name != "_extra_state"}
-    objective.estimate(X, Y)
-    made = objective.tree
-    for state in (start, older):
-        objective.load_state_dict(state)
-        assert objective.tree is None
-        objective.estimate(X, Y)
-        assert objective.tree == made is not None
 
 
 def test_a_tree_over_other_classes_is_refused():

@@ -10,18 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ntkml import log_marginal_likelihood
 from ntkml.rows.capture import capture
 from tests.factories import assert_same, generator, make_case, seeded
-
-
-def network(*layers):
-    return seeded(nn.Sequential(*layers))
-
-
-def vectors(num_inputs=6, width=4):
-    return torch.randn(num_inputs, width, generator=generator(1), dtype=torch.float64)
-
-
-def images(num_inputs=6, channels=2):
-    return torch.randn(num_inputs, channels, 4, 4, generator=generator(1), dtype=torch.float64)
+from tests.stacks import images, network, vectors
 
 
 class Unused(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ntkml.machine.full_precision import full_precision
-from ntkml.rows.exact import attention_by_layers, plain_attention, plain_recurrence
+from ntkml.rows.plain_passes import attention_by_layers, plain_attention, plain_recurrence
 
 
 def settings():

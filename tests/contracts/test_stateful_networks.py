@@ -121,7 +121,7 @@ def test_a_setting_of_a_module_that_changed_since_is_seen(name, value):
 
 def test_a_network_that_counts_its_forward_passes_is_planned_once(monkeypatch):
     model, looks = seeded(Switched()), []
-    monkeypatch.setattr("ntkml.objective.check_model", lambda *given: looks.append(given) or check_model(*given))
+    monkeypatch.setattr("ntkml.blockwise_model.check_model", lambda *given: looks.append(given) or check_model(*given))
     objective = ntkml.MarginalLikelihood(model, "ntk-4-1")
     for _ in range(3):
         objective.backward(X, Y, 1, generator(1))

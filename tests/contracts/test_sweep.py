@@ -15,7 +15,7 @@ from ntkml.protocols.cells import Cell
 from ntkml.protocols.train import load_train
 from ntkml.records.manifests import write_manifest
 from ntkml.runs import sweep as sweep_run
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep import sweep
 from ntkml.runs.sweep_plan import PlannedCell, epochs_kept, planned, state_of, threads_of

@@ -10,8 +10,15 @@ from ntkml.figures import render, style, trajectories
 from ntkml.protocols.training_figures import load_trajectory_figure, trajectory_names
 from ntkml.records import train as train_records
 from ntkml.records.tables import write_rows
-from ntkml.specs import is_certified, parse_estimator
-from tests.pictures import bands_of, caption_of, few, lines_of, within
+from tests.pictures import (
+    assert_open_markers_are_the_unproven,
+    assert_told_apart_without_colour,
+    bands_of,
+    caption_of,
+    few,
+    lines_of,
+    within,
+)
 from tests.synthetic_training import training_rows
 
 COLUMNS = ("log_marginal_likelihood", "test_log_likelihood")
@@ -84,16 +91,10 @@ class TestContract:
                     assert numpy.isclose(at_epoch, end).any()
 
     def test_open_markers_are_exactly_the_unproven(self, name, drawn):
-        for _, estimator, line in lines_of(drawn[name]):
-            proven = is_certified(parse_estimator(estimator))
-            assert (line.get_markerfacecolor() == "white") == (not proven)
+        assert_open_markers_are_the_unproven(drawn[name])
 
     def test_curves_of_one_panel_can_be_told_apart_without_colour(self, name, drawn):
-        panels = {}
-        for ax, estimator, line in lines_of(drawn[name]):
-            panels.setdefault(ax, {})[estimator] = (line.get_marker(), str(line._unscaled_dash_pattern))
-        for looks in panels.values():
-            assert len(set(looks.values())) == len(looks)
+        assert_told_apart_without_colour(drawn[name])
 
     def test_the_caption_says_what_was_run(self, name, drawn):
         caption = caption_of(drawn[name])

@@ -8,7 +8,8 @@ import pytest
 
 from ntkml.runs import folders
 from ntkml.runs import train as train_run
-from ntkml.runs.folders import BusyError, complete_replacement, exclusive, replacement
+from ntkml.runs.folders import complete_replacement, replacement
+from ntkml.runs.locks import BusyError, exclusive
 from tests.synthetic_training import write_training_run
 
 pytestmark = pytest.mark.usefixtures("one_thread", "blank_pictures")

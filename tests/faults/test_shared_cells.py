@@ -11,7 +11,7 @@ import pytest
 
 from ntkml.runs import cells
 from ntkml.runs import train as train_run
-from ntkml.runs.folders import exclusive
+from ntkml.runs.locks import exclusive
 from ntkml.runs.train_journal import Pace
 from tests.synthetic_training import write_training_run
 
@@ -67,7 +67,7 @@ def test_a_file_system_without_locks_is_named_and_not_waited_for(in_empty_folder
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("ntkml.runs.folders.fcntl.flock", no_locks)
+    monkeypatch.setattr("ntkml.runs.locks.fcntl.flock", no_locks)
     code, _, error = in_empty_folder(*COMMANDS[0])
     assert code == 1
     assert "cannot be locked (No locks available): choose a folder on another file system with --out" in error

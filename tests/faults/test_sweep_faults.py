@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from ntkml.records import train as train_records
-from ntkml.runs import folders
-from ntkml.runs.folders import BusyError, exclusive, held
+from ntkml.runs import locks
+from ntkml.runs.locks import BusyError, exclusive, held
 from ntkml.runs.sweep_plan import state_of
-from tests.sweeps import wait_for
+from tests.sweeps import ROOT, started_sweeps, wait_for
 
-ROOT = Path(__file__).parents[2]
 DIGITS = ("train-digits", "--hparam", "prior", "--num-data", "60", "--device", "cpu")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX locks and signals")
@@ -27,25 +26,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX loc
 
 @pytest.fixture
 def sweeps(tmp_path):
-    """Start ``ntkml sweep ...`` in a process of its own, which the end of the test ends."""
-    processes = []
-
-    def start(*arguments, folder=tmp_path, **named):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "cli.py"), "sweep", *DIGITS, *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **named,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
+    with started_sweeps(tmp_path, *DIGITS) as start:
+        yield start
 
 
 def outcome(folder):
@@ -66,7 +48,7 @@ def workers_of(process):
 
 def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_held_twice(tmp_path, monkeypatch):
     """One process opens the lock, the one before it removes it and leaves, a third one makes a new lock."""
-    folder, locked, third = tmp_path / "run", folders._locked, []
+    folder, locked, third = tmp_path / "run", locks._locked, []
 
     def slow(file, **how):
         if not third:
@@ -75,7 +57,7 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_held_twice(tmp_p
             assert locked(third[0])
         return locked(file, **how)
 
-    monkeypatch.setattr(folders, "_locked", slow)
+    monkeypatch.setattr(locks, "_locked", slow)
     with pytest.raises(BusyError, match="another process is working on"), exclusive(folder):
         pass
     third[0].close()
@@ -85,7 +67,7 @@ def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_held_twice(tmp_p
 
 
 def test_the_lock_of_a_dead_process_is_nobodys(tmp_path):
-    code = f"import time\nfrom pathlib import Path\nfrom ntkml.runs.folders import exclusive\nwith exclusive(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
+    code = f"import time\nfrom pathlib import Path\nfrom ntkml.runs.locks import exclusive\nwith exclusive(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -103,15 +85,15 @@ def test_the_lock_of_a_dead_process_is_nobodys(tmp_path):
 @pytest.fixture
 def flock(monkeypatch):
     """Put what a test needs in the place of ``flock``, and give it the true one as its first argument."""
-    true = folders.fcntl.flock
-    return lambda other: monkeypatch.setattr(folders.fcntl, "flock", lambda file, how: other(true, file, how))
+    true = locks.fcntl.flock
+    return lambda other: monkeypatch.setattr(locks.fcntl, "flock", lambda file, how: other(true, file, how))
 
 
 def test_locks_of_nfs_are_looked_at_and_taken(tmp_path, flock):
     """NFS makes locks of records of them, for which a file must be open in the way of the lock."""
 
     def on_nfs(true, file, how):
-        if not (file.readable() if how & folders.fcntl.LOCK_SH else file.writable()):
+        if not (file.readable() if how & locks.fcntl.LOCK_SH else file.writable()):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         true(file, how)
 
@@ -137,10 +119,10 @@ def test_a_look_at_a_folder_without_locks_ends_nothing(tmp_path, flock):
 def test_who_looks_at_a_lock_makes_nobody_busy(tmp_path, flock):
     looks, tries = [(tmp_path / ".lock").open("a+") for _ in range(2)], []
     for file in looks:
-        folders.fcntl.flock(file, folders.fcntl.LOCK_SH)
+        locks.fcntl.flock(file, locks.fcntl.LOCK_SH)
 
     def while_others_look(true, file, how):
-        if how & folders.fcntl.LOCK_EX:
+        if how & locks.fcntl.LOCK_EX:
             tries.append(file)
             if len(tries) == 3:
                 for look in looks:

@@ -12,7 +12,6 @@ from ntkml.evidence import evaluate_partition
 from ntkml.partitions import make_partition
 from tests.factories import (
     LIKELIHOODS,
-    NETWORKS,
     Case,
     assert_rising,
     assert_same,
@@ -23,12 +22,9 @@ from tests.factories import (
     seeded,
     targets,
 )
+from tests.strategies import likelihoods, networks, scales, seeds
 
 NUM_INPUTS = 8
-seeds = st.integers(0, 999)
-networks = st.sampled_from(list(NETWORKS))
-likelihoods = st.sampled_from(list(LIKELIHOODS))
-scales = st.floats(-4, 4).map(lambda exponent: 10**exponent)
 #: Which of at most four batches every input falls into, and which half of it after refining.
 assignments = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1)), min_size=NUM_INPUTS, max_size=NUM_INPUTS)
 

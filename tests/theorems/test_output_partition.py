@@ -17,12 +17,10 @@ from ntkml.partitions import Block
 from ntkml.rows.capture import capture
 from ntkml.specs import parse_estimator
 from tests.factories import NETWORKS, assert_rising, assert_same, few_examples, make_case, make_prior, tree_of
+from tests.strategies import scales, seeds
 
 NUM_INPUTS, NUM_CLASSES = 6, 4
 PAIRS = [(n, r) for n in range(NUM_INPUTS) for r in range(NUM_CLASSES - 1)]
-
-seeds = st.integers(0, 999)
-scales = st.floats(-4, 4).map(lambda exponent: 10**exponent)
 
 
 @st.composite

@@ -11,7 +11,6 @@ from torch import nn
 from ntkml import log_marginal_likelihood
 from tests.dense import dense_log_det
 from tests.factories import (
-    LIKELIHOODS,
     NETWORKS,
     assert_rising,
     assert_same,
@@ -21,12 +20,7 @@ from tests.factories import (
     make_prior,
     seeded,
 )
-
-seeds = st.integers(0, 999)
-networks = st.sampled_from(list(NETWORKS))
-likelihoods = st.sampled_from(list(LIKELIHOODS))
-kinds = st.sampled_from(["scalar", "layerwise", "diagonal"])
-scales = st.floats(-4, 4).map(lambda exponent: 10**exponent)
+from tests.strategies import kinds, likelihoods, networks, scales, seeds
 
 
 @few_examples

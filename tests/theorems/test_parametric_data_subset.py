@@ -17,13 +17,12 @@ from tests.factories import (
     make_case,
     make_prior,
 )
+from tests.strategies import scales, seeds
 
 #: Every way of cutting index pairs; those with a tree or with classes need a softmax.
 BLOCKS = ["N-C", "3-C", "N-1", "3-1", "3-2", "3-1+iid", "N-1+iid", "3-C+kmeans", "2-1+greedy"]
 SOFTMAX_BLOCKS = ["N-tree", "3-tree", "3-tree+iid", "3-1+class"]
 
-seeds = st.integers(0, 999)
-scales = st.floats(-4, 4).map(lambda exponent: 10**exponent)
 cases = st.one_of(
     st.tuples(st.just("categorical"), st.sampled_from(BLOCKS + SOFTMAX_BLOCKS)),
     st.tuples(st.sampled_from(["bernoulli", "gaussian"]), st.sampled_from(BLOCKS)),

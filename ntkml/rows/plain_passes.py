@@ -1,0 +1,84 @@
+"""Forward passes without the shortcuts that rows cannot go through, and modules that are left as they were before one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ntkml.machine.shared_settings import SharedSetting
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _no_cudnn() -> Iterator[None]:
+    before = torch.backends.cudnn.enabled
+    if before:
+        torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        if before:
+            torch.backends.cudnn.enabled = True
+
+
+_NO_FAST_PATH = SharedSetting(_no_fast_path)
+_UNFUSED = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
+_NO_CUDNN = SharedSetting(_no_cudnn)
+
+
+def attention_by_layers() -> AbstractContextManager[None]:
+    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+    return _NO_FAST_PATH.changed()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
+    with attention_by_layers(), _UNFUSED.changed():
+        yield
+
+
+def plain_recurrence(model: nn.Module) -> AbstractContextManager[None]:
+    """Recurrent layers by torch's own cells: those of cuDNN have no derivative in evaluation mode, and no second one.
+
+    cuDNN is a setting of the process, off for the convolutions of such a network too. The weights' own loss is left alone.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return _NO_CUDNN.changed() if recurrent else nullcontext()
+
+
+@contextmanager
+def stored_as_before(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass stores on modules (attributes and buffers, lists and dictionaries among them).
+
+    Tensors of a pass under vmap are of no use outside it, for reading, copying or saving.
+    """
+    stores: list[Any] = []
+    for module in model.modules():
+        own = vars(module)
+        stores += [own, *(value for value in own.values() if isinstance(value, (dict, list)))]
+    before: list[Any] = [list(store) if isinstance(store, list) else dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, contents in zip(stores, before, strict=True):
+            if isinstance(store, list):
+                store[:] = contents
+            else:
+                for key in store.keys() - contents.keys():
+                    del store[key]
+                store.update(contents)

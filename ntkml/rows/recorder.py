@@ -1,0 +1,109 @@
+"""What hooks see of the layers of one forward pass: which of them can be captured, and with what inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkml.layers import computes_as_known
+from ntkml.layers.layer_rows import qualified
+from ntkml.layers.uses import LayerUse, unsupported, use_of
+from ntkml.parameters import is_weight, trainable_parameters
+from ntkml.rows.exact import RowPlan
+
+
+@contextmanager
+def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    """Call hook(name, keys, module, given, output) after every layer that can be captured.
+
+    Before its owner's hooks, whatever those make of its output: they are a part of the network behind it.
+    """
+    handles = [
+        module.register_forward_hook(
+            lambda module, given, output, name=name, keys=keys: hook(name, keys, module, given, output), prepend=True
+        )
+        for name, keys, module in _captured_layers(model, plan)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
+    """Layers of a known type whose trainable parameters are all their own and take no exact rows."""
+    weights = trainable_parameters(model)
+    for name, module in model.named_modules():
+        keys = tuple(key for key, parameter in module.named_parameters(recurse=False) if is_weight(parameter))
+        full = [qualified(name, key) for key in keys]
+        if not keys or not computes_as_known(module) or unsupported(module) is not None:
+            continue
+        if all(key in weights and key not in plan.exact for key in full):
+            yield name, keys, module
+
+
+class Recorder:
+    """What the hooks of one forward pass saw."""
+
+    def __init__(self, num_inputs: int, num_views: int, graph: bool, checked: bool):
+        self.problems: dict[str, str] = {}
+        self.layer_inputs: dict[str, Tensor] = {}
+        self._num_inputs, self._num_views, self._graph = num_inputs, num_views, graph
+        self._checked = checked
+        self._seen: dict[str, LayerUse] = {}
+        self._versions: dict[str, tuple[Tensor, int]] = {}
+
+    def record(
+        self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
+        """Keep one call of a layer; returns what replaces its output, or None."""
+        problem = self._problem(name, given)
+        if not output.requires_grad:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(output):
+                raise ValueError(
+                    f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
+                    "checkpoint use_reentrant=False"
+                )
+            problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
+        if problem is not None:
+            self.problems.setdefault(name, problem)
+            return None
+        use, replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
+        if not (self._checked or replaced is None or _close(replaced, output)):
+            self.problems[name] = "a hook of all modules or a subclass changes what it computes"
+            return None
+        self._seen[name] = use
+        if not self._checked:
+            self.layer_inputs[name] = given[0].detach().clone()  # what comes after the layer may write over it
+        if replaced is None:
+            self._versions[name] = given[0], given[0]._version
+        return replaced
+
+    def _problem(self, name: str, given: tuple[Any, ...]) -> str | None:
+        if not given:
+            return "it is called with a keyword"
+        if given[0].ndim == 0 or len(given[0]) != self._num_inputs:
+            return "it does not see the batch in its first dimension"
+        return "it is used more than once in a forward pass" if name in self._seen else None
+
+    def uses(self) -> tuple[LayerUse, ...]:
+        return tuple(use for name, use in self._seen.items() if name not in self.problems)
+
+    def check_versions(self) -> None:
+        for name, (inputs, version) in self._versions.items():
+            if version != inputs._version:
+                raise ValueError(
+                    f"the input of layer {name!r} is overwritten in place after the layer used it: its weight has no "
+                    "gradient then; use the out-of-place operation"
+                )
+
+
+def _close(replaced: Tensor, output: Tensor) -> bool:
+    """Equal but for rounding; both are exactly zero where a scale and a bias are."""
+    tolerance = 1e-4 * output.detach().abs().max() if output.numel() else 0.0
+    return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())
