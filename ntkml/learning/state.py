@@ -206,8 +206,7 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
     """Put a learner of the same protocol into a state that :func:`state_of` returned."""
     restore_values(learner, state)
     learner.objective.chunk = state["chunk"]
-    if "system" in state:  # older checkpoints lack it
-        learner.system.restore(state["system"])
+    learner.system.restore(state["system"])
     for name, optimizer in learner.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
     _set_states(learner, state["generators"])
@@ -217,8 +216,7 @@ def restore(learner: Learner, state: Mapping[str, Any]) -> None:
 def restore_values(learner: Learner, state: Mapping[str, Any]) -> None:
     """Weights and hyperparameters alone: all that an estimate at this state depends on."""
     learner.objective.model.load_state_dict(state["weights"])
-    beside = {"_extra_state": {"tree": state["tree"]}} if "tree" in state else {}  # where older checkpoints have it
-    learner.objective.load_state_dict(beside | state["hyperparameters"])
+    learner.objective.load_state_dict(state["hyperparameters"])
 
 
 def _states(learner: Learner, names: Sequence[str]) -> dict[str, Tensor]:

@@ -172,7 +172,8 @@ def _smaller(learner: Learner) -> str:
     inputs = spec.inputs or protocol.num_data
     smaller = replace(spec, inputs=inputs // 2) if inputs > 1 else replace(spec, outputs="1")
     size = min(inputs, protocol.num_data)
-    return f"{spec} takes blocks of {size} inputs; try a smaller estimator (--estimator {smaller})"
+    advice = f"a smaller estimator (--estimator {smaller})" if smaller != spec else "a smaller --model"
+    return f"{spec} takes blocks of {size} inputs; try {advice}"
 
 
 def _less_for_scores(learner: Learner) -> str:

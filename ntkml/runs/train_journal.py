@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ntkml.learning.checkpoints import previous, read_checkpoint, write_checkpoint
 from ntkml.learning.loop import settle
-from ntkml.learning.state import Learner, Position, restore, state_of
+from ntkml.learning.state import Learner, restore, state_of
 from ntkml.records.manifests import write_manifest
 from ntkml.records.provenance import now
 from ntkml.records.tables import write_rows
@@ -73,11 +73,9 @@ class Journal:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         _refuse_other_settings(self.checkpoint, state.get("settings", {}), self.settings)
-        _refuse_other_conditions(self.checkpoint, {"processes": 1} | state.get("conditions", {}), self.conditions)
+        _refuse_other_conditions(self.checkpoint, state.get("conditions", {}), self.conditions)
         self.rows = list(state["rows"])
-        # Checkpoints without a position are older, and were taken between two epochs.
-        between_epochs = {"position": asdict(Position(len(self.rows) + 1))}
-        restore(self.learner, between_epochs | state["learner"])
+        restore(self.learner, state["learner"])
         again = {"from_epoch": len(self.rows), "from_step": self.learner.position.step}
         again |= {"environment": self.manifest["environment"]}
         self.manifest |= {"environment": state["environment"], "resumed": [*state["resumed"], again]}

@@ -14,7 +14,7 @@ import torch
 
 from ntkml import datasets
 from ntkml.commands.stops import EXIT_CODES, orderly_stops
-from ntkml.learning import checkpoints, loop
+from ntkml.learning import loop
 from ntkml.records import train as train_records
 from ntkml.runs import train as train_run
 from ntkml.runs import train_journal
@@ -213,19 +213,6 @@ def test_a_copied_folder_of_another_run_is_refused_with_the_difference(run, tmp_
     assert "seed 0 instead of 3" in error
     assert "lr 0.001 instead of 0.01" in error
     assert (ours / "checkpoint.pt").read_bytes() == before
-
-
-def test_a_checkpoint_without_a_position_was_taken_between_two_epochs(run, tmp_path, monkeypatch, only):
-    assert run(*PRIOR, "--out", "whole")[0] == 0
-    with monkeypatch.context() as patch:
-        signalled(patch, loop, "evaluate", 1, "SIGTERM")
-        assert run(*PRIOR)[0] == 75
-    path = only(tmp_path / "results", "checkpoint.pt")
-    state = checkpoints.read_checkpoint(path, pytest.fail)
-    del state["learner"]["position"]
-    checkpoints.write_checkpoint(path, state)
-    assert run(*PRIOR)[0] == 0
-    assert_same(outcome(tmp_path / "results"), outcome(tmp_path / "whole"))
 
 
 def test_no_memory_is_one_line_and_finished_epochs_stay(run, tmp_path, monkeypatch, only):

@@ -207,19 +207,6 @@ def test_a_restored_learner_goes_on_bit_by_bit(hparam, optimizer):
         assert torch.equal(value, fresh.objective.get_parameter(name)), name
 
 
-def test_a_checkpoint_that_has_the_tree_beside_the_hyperparameters_is_read():
-    """As they were written before the objective kept it, and before systems kept anything."""
-    half, data = problem(epochs=3, hyper_steps=2)
-    list(learn(half, data))
-    state = state_of(half)
-    del state["system"]
-    hyperparameters = {name: value for name, value in state["hyperparameters"].items() if name != "_extra_state"}
-    tree = [[list(left), list(right)] for left, right in half.objective.tree.splits]
-    fresh, _ = problem(epochs=3, hyper_steps=2)
-    restore(fresh, state | {"hyperparameters": hyperparameters, "tree": tree})
-    assert fresh.objective.tree == half.objective.tree is not None
-
-
 def test_an_evaluation_averages_over_views_and_repeats_itself():
     learner, data = problem("invariance", samples=3)
     with torch.no_grad():

@@ -197,6 +197,7 @@ def test_no_memory_for_a_block_names_estimator_size_and_a_smaller_one(error, mon
     [
         ("kfac-N-C", 7, r"kfac-N-C takes blocks of 60 inputs; .*--estimator kfac-30-C\)$"),
         ("ntk-1-C", None, r"blocks of 1 inputs; .*--estimator ntk-1-1\)$"),
+        ("ntk-1-1", None, r"blocks of 1 inputs; try a smaller --model$"),
         ("ntk-20-1+greedy", None, r"ntk-10-1\+greedy\)$"),
     ],
 )
