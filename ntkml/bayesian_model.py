@@ -61,6 +61,7 @@ class BayesianModel(nn.Module):
                 augmentation, "an augmentation is an nn.Module and", members, "ntkml.AffineInvariance", nn.Module
             )
             assert isinstance(augmentation, nn.Module)
+            _check_no_weights(augmentation, model)
             augmentation.to(device)
         self.augmentation = augmentation
         self.in_network = nn.ParameterList(hyperparameters(model).values())
@@ -174,9 +175,10 @@ class BayesianModel(nn.Module):
 
     @property
     def _forward_hyperparameters(self) -> list[nn.Parameter]:
-        """What enters the forward pass: the second pass is for these."""
+        """What enters the forward pass, each once, whoever holds it: the second pass is for these."""
         augmentation = [] if self.augmentation is None else list(self.augmentation.parameters())
-        return [parameter for parameter in (*augmentation, *self.in_network) if parameter.requires_grad]
+        entering = {id(parameter): parameter for parameter in (*augmentation, *self.in_network)}
+        return [parameter for parameter in entering.values() if parameter.requires_grad]
 
     @property
     def _likelihood_fixed(self) -> Likelihood:
@@ -201,6 +203,17 @@ class BayesianModel(nn.Module):
     def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """Of a copy: an augmentation may work on its input in place."""
         return x if self.augmentation is None or noise is None else self.augmentation(x.clone(), noise)
+
+
+def _check_no_weights(augmentation: nn.Module, model: nn.Module) -> None:
+    """Raise ValueError where both hold a weight: the rows would lack the way through the views."""
+    names = {id(weight): name for name, weight in trainable_parameters(model).items()}
+    for parameter in augmentation.parameters():
+        if id(parameter) in names:
+            raise ValueError(
+                f"the augmentation holds parameter {names[id(parameter)]!r}, a weight of the network: give it a copy, or freeze it or "
+                "make it a Hyperparameter of the network"
+            )
 
 
 def _initial_precisions(given: float | Tensor, kind: str, shapes: Shapes) -> Tensor:
