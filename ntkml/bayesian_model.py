@@ -13,7 +13,14 @@ from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.parameters import Hyperparameter, called_with, hyperparameters, parameter_shapes, trainable_parameters
+from ntkml.parameters import (
+    Hyperparameter,
+    called_with,
+    held_fixed,
+    hyperparameters,
+    parameter_shapes,
+    trainable_parameters,
+)
 from ntkml.priors import PriorPrecision, Shapes, as_prior, as_values
 from ntkml.registry import unknown_name
 from ntkml.rows.model_contract import check_modes
@@ -51,10 +58,12 @@ class BayesianModel(nn.Module):
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
+        _check_held(self._likelihood, model)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
             noise = _initial_noise(self._likelihood).to(device)
             self.log_observation_noise = nn.Parameter(noise.log())
+        _check_variance(self._likelihood_fixed)
         if augmentation is not None:
             members = ("num_views", "draw", "forward")
             check_members(
@@ -106,7 +115,9 @@ class BayesianModel(nn.Module):
             return loss
         outputs = self._outputs(x[part], None if noise is None else noise[part])
         outputs = outputs.to(energy)  # where autocast made them bfloat16
-        return loss - self._likelihood_fixed.log_prob(outputs, y[part]).sum() / len(x)
+        with held_fixed(self.in_network):  # a likelihood may read them
+            log_prob = self._likelihood_fixed.log_prob(outputs, y[part])
+        return loss - log_prob.sum() / len(x)
 
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
         with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
@@ -203,6 +214,31 @@ class BayesianModel(nn.Module):
     def _views(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """Of a copy: an augmentation may work on its input in place."""
         return x if self.augmentation is None or noise is None else self.augmentation(x.clone(), noise)
+
+
+def _check_held(likelihood: Likelihood, model: nn.Module) -> None:
+    """Raise ValueError where a likelihood holds something to learn that is neither its noise nor a Hyperparameter of the network."""
+    held = list(getattr(likelihood, "__dict__", {}).values())
+    modules = [value for value in (likelihood, *held) if isinstance(value, nn.Module) and value is not model]
+    tensors = [value for value in held if isinstance(value, Tensor)]
+    known = {id(hyperparameter) for hyperparameter in hyperparameters(model).values()}
+    known |= {id(likelihood.observation_noise)} if isinstance(likelihood, LearnedNoise) else set()
+    for tensor in (*tensors, *(parameter for module in modules for parameter in module.parameters())):
+        if tensor.requires_grad and id(tensor) not in known:
+            raise ValueError(
+                f"{type(likelihood).__name__} holds a tensor of shape {tuple(tensor.shape)} that requires a gradient: only the "
+                "observation noise and what is an ntkml.Hyperparameter of the network are learned, so make it one, or detach it"
+            )
+
+
+def _check_variance(likelihood: Likelihood) -> None:
+    """Raise ValueError where the variance depends on a Hyperparameter: its gradient comes from the rows, which hold no variance."""
+    variance = likelihood.noise_variance
+    if isinstance(variance, Tensor) and variance.requires_grad:
+        raise ValueError(
+            f"noise_variance of {type(likelihood).__name__} depends on a Hyperparameter: let it be 1, and factor and log_prob depend on "
+            "it"
+        )
 
 
 def _check_no_weights(augmentation: nn.Module, model: nn.Module) -> None:

@@ -253,17 +253,21 @@ class MarginalLikelihood(BlockwiseModel):
         waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:
             value = weight * (block_rho - 0.5 * block_log_det)
-            _descend(value if waiting is None else value + waiting, num_data)
+            self._descend(value if waiting is None else value + waiting, num_data)
             waiting = None
             rho, log_det = rho + weight * block_rho.detach(), log_det + weight * block_log_det.detach()
         if waiting is not None:  # all blocks are other processes'
-            _descend(waiting, num_data)
+            self._descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
         certified = is_certified(self._spec, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, num_blocks)
 
-
-def _descend(value: Tensor, num_data: int) -> None:
-    """Add the gradient of -value / N to every ``.grad``; nothing where all of prior and noise is frozen."""
-    if value.requires_grad:
-        (-value / num_data).backward()
+    def _descend(self, value: Tensor, num_data: int) -> None:
+        """Add the gradient of -value / N to the ``.grad`` of prior and noise; that of all else comes from the second pass."""
+        learned = [
+            parameter
+            for parameter in (self.log_prior_precision, self.log_observation_noise)
+            if parameter is not None and parameter.requires_grad
+        ]
+        if learned and value.requires_grad:
+            (-value / num_data).backward(inputs=learned)

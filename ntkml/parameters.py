@@ -76,6 +76,19 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor)
 
 
 @contextmanager
+def held_fixed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No graph that is made inside the ``with`` block leads to these parameters."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def without_gradient_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Gradients as the network has them, whatever its owner makes of them for training (``weight.register_hook``)."""
     hooked = [(parameter, hooks) for parameter in parameters if (hooks := parameter._backward_hooks)]

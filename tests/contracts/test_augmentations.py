@@ -128,7 +128,9 @@ def test_what_network_and_augmentation_share_is_learned_once(name):
 def test_an_augmentation_that_holds_a_weight_is_refused():
     model, views = network(), Shift()
     views.net = model[0]
-    with pytest.raises(ValueError, match=r"the augmentation holds parameter '0.weight', a weight of the network: give it"):
+    with pytest.raises(
+        ValueError, match=r"the augmentation holds parameter '0.weight', a weight of the network: give it"
+    ):
         ntkml.MarginalLikelihood(model, "ntk-4-1", augmentation=views)
     model[0].requires_grad_(False)
     ntkml.MarginalLikelihood(model, "ntk-4-1", augmentation=views)
