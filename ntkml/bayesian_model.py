@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ntkml.arguments import check_generator, check_members, check_network, check_size, check_tensors
 from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
-from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
+from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood, positive_noise
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import (
@@ -61,7 +61,7 @@ class BayesianModel(nn.Module):
         _check_held(self._likelihood, model)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
-            noise = _initial_noise(self._likelihood).to(device)
+            noise = positive_noise(self._likelihood.observation_noise).to(device)
             self.log_observation_noise = nn.Parameter(noise.log())
         _check_variance(self._likelihood_fixed)
         if augmentation is not None:
@@ -263,16 +263,6 @@ def _initial_precisions(given: float | Tensor, kind: str, shapes: Shapes) -> Ten
     if initial.numel() == 1:
         initial = initial.expand(sizes[PRIOR_KINDS.index(kind)])
     return as_prior(PriorPrecision(initial, kind), shapes).values
-
-
-def _initial_noise(likelihood: LearnedNoise) -> Tensor:
-    """Raises ValueError where it is not one positive number."""
-    noise = torch.as_tensor(likelihood.observation_noise, dtype=torch.float64).detach()
-    if noise.numel() != 1:
-        raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
-    if not bool(noise > 0):
-        raise ValueError(f"observation noise must be positive; got {float(noise):g}")
-    return noise.reshape(())
 
 
 def _couples(model: nn.Module) -> bool:

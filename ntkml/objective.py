@@ -138,7 +138,7 @@ class MarginalLikelihood(BlockwiseModel):
 
         Raises:
             ValueError: a factorisation failed, a precision is not positive and finite, or not even one input of a block fits
-                into memory.
+                into memory; every ``.grad`` stays as it was.
         """
         partition, num_data, blocks = self._to_draw_from(x, y, blocks, generator, num_data)
         drawn = self._drawn(x, y, partition, num_data, blocks, generator, processes)

@@ -136,7 +136,7 @@ def test_a_batch_of_everything_is_everything():
     assert_same(objective.estimate(x, y, num_data=COUNT).total, objective.estimate(x, y).total)
 
 
-@pytest.mark.parametrize("num_data", [2, 0, -1, 20.0, True, "20"])
+@pytest.mark.parametrize("num_data", [2, 0, -1, 20.0, True, "20", 10**30])
 def test_a_number_of_data_that_cannot_be_is_refused(num_data):
     objective, x, y = prior_alone("ntk-N-C")
     words = "num_data is the number of all training data, at least the 3 of this batch; got "
