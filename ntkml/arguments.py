@@ -35,11 +35,17 @@ def check_network(model: object) -> None:
 
 def check_tensors(x: Tensor, y: Tensor) -> None:
     """Raise ValueError where inputs and targets are no dense tensors of the same number of data, at least one."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "estimates take derivatives: leave torch.inference_mode(), or go on under torch.inference_mode(False)"
+        )
     for name, data in (("x", x), ("y", y)):
         if not isinstance(data, Tensor):
             raise ValueError(
                 f"{name} is a tensor, first dimension the data; got {type(data).__name__}: use torch.as_tensor"
             )
+        if data.is_nested:
+            raise ValueError(f"{name} is a dense tensor; got a nested one: use to_padded_tensor(0)")
         if data.layout != torch.strided:
             raise ValueError(f"{name} is a dense tensor; got {data.layout}: use to_dense()")
         if data.ndim == 0 or data.is_complex() or data.is_meta:
@@ -54,10 +60,21 @@ def check_tensors(x: Tensor, y: Tensor) -> None:
 
 def check_size(num_data: object, num_given: int) -> None:
     """Raise ValueError where ``num_data``, the number of all training data, is no number or less than those of a batch."""
-    if isinstance(num_data, bool) or not isinstance(num_data, Integral) or num_data < num_given:
+    if isinstance(num_data, bool) or not isinstance(num_data, Integral) or not num_given <= int(num_data) < 2**63:
         raise ValueError(
             f"num_data is the number of all training data, at least the {num_given} of this batch; got {num_data!r}"
         )
+
+
+def as_numbers(given: object, what: str) -> Tensor:
+    """Real numbers as a tensor: float64, or a tensor as it is. Raises ValueError for what is none, which is to be ``what``."""
+    try:
+        numbers = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{what}; got {given!r}") from None
+    if numbers.is_complex():
+        raise ValueError(f"{what}; got complex ones")
+    return numbers
 
 
 def check_generator(generator: object) -> None:

@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from ntkml.arguments import check_generator, check_members, check_network, check_size, check_tensors
 from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
-from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood
+from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood, positive_noise
 from ntkml.machine.full_precision import full_precision
 from ntkml.machine.processes import ALONE, Processes
-from ntkml.parameters import Hyperparameter, called_with, hyperparameters, parameter_shapes, trainable_parameters
+from ntkml.parameters import (
+    Hyperparameter,
+    called_with,
+    held_fixed,
+    hyperparameters,
+    parameter_shapes,
+    trainable_parameters,
+)
 from ntkml.priors import PriorPrecision, Shapes, as_prior, as_values
 from ntkml.registry import unknown_name
 from ntkml.rows.model_contract import check_modes
@@ -51,16 +58,19 @@ class BayesianModel(nn.Module):
         self.prior_kind = prior
         self.log_prior_precision = nn.Parameter(initial.log())
         self._likelihood = as_likelihood(likelihood)
+        _check_held(self._likelihood, model)
         self.log_observation_noise: nn.Parameter | None = None
         if isinstance(self._likelihood, LearnedNoise):
-            noise = _initial_noise(self._likelihood).to(device)
+            noise = positive_noise(self._likelihood.observation_noise).to(device)
             self.log_observation_noise = nn.Parameter(noise.log())
+        _check_variance(self._likelihood_fixed)
         if augmentation is not None:
             members = ("num_views", "draw", "forward")
             check_members(
                 augmentation, "an augmentation is an nn.Module and", members, "ntkml.AffineInvariance", nn.Module
             )
             assert isinstance(augmentation, nn.Module)
+            _check_no_weights(augmentation, model)
             augmentation.to(device)
         self.augmentation = augmentation
         self.in_network = nn.ParameterList(hyperparameters(model).values())
@@ -105,7 +115,9 @@ class BayesianModel(nn.Module):
             return loss
         outputs = self._outputs(x[part], None if noise is None else noise[part])
         outputs = outputs.to(energy)  # where autocast made them bfloat16
-        return loss - self._likelihood_fixed.log_prob(outputs, y[part]).sum() / len(x)
+        with held_fixed(self.in_network):  # a likelihood may read them
+            log_prob = self._likelihood_fixed.log_prob(outputs, y[part])
+        return loss - log_prob.sum() / len(x)
 
     def _outputs(self, x: Tensor, noise: Tensor | None) -> Tensor:
         with torch.no_grad(), full_precision():  # of the views: the weights' autocast is not for transformations
@@ -174,9 +186,10 @@ class BayesianModel(nn.Module):
 
     @property
     def _forward_hyperparameters(self) -> list[nn.Parameter]:
-        """What enters the forward pass: the second pass is for these."""
+        """What enters the forward pass, each once, whoever holds it: the second pass is for these."""
         augmentation = [] if self.augmentation is None else list(self.augmentation.parameters())
-        return [parameter for parameter in (*augmentation, *self.in_network) if parameter.requires_grad]
+        entering = {id(parameter): parameter for parameter in (*augmentation, *self.in_network)}
+        return [parameter for parameter in entering.values() if parameter.requires_grad]
 
     @property
     def _likelihood_fixed(self) -> Likelihood:
@@ -203,6 +216,42 @@ class BayesianModel(nn.Module):
         return x if self.augmentation is None or noise is None else self.augmentation(x.clone(), noise)
 
 
+def _check_held(likelihood: Likelihood, model: nn.Module) -> None:
+    """Raise ValueError where a likelihood holds something to learn that is neither its noise nor a Hyperparameter of the network."""
+    held = list(getattr(likelihood, "__dict__", {}).values())
+    modules = [value for value in (likelihood, *held) if isinstance(value, nn.Module) and value is not model]
+    tensors = [value for value in held if isinstance(value, Tensor)]
+    known = {id(hyperparameter) for hyperparameter in hyperparameters(model).values()}
+    known |= {id(likelihood.observation_noise)} if isinstance(likelihood, LearnedNoise) else set()
+    for tensor in (*tensors, *(parameter for module in modules for parameter in module.parameters())):
+        if tensor.requires_grad and id(tensor) not in known:
+            raise ValueError(
+                f"{type(likelihood).__name__} holds a tensor of shape {tuple(tensor.shape)} that requires a gradient: only the "
+                "observation noise and what is an ntkml.Hyperparameter of the network are learned, so make it one, or detach it"
+            )
+
+
+def _check_variance(likelihood: Likelihood) -> None:
+    """Raise ValueError where the variance depends on a Hyperparameter: its gradient comes from the rows, which hold no variance."""
+    variance = likelihood.noise_variance
+    if isinstance(variance, Tensor) and variance.requires_grad:
+        raise ValueError(
+            f"noise_variance of {type(likelihood).__name__} depends on a Hyperparameter: let it be 1, and factor and log_prob depend on "
+            "it"
+        )
+
+
+def _check_no_weights(augmentation: nn.Module, model: nn.Module) -> None:
+    """Raise ValueError where both hold a weight: the rows would lack the way through the views."""
+    names = {id(weight): name for name, weight in trainable_parameters(model).items()}
+    for parameter in augmentation.parameters():
+        if id(parameter) in names:
+            raise ValueError(
+                f"the augmentation holds parameter {names[id(parameter)]!r}, a weight of the network: give it a copy, or freeze it or "
+                "make it a Hyperparameter of the network"
+            )
+
+
 def _initial_precisions(given: float | Tensor, kind: str, shapes: Shapes) -> Tensor:
     """As many as the kind of prior has, float64; one is given for all of them, or all are.
 
@@ -214,16 +263,6 @@ def _initial_precisions(given: float | Tensor, kind: str, shapes: Shapes) -> Ten
     if initial.numel() == 1:
         initial = initial.expand(sizes[PRIOR_KINDS.index(kind)])
     return as_prior(PriorPrecision(initial, kind), shapes).values
-
-
-def _initial_noise(likelihood: LearnedNoise) -> Tensor:
-    """Raises ValueError where it is not one positive number."""
-    noise = torch.as_tensor(likelihood.observation_noise, dtype=torch.float64).detach()
-    if noise.numel() != 1:
-        raise ValueError(f"observation noise is one number for all outputs; got {noise.numel()}")
-    if not bool(noise > 0):
-        raise ValueError(f"observation noise must be positive; got {float(noise):g}")
-    return noise.reshape(())
 
 
 def _couples(model: nn.Module) -> bool:

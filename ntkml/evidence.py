@@ -22,13 +22,13 @@ from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood, as_likelihood
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes, trainable_parameters
-from ntkml.partitions import Block, Partition
+from ntkml.partitions import Block, Partition, is_count
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
-from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator
+from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator, within_batch
 from ntkml.structures import structure_named
 
 
@@ -77,7 +77,8 @@ def log_marginal_likelihood(
         blocks: None sums the whole partition; k averages k drawn blocks, an unbiased estimate of the same bound.
         generator: randomness of the partition and the draw.
         num_data: N where x and y are a batch of n data, whose terms then count N / n times; ``N`` in the estimator's name is
-            the batch. The expectation over batches is a lower bound wherever ``certified`` says so (docs/mathematics.md).
+            the batch. A batch that is smaller than a block is one block, and of more ``blocks`` than it has all are taken. The
+            expectation over batches is a lower bound wherever ``certified`` says so (docs/mathematics.md).
 
     Returns:
         :class:`LogMarginalLikelihood`, in nats, summed over the data.
@@ -94,9 +95,12 @@ def log_marginal_likelihood(
         plan = check_model(model, x)
     with torch.no_grad():
         outputs = model(x[:1].clone())
-    spec = resolve_estimator(parse_estimator(str(estimator)), len(x), outputs.shape[1], likelihood.softmax)
+    named = parse_estimator(str(estimator))
+    spec = named if num_data is None else within_batch(named, len(x))
+    spec = resolve_estimator(spec, len(x), outputs.shape[1], likelihood.softmax)
     likelihood.check_targets(outputs.expand(len(x), -1), y)
     partition = partition_for(spec, model, x, y, likelihood, generator, plan)
+    blocks = blocks if num_data is None else blocks_of_batch(blocks, partition)
     drawn = None if blocks is None else partition.draw(blocks, generator)
     scale = 1.0 if num_data is None else num_data / len(x)
     return evaluate_partition(model, x, y, spec, partition, prior, likelihood, plan, drawn, scale)
@@ -153,6 +157,11 @@ def block_log_det(
     rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
+
+
+def blocks_of_batch(blocks: int | None, partition: Partition) -> int | None:
+    """As many as were asked for, where a batch has them: the last one of a loader may have fewer than the others."""
+    return min(blocks, len(partition)) if blocks is not None and is_count(blocks) else blocks
 
 
 def check_data(x: Tensor, y: Tensor) -> None:

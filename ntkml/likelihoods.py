@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ntkml.arguments import check_members
+from ntkml.arguments import as_numbers, check_members
 from ntkml.dichotomies import NestedDichotomy, balanced, members_of, sequential, split_columns
 from ntkml.partitions import select_columns
 from ntkml.registry import LIKELIHOODS, resolve
@@ -107,7 +107,7 @@ class Categorical:
                 f"categorical targets are {outputs.shape[0]} integers, one class per input; got "
                 f"{targets.dtype} of shape {tuple(targets.shape)}"
             )
-        low, high = torch.stack(targets.aminmax()).tolist() if targets.numel() else (0, 0)
+        low, high = torch.stack(targets.long().aminmax()).tolist() if targets.numel() else (0, 0)
         if low < 0 or high >= num_classes:
             raise ValueError(
                 f"categorical targets must lie in 0...{num_classes - 1} for a network of {num_classes} outputs; "
@@ -203,12 +203,11 @@ class Gaussian:
 
     def check_targets(self, outputs: Tensor, targets: Tensor) -> None:
         _check_shape("gaussian", outputs, targets)
-        given = torch.as_tensor(self.observation_noise, dtype=torch.float64).detach()
-        if given.numel() != 1:
-            raise ValueError(f"observation noise is one number for all outputs; got {given.numel()}")
-        noise = float(given)
-        if not noise > 0 or noise == float("inf"):
-            raise ValueError(f"observation noise must be positive and finite; got {noise:g}")
+        positive_noise(self.observation_noise)
+        if targets.dtype == torch.bool:
+            raise ValueError(
+                "gaussian targets are real numbers; got torch.bool: use bernoulli, or convert them with .float()"
+            )
         if not bool(torch.isfinite(targets).all()):
             raise ValueError("gaussian targets hold NaN or infinite values")
 
@@ -230,6 +229,17 @@ class Gaussian:
     ) -> Tensor:
         own = _same_group(columns, 1, outputs.shape[1], outputs.device)
         return own.to(outputs.dtype).mT.expand(len(outputs), -1, -1)
+
+
+def positive_noise(given: Tensor | float) -> Tensor:
+    """An observation noise as a float64 scalar without a graph. Raises ValueError where it is not one positive finite number."""
+    what = "observation noise is one number for all outputs"
+    noise = as_numbers(given, what).detach().double()
+    if noise.numel() != 1:
+        raise ValueError(f"{what}; got {noise.numel()}")
+    if not 0 < float(noise) < float("inf"):
+        raise ValueError(f"observation noise must be positive and finite; got {float(noise):g}")
+    return noise.reshape(())
 
 
 def _check_shape(name: str, outputs: Tensor, targets: Tensor) -> None:

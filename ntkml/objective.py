@@ -17,7 +17,7 @@ from ntkml.arguments import check_generator, check_size
 from ntkml.augmentations import Augmentation
 from ntkml.blockwise_model import BlockwiseModel
 from ntkml.dichotomies import NestedDichotomy
-from ntkml.evidence import LogMarginalLikelihood, check_data
+from ntkml.evidence import LogMarginalLikelihood, blocks_of_batch, check_data
 from ntkml.grouping import partition_for, tree_for
 from ntkml.likelihoods import Likelihood
 from ntkml.machine.full_precision import full_precision
@@ -25,7 +25,7 @@ from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Partition
 from ntkml.rows.model_contract import check_modes
-from ntkml.specs import EstimatorSpec, is_certified, resolve_estimator
+from ntkml.specs import EstimatorSpec, is_certified, resolve_estimator, within_batch
 from ntkml.two_pass import BlockData
 
 
@@ -89,10 +89,12 @@ class MarginalLikelihood(BlockwiseModel):
         Its blocks are drawn with equal probabilities. For importance sampling, which helps with grouped blocks, replace it by one
         with other probabilities: ``objective.partition = objective.resample(x, y).weighted(weights)``.
         """
-        self.partition = self._partition_of(x, y, generator)
+        self.partition = self._partition_of(x, y, generator, self.estimator)
         return self.partition
 
-    def _partition_of(self, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Partition:
+    def _partition_of(
+        self, x: Tensor, y: Tensor, generator: torch.Generator | None, estimator: EstimatorSpec
+    ) -> Partition:
         """A new partition of these data; the first one of all makes the tree."""
         check_data(x, y)
         check_generator(generator)
@@ -105,7 +107,7 @@ class MarginalLikelihood(BlockwiseModel):
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
-        self._spec = resolve_estimator(self.estimator, len(x), num_outputs, self._likelihood.softmax)
+        self._spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
         return partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
 
     @torch.enable_grad()
@@ -127,17 +129,18 @@ class MarginalLikelihood(BlockwiseModel):
             generator: for the draw, the augmentation noise, and the partition where :meth:`resample` was not called.
             processes: those that share the drawn blocks, called with the same arguments; all get the whole estimate and gradient.
             num_data: N where x and y are a batch, for example of a ``DataLoader``: a new partition of the batch is made, ``N`` in
-                the estimator's name is the batch, and the terms of its n data count N / n times. The expectation over batches
-                is a lower bound wherever ``certified`` says so (docs/mathematics.md). None: x and y are all data.
+                the estimator's name is the batch, and the terms of its n data count N / n times. A batch that is smaller than a
+                block is one block, and of more ``blocks`` than it has all are taken. The expectation over batches is a lower
+                bound wherever ``certified`` says so (docs/mathematics.md). None: x and y are all data.
 
         Returns:
             The estimate, without a graph, in nats summed over the data.
 
         Raises:
             ValueError: a factorisation failed, a precision is not positive and finite, or not even one input of a block fits
-                into memory.
+                into memory; every ``.grad`` stays as it was.
         """
-        partition, num_data = self._partition_and_size(x, y, generator, num_data)
+        partition, num_data, blocks = self._to_draw_from(x, y, blocks, generator, num_data)
         drawn = self._drawn(x, y, partition, num_data, blocks, generator, processes)
         with processes.summed_gradients(self.parameters()):
             terms = ((weight, *self._add_gradients(data, weight, num_data)) for data, weight in drawn)
@@ -153,7 +156,7 @@ class MarginalLikelihood(BlockwiseModel):
         num_data: int | None = None,
     ) -> LogMarginalLikelihood:
         """The estimate of :meth:`backward` without any gradient; over all blocks by default."""
-        partition, num_data = self._partition_and_size(x, y, generator, num_data)
+        partition, num_data, blocks = self._to_draw_from(x, y, blocks, generator, num_data)
         drawn = self._drawn(x, y, partition, num_data, blocks, generator, ALONE)
         with torch.no_grad():
             terms = ((weight, *self._value(data)) for data, weight in drawn)
@@ -180,7 +183,7 @@ class MarginalLikelihood(BlockwiseModel):
         """
         if self._forward_hyperparameters:
             raise ValueError("cached steps are for the prior and the observation noise alone: call backward instead")
-        partition, num_all = self._partition_and_size(x, y, generator, num_data)
+        partition, num_all, blocks = self._to_draw_from(x, y, blocks, generator, num_data)
         drawn = self._drawn(x, y, partition, num_all, blocks, generator, processes)
         kept = [(data, self._kept(data), weight) for data, weight in drawn]
         squares = self.prior.squares(trainable_parameters(self.model))
@@ -194,18 +197,20 @@ class MarginalLikelihood(BlockwiseModel):
 
         return backward
 
-    def _partition_and_size(
-        self, x: Tensor, y: Tensor, generator: torch.Generator | None, num_data: int | None
-    ) -> tuple[Partition, int]:
-        """The partition that blocks are drawn from, and N: the standing one of all data, or one of this batch."""
+    def _to_draw_from(
+        self, x: Tensor, y: Tensor, blocks: int | None, generator: torch.Generator | None, num_data: int | None
+    ) -> tuple[Partition, int, int | None]:
+        """A partition, the standing one of all data or one of this batch, N, and how many blocks to draw."""
         self._check_unchanged(x, y)
         check_generator(generator)
         if num_data is not None:
             check_size(num_data, len(x))
-            return self._partition_of(x, y, generator), num_data
+            partition = self._partition_of(x, y, generator, within_batch(self.estimator, len(x)))
+            return partition, num_data, blocks_of_batch(blocks, partition)
         if self.partition is None or self.partition.num_inputs != len(x):
-            return self.resample(x, y, generator), len(x)
-        return self.partition, len(x)
+            self.resample(x, y, generator)
+        assert self.partition is not None
+        return self.partition, len(x), blocks
 
     def _drawn(
         self,
@@ -253,17 +258,21 @@ class MarginalLikelihood(BlockwiseModel):
         waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:
             value = weight * (block_rho - 0.5 * block_log_det)
-            _descend(value if waiting is None else value + waiting, num_data)
+            self._descend(value if waiting is None else value + waiting, num_data)
             waiting = None
             rho, log_det = rho + weight * block_rho.detach(), log_det + weight * block_log_det.detach()
         if waiting is not None:  # all blocks are other processes'
-            _descend(waiting, num_data)
+            self._descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
         certified = is_certified(self._spec, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, num_blocks)
 
-
-def _descend(value: Tensor, num_data: int) -> None:
-    """Add the gradient of -value / N to every ``.grad``; nothing where all of prior and noise is frozen."""
-    if value.requires_grad:
-        (-value / num_data).backward()
+    def _descend(self, value: Tensor, num_data: int) -> None:
+        """Add the gradient of -value / N to the ``.grad`` of prior and noise; that of all else comes from the second pass."""
+        learned = [
+            parameter
+            for parameter in (self.log_prior_precision, self.log_observation_noise)
+            if parameter is not None and parameter.requires_grad
+        ]
+        if learned and value.requires_grad:
+            (-value / num_data).backward(inputs=learned)

@@ -14,7 +14,9 @@ class Hyperparameter(nn.Parameter):
     """A parameter of a network that is learned by the marginal likelihood instead of the weight loss.
 
     It enters the forward pass like any other, but has no prior and no Jacobian rows: it is not one of the P weights.
-    ``load_state_dict(..., assign=True)`` turns it into a plain parameter, that is a weight: load without ``assign``.
+    ``load_state_dict(..., assign=True)`` turns it into a plain parameter, that is a weight: load without ``assign``. So do ``to_empty``
+    from the meta device, and conversions under ``set_overwrite_module_params_on_conversion`` or ``set_swap_module_params_on_conversion``
+    of ``torch.__future__``: make it anew afterwards, ``module.slope = ntkml.Hyperparameter(module.slope.detach())``.
     """
 
     __module__ = "ntkml"  # networks that are saved whole hold the public name, wherever this file lies
@@ -73,6 +75,19 @@ def called_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor)
     with standing_in(model, tensors):
         outputs: Tensor = model(inputs)
     return outputs
+
+
+@contextmanager
+def held_fixed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No graph that is made inside the ``with`` block leads to these parameters."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkml.arguments import as_numbers
+
 #: Shapes by parameter name, in the order of the network; what "layerwise" counts.
 Shapes = Mapping[str, torch.Size]
 
@@ -83,12 +85,7 @@ class PriorPrecision:
 
 def as_values(given: float | Sequence[float] | Tensor) -> Tensor:
     """Precisions as a tensor: numbers in float64, a tensor as it is. Raises ValueError for anything else."""
-    if isinstance(given, Tensor):
-        return given
-    try:
-        return torch.as_tensor(given, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"a prior precision is a number or a tensor of numbers; got {given!r}") from None
+    return as_numbers(given, "a prior precision is a number or a tensor of numbers")
 
 
 def as_prior(prior: float | Tensor | PriorPrecision, shapes: Shapes) -> PriorPrecision:

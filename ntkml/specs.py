@@ -139,6 +139,11 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
     return replace(spec, inputs=None, grouping="") if spec.inputs == num_inputs else spec
 
 
+def within_batch(spec: EstimatorSpec, num_inputs: int) -> EstimatorSpec:
+    """``spec`` on a batch of ``num_inputs``: one that is smaller than a block is a block."""
+    return spec if spec.inputs is None else replace(spec, inputs=min(spec.inputs, num_inputs))
+
+
 def index_pairs(spec: EstimatorSpec, num_inputs: int, num_outputs: int) -> int:
     """Index pairs of a full block, as the paper counts them: all outputs are C pairs of an input, a tree node is one."""
     per_input = {"C": num_outputs, "tree": 1}.get(spec.outputs) or int(spec.outputs)

@@ -140,24 +140,21 @@ class TwoPass:
         outputs = captured.outputs.detach()
         if part.start == 0:
             self._check_targets(outputs, data)
+        factor = self._factor(outputs, data, part).detach()  # a likelihood may read a Hyperparameter
         if self._kind.keeps == "rows":
-            return outputs, [self._rows(captured, outputs, data, part, keep_graph=False)]
+            return outputs, [rows_by_layer(captured, factor, False, self._over_views)]
         together = 1 if self._over_views else columns_squared(self.shapes, len(outputs), outputs)
-        return outputs, rows_by_columns(captured, self._factor(outputs, data, part), together, self._over_views)
+        return outputs, rows_by_columns(captured, factor, together, self._over_views)
 
     def _chunk_graph(self, data: BlockData, part: slice) -> ChunkGraph:
+        """One chunk's rows of the block's columns of L, with their graph."""
         captured = self._captured(data, part)
-        return ChunkGraph(captured.outputs, self._rows(captured, captured.outputs, data, part, keep_graph=True))
+        factor = self._factor(captured.outputs, data, part)
+        return ChunkGraph(captured.outputs, rows_by_layer(captured, factor, True, self._over_views))
 
     def _captured(self, data: BlockData, part: slice) -> Capture:
         """One chunk with its graph."""
         return capture(self.model, data.views(part), data.num_views, differentiable=True, plan=self.plan)
-
-    def _rows(
-        self, captured: Capture, outputs: Tensor, data: BlockData, part: slice, keep_graph: bool
-    ) -> dict[str, LayerRows]:
-        """The rows of the block's columns of L for one chunk."""
-        return rows_by_layer(captured, self._factor(outputs, data, part), keep_graph, self._over_views)
 
     def _factor(self, outputs: Tensor, data: BlockData, part: slice) -> Tensor:
         """The block's columns of L for one chunk, (n, C, k)."""

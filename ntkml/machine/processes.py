@@ -90,19 +90,22 @@ class Processes:
 
     @contextmanager
     def summed_gradients(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """What a ``with`` block adds to the ``.grad`` of parameters, summed over all processes."""
-        if self.count == 1:
-            yield
-            return
+        """What a ``with`` block adds to the ``.grad`` of parameters, summed over all processes; nothing where it fails."""
         learned = [parameter for parameter in parameters if parameter.requires_grad]
         before = [parameter.grad for parameter in learned]
         for parameter in learned:
             parameter.grad = None
-        yield
-        self._sum_gradients(learned)
+        try:
+            yield
+            if self.count > 1:
+                self._sum_gradients(learned)
+        except BaseException:
+            for parameter, old in zip(learned, before, strict=True):
+                parameter.grad = old
+            raise
         for parameter, old in zip(learned, before, strict=True):
             if old is not None:
-                parameter.grad = old if parameter.grad is None else old + parameter.grad
+                parameter.grad = old if parameter.grad is None else old.add_(parameter.grad)
 
     def _sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """One message for each dtype and device; a gradient that no process has stays None."""

@@ -21,7 +21,7 @@ class Shift(nn.Module):
         self.size = nn.Parameter(torch.tensor(0.3))
 
     def draw(self, num_inputs, generator=None):
-        return torch.randn(num_inputs, self.num_views, 1, generator=generator)
+        return torch.randn(num_inputs, self.num_views, 1, generator=generator, dtype=torch.float64)
 
     def forward(self, x, noise):
         return (x.unsqueeze(1) + noise * self.size).flatten(0, 1)
@@ -93,3 +93,44 @@ def test_an_augmentation_that_works_in_place_leaves_the_data_alone():
     objective.weight_loss(x, Y, num_data=len(x))
     objective.outputs(x)
     assert torch.equal(x, X)
+
+
+class WithShift(nn.Module):
+    """A network that is shifted by what the views are shifted by."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.layer, self.size = nn.Linear(4, 3), size
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.size * x))
+
+
+@pytest.mark.parametrize("name", ["ntk-N-tree", "kfac-5-1"])
+def test_what_network_and_augmentation_share_is_learned_once(name):
+    views = Shift()
+    views.size = ntkml.Hyperparameter(views.size.detach().double())
+    objective = ntkml.MarginalLikelihood(WithShift(views.size).double(), name, augmentation=views)
+    objective.resample(X, Y, generator(2))
+    objective.backward(X, Y, None, generator(1))
+    assert len(list(objective.parameters())) == 2
+
+    def loss(step):
+        with torch.no_grad():
+            views.size += step
+            value = -objective.estimate(X, Y, None, generator(1)).total / len(X)
+            views.size -= step
+        return value
+
+    assert views.size.grad.item() == pytest.approx(((loss(1e-5) - loss(-1e-5)) / 2e-5).item(), rel=1e-6)
+
+
+def test_an_augmentation_that_holds_a_weight_is_refused():
+    model, views = network(), Shift()
+    views.net = model[0]
+    with pytest.raises(
+        ValueError, match=r"the augmentation holds parameter '0.weight', a weight of the network: give it"
+    ):
+        ntkml.MarginalLikelihood(model, "ntk-4-1", augmentation=views)
+    model[0].requires_grad_(False)
+    ntkml.MarginalLikelihood(model, "ntk-4-1", augmentation=views)

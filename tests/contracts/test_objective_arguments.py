@@ -43,7 +43,7 @@ def test_a_likelihood_object_starts_from_its_own_noise():
     assert objective.log_observation_noise.item() == pytest.approx(math.log(0.1))
     expected = ntkml.log_marginal_likelihood(model, X, targets, "ntk-N-C", likelihood=Gaussian(0.1))
     assert_same(objective.estimate(X, targets).total, expected.total, 1e-10)
-    with pytest.raises(ValueError, match="observation noise must be positive; got -1"):
+    with pytest.raises(ValueError, match="observation noise must be positive and finite; got -1"):
         ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(-1.0))
     with pytest.raises(ValueError, match="observation noise is one number for all outputs; got 3"):
         ntkml.MarginalLikelihood(model, "ntk-N-C", likelihood=Gaussian(torch.ones(3)))
@@ -78,6 +78,7 @@ def test_the_first_prior_precision_is_one_number_or_as_many_as_the_prior_has(pri
         (torch.tensor([1.0, 1.0, -2.0, 1.0]), "must be positive and finite; got -2"),
         ("one", "a prior precision is a number or a tensor of numbers; got 'one'"),
         (None, "a prior precision is a number or a tensor of numbers; got None"),
+        (torch.ones(4).to(torch.cfloat), "a prior precision is a number or a tensor of numbers; got complex ones"),
     ],
 )
 def test_other_first_prior_precisions_are_refused(given, message):
@@ -299,6 +300,7 @@ IN_EVERY_CALL = {
     "y without a dimension": ({"y": torch.tensor(1)}, "y holds real numbers, first dimension the data; got torch.int64 of shape"),
     "complex x": ({"x": X.to(torch.cfloat)}, "x holds real numbers, .*; got torch.complex64 of shape"),
     "x without numbers": ({"x": X.to("meta")}, "x holds real numbers, .* on meta"),
+    "nested x": ({"x": torch.nested.as_nested_tensor(list(X), layout=torch.jagged)}, "x is a dense tensor; got a nested one: use to_padded"),
     "sparse x": ({"x": X.to_sparse()}, "x is a dense tensor; got torch.sparse_coo: use to_dense"),
     "generator": ({"generator": 0}, r"generator is None or a torch.Generator; got int: use torch.Generator\(\).manual_seed"),
 }  # fmt: skip

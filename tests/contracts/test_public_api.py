@@ -174,6 +174,7 @@ ONES = torch.ones(7, 3, dtype=torch.float64)
         ("gaussian", ONES[:, :2], "gaussian targets have the shape of the outputs (7, 3); got (7, 2)"),
         ("gaussian", ONES * torch.nan, "gaussian targets hold NaN or infinite values"),
         ("gaussian", ONES * torch.inf, "gaussian targets hold NaN or infinite values"),
+        ("gaussian", ONES > 0, "gaussian targets are real numbers; got torch.bool: use bernoulli, or convert them"),
     ],
 )
 def test_targets_of_another_kind_are_refused(case, likelihood, y, message, name):
@@ -197,10 +198,23 @@ def test_observation_noise_is_a_positive_number(noise):
         estimate(case, likelihood=Gaussian(noise))
 
 
-def test_observation_noise_is_one_number():
-    case = make_case("mlp", "gaussian")
-    with pytest.raises(ValueError, match="observation noise is one number for all outputs; got 3"):
-        estimate(case, likelihood=Gaussian(torch.ones(3)))
+@pytest.mark.parametrize(("noise", "got"), [(torch.ones(3), "3"), ("a", "'a'"), (None, "None"), (1j, "1j")])
+def test_observation_noise_is_one_number(noise, got):
+    case, message = make_case("mlp", "gaussian"), f"^observation noise is one number for all outputs; got {got}$"
+    with pytest.raises(ValueError, match=message):
+        estimate(case, likelihood=Gaussian(noise))
+    with pytest.raises(ValueError, match=message):
+        ntkml.MarginalLikelihood(case.model, "ntk-N-C", Gaussian(noise))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_may_be_whole_numbers_of_every_kind(case, dtype):
+    for name in ("ntk-3-tree+class", "ntk-N-1"):
+        expected, found = (estimate(case, y, name=name, generator=generator()) for y in (case.y, case.y.to(dtype)))
+        assert torch.equal(found.total, expected.total)
+    objective = ntkml.MarginalLikelihood(case.model, "ntk-3-tree")
+    expected, found = (objective.estimate(case.x, y, None, generator()).total for y in (case.y, case.y.to(dtype)))
+    assert torch.equal(found, expected)
 
 
 def test_inputs_that_are_no_numbers_are_counted(case):

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ntkml import log_marginal_likelihood
 from ntkml.rows.capture import capture
 from tests.factories import assert_same, generator, make_case, seeded
+from tests.objectives import Brightness, problem
 from tests.stacks import images, network, vectors
 
 
@@ -129,8 +130,19 @@ def test_networks_are_refused_by_name(name):
 
 def test_inference_mode_is_refused_with_the_way_out():
     case = make_case("mlp")
-    with torch.inference_mode(), pytest.raises(ValueError, match="torch.inference_mode"):
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"leave torch.inference_mode\(\)"):
         case.estimate("ntk-N-C")
+
+
+def test_inference_mode_is_refused_after_a_first_step_and_with_views_too():
+    objective, x, y = problem(Brightness(), "ntk-4-1")
+    objective.backward(x, y)
+    for call in (objective.backward, objective.estimate, objective.resample):
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"leave torch.inference_mode\(\)"):
+            call(x, y)
+    with torch.inference_mode():
+        objective.outputs(x)
+    objective.backward(x, y)
 
 
 def test_a_network_without_trainable_parameters_is_refused():

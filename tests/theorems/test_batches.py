@@ -136,7 +136,7 @@ def test_a_batch_of_everything_is_everything():
     assert_same(objective.estimate(x, y, num_data=COUNT).total, objective.estimate(x, y).total)
 
 
-@pytest.mark.parametrize("num_data", [2, 0, -1, 20.0, True, "20"])
+@pytest.mark.parametrize("num_data", [2, 0, -1, 20.0, True, "20", 10**30])
 def test_a_number_of_data_that_cannot_be_is_refused(num_data):
     objective, x, y = prior_alone("ntk-N-C")
     words = "num_data is the number of all training data, at least the 3 of this batch; got "
@@ -147,7 +147,39 @@ def test_a_number_of_data_that_cannot_be_is_refused(num_data):
         ntkml.log_marginal_likelihood(objective.model, x[:3], y[:3], "ntk-N-C", num_data=num_data)
 
 
-def test_a_block_that_is_larger_than_the_batch_is_refused_with_what_to_write():
+@pytest.mark.parametrize("modifiers", ["C", "tree", "tree+iid", "C+class", "C+kmeans"])
+def test_a_batch_that_is_smaller_than_a_block_is_one_block(modifiers):
+    """The last one of a loader."""
+    objective, x, y = prior_alone(f"ntk-4-{modifiers}")
+    whole = ntkml.MarginalLikelihood(objective.model, f"ntk-N-{modifiers.split('+')[0]}", prior_precision=0.7)
+    expected = whole.backward(x[:3], y[:3], None, num_data=COUNT)
+    function = ntkml.log_marginal_likelihood(
+        objective.model, x[:3], y[:3], str(objective.estimator), objective.prior, num_data=COUNT
+    )
+    found = objective.backward(x[:3], y[:3], None, num_data=COUNT)
+    for value in (found, function, objective.cached_backward(x[:3], y[:3], None, num_data=COUNT)()):
+        assert (value.certified, value.num_blocks) == (True, expected.num_blocks)
+        for term in TERMS if "iid" not in modifiers else TERMS[:2]:
+            assert_same(getattr(value, term), getattr(expected, term))
+    if "iid" not in modifiers:
+        assert_same(objective.log_prior_precision.grad, 2 * whole.log_prior_precision.grad)
+
+
+def test_a_batch_that_has_fewer_blocks_than_are_drawn_gives_all_of_them():
+    objective, x, y = prior_alone("ntk-2-C")
+    expected = objective.estimate(x[:3], y[:3], None, generator(1), num_data=COUNT)
+    assert expected.num_blocks == 2
+    function = ntkml.log_marginal_likelihood(
+        objective.model, x[:3], y[:3], "ntk-2-C", objective.prior, blocks=3, generator=generator(1), num_data=COUNT
+    )
+    for found in (objective.estimate(x[:3], y[:3], 3, generator(1), num_data=COUNT), function):
+        for term in TERMS:
+            assert_same(getattr(found, term), getattr(expected, term))
+    with pytest.raises(ValueError, match="blocks=0: write a number from 1 to 2, or None"):
+        objective.estimate(x[:3], y[:3], 0, num_data=COUNT)
+
+
+def test_a_block_that_is_larger_than_all_data_is_refused_with_what_to_write():
     objective, x, y = problem(None, "ntk-4-C", partitioned=False)
     with pytest.raises(ValueError, match="ntk-4-C needs 4 inputs but there are 3: name an estimator with 3 or N"):
-        objective.backward(x[:3], y[:3], num_data=COUNT)
+        objective.backward(x[:3], y[:3])

@@ -1,12 +1,15 @@
 """Steps that many processes share: their parts add up to what one process computes."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
+from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
+from ntkml.structures.ntk import NTK
 from tests.factories import generator
 from tests.objectives import Brightness, parts_of, problem
 
@@ -70,11 +73,43 @@ def test_weight_gradients_of_all_processes_add_up_to_those_of_one(count):
     assert all(torch.equal(own[2], state) for own in parts)  # all have drawn the same views
 
 
-def test_gradients_that_were_there_stay_and_are_not_summed():
+@pytest.mark.parametrize("processes", [ALONE, Unconnected(0, 2)])
+def test_gradients_that_were_there_stay_and_are_not_summed(processes):
     parameter = torch.nn.Parameter(torch.ones(3))
     untouched = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((3,), 5.0)
-    with Unconnected(0, 2).summed_gradients([parameter, untouched]):
+    with processes.summed_gradients([parameter, untouched]):
         (2 * parameter).sum().backward()
     assert parameter.grad.tolist() == [7.0] * 3
     assert untouched.grad is None
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("processes", [ALONE, Unconnected(0, 2)])
+def test_a_step_that_fails_on_a_later_block_leaves_gradients_as_they_were(processes, cached, monkeypatch):
+    objective, x, y = problem(None if cached else Brightness(), "ntk-2-1")
+    objective.in_network.requires_grad_(not cached)
+    if cached:
+        step = objective.cached_backward(x, y, None, generator(1), processes)
+    else:
+        step = partial(objective.backward, x, y, None, generator(1), processes)
+    there, *others = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    there.grad = torch.full_like(there, 5.0)
+    monkeypatch.setattr(NTK, "log_det", failing_after(3, NTK.log_det))
+    with pytest.raises(NotPositiveDefiniteError):
+        step()
+    assert there.grad.tolist() == [5.0] * len(there)
+    assert all(parameter.grad is None for parameter in others)
+    assert bool(others) is not cached
+
+
+def failing_after(count, log_det):
+    calls = []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) > count:
+            raise NotPositiveDefiniteError("not this one")
+        return log_det(*arguments)
+
+    return failing
