@@ -28,6 +28,7 @@ from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows, Chunks
 from ntkml.rows.chunking import automatic_chunk, row_groups
 from ntkml.rows.exact import RowPlan
+from ntkml.rows.plain_passes import outputs_of_one
 from ntkml.rows.pulled import rows_by_layer
 from ntkml.specs import EstimatorSpec
 
@@ -44,7 +45,7 @@ def partition_for(
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
-        groups = groups_of(likelihood, spec.outputs, model(x[:1].clone()))
+        groups = groups_of(likelihood, spec.outputs, outputs_of_one(model, x))
     batches = _input_batches(spec, model, x, y, likelihood, generator, plan)
     return make_partition(batches, groups, spec.iid, generator)
 
@@ -94,8 +95,7 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
     shapes = parameter_shapes(model)
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
     parts = x.split(automatic_chunk(model, plan, x[:1], 1))
-    with torch.no_grad():
-        example = model(x[:1].clone())
+    example = outputs_of_one(model, x)
     tree = tree_for(model, example.shape[1])
 
     def rows_of(column: Tensor) -> Chunks:

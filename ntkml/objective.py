@@ -25,6 +25,7 @@ from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Partition
 from ntkml.rows.model_contract import check_modes
+from ntkml.rows.plain_passes import outputs_of_one
 from ntkml.specs import EstimatorSpec, is_certified, resolve_estimator
 from ntkml.two_pass import BlockData
 
@@ -98,8 +99,7 @@ class MarginalLikelihood(BlockwiseModel):
         check_generator(generator)
         check_modes(self.model)
         plan = self._row_plan(x)
-        with torch.no_grad():
-            num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
+        num_outputs = outputs_of_one(self.model, x).shape[1]
         self.tree = self.tree or tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(

@@ -20,7 +20,7 @@ from ntkml.layers.uses import LayerUse, average_views
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan
-from ntkml.rows.plain_passes import plain_attention, plain_recurrence
+from ntkml.rows.plain_passes import plain_attention, plain_pass
 from ntkml.rows.recorder import Recorder, layer_hooks
 
 _ALL_INPUTS = (
@@ -136,7 +136,7 @@ def survey(
     convolutions = list(constant_convolutions(model)) if differentiable else []
 
     def again() -> None:
-        with plain_attention(), plain_recurrence(model):  # fused attention counts as random, whatever it drops
+        with plain_attention(), plain_pass(model):  # fused attention counts as random, whatever it drops
             model(inputs.clone())
 
     with (
@@ -145,7 +145,7 @@ def survey(
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
-        plain_recurrence(model),
+        plain_pass(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
