@@ -98,7 +98,7 @@ class MarginalLikelihood(BlockwiseModel):
         check_data(x, y)
         check_generator(generator)
         check_modes(self.model)
-        plan = self._row_plan(x)
+        self._row_plan(x)  # first of all: it says what is wrong with a network
         num_outputs = outputs_of_one(self.model, x).shape[1]
         self.tree = self.tree or tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
@@ -106,7 +106,9 @@ class MarginalLikelihood(BlockwiseModel):
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
         self._spec = resolve_estimator(self.estimator, len(x), num_outputs, self._likelihood.softmax)
-        return partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
+        return self._as_planned(
+            x, lambda plan: partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
+        )
 
     @torch.enable_grad()
     @full_precision()

@@ -15,6 +15,9 @@ from ntkml.layers.uses import LayerUse, unsupported, use_of
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 
+#: What rows are computed in.
+ROW_TYPES = (torch.float32, torch.float64)
+
 
 @contextmanager
 def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
@@ -70,6 +73,7 @@ class Recorder:
                     "checkpoint use_reentrant=False"
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
+        check_row_type(f"layer {name!r} computes in", output)
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -101,6 +105,15 @@ class Recorder:
                     f"the input of layer {name!r} is overwritten in place after the layer used it: its weight has no "
                     "gradient then; use the out-of-place operation"
                 )
+
+
+def check_row_type(what: str, output: Tensor) -> None:
+    """Raise ValueError where an output, ``what`` in the error, is of a type of fewer digits, as autocast makes it."""
+    if output.dtype not in ROW_TYPES:
+        raise ValueError(
+            f"{what} {output.dtype}, but rows need float32 or float64: leave torch.autocast out of forward, or give it "
+            "enabled=self.training and call model.eval()"
+        )
 
 
 def _close(replaced: Tensor, output: Tensor) -> bool:
