@@ -61,7 +61,7 @@ def _input_batches(
 ) -> list[Tensor]:
     """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
     if spec.inputs is None:
-        return [torch.arange(len(x))]
+        return [torch.arange(len(x), device="cpu")]
     if spec.grouping == "class":
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(

@@ -214,7 +214,9 @@ class Gaussian:
 
     @property
     def noise_variance(self) -> Tensor:
-        return torch.as_tensor(self.observation_noise, dtype=torch.float64).square().reshape(())
+        noise = self.observation_noise
+        own = noise if isinstance(noise, Tensor) else torch.tensor(noise, device="cpu")
+        return own.double().square().reshape(())
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         residual = (targets.reshape(outputs.shape) - outputs).double()

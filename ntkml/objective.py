@@ -251,7 +251,7 @@ class MarginalLikelihood(BlockwiseModel):
         prior = self.prior
         squares = prior.squares(trainable_parameters(self.model)) if squares is None else squares
         log_prior = -0.5 * (prior.values.double() @ squares)
-        rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        rho, log_det = (torch.zeros((), dtype=torch.float64, device="cpu") for _ in range(2))
         waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:
             value = weight * (block_rho - 0.5 * block_log_det)

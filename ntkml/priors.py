@@ -86,7 +86,7 @@ def as_values(given: float | Sequence[float] | Tensor) -> Tensor:
     if isinstance(given, Tensor):
         return given
     try:
-        return torch.as_tensor(given, dtype=torch.float64)
+        return torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"a prior precision is a number or a tensor of numbers; got {given!r}") from None
 

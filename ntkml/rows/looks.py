@@ -132,7 +132,7 @@ def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[st
     seen = survey(model, few[indices], RowPlan(reasons))
     outputs = seen.captured.outputs.detach()
     # No two inputs and no two outputs of one weigh the same, so that nothing is lost in a sum over them.
-    by_input, by_output = (torch.linspace(1.0, 2.0, n).to(outputs) for n in (len(few), outputs.shape[1]))
+    by_input, by_output = (torch.linspace(1.0, 2.0, n, device="cpu").to(outputs) for n in (len(few), outputs.shape[1]))
     cotangents = torch.outer(by_input[indices], by_output)
     return Look(trainable_parameters(model), seen.captured, cotangents, seen.layer_inputs, seen.problems)
 

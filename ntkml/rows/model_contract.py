@@ -96,4 +96,4 @@ def _different(inputs: Tensor) -> list[int]:
 
 def _spread(count: int, most: int) -> list[int]:
     """Up to ``most`` indices below ``count``, far apart: neighbours may be of one length, or of one class."""
-    return torch.linspace(0, max(0, count - 1), min(most, count)).long().tolist()
+    return torch.linspace(0, max(0, count - 1), min(most, count), device="cpu").long().tolist()
