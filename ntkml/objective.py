@@ -41,7 +41,7 @@ class MarginalLikelihood(BlockwiseModel):
     chunk size, which depends on the machine and changes rounding alone.
 
     Args:
-        model: the network; see :func:`ntkml.log_marginal_likelihood`.
+        model: the network, for one thread at a time; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the
             noise of ``Gaussian(0.1)``, or of any :class:`ntkml.likelihoods.LearnedNoise`, is learned, starting at 0.1.
