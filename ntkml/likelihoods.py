@@ -215,8 +215,8 @@ class Gaussian:
     @property
     def noise_variance(self) -> Tensor:
         noise = self.observation_noise
-        own = noise if isinstance(noise, Tensor) else torch.tensor(noise, device="cpu")
-        return own.double().square().reshape(())
+        device = noise.device if isinstance(noise, Tensor) else "cpu"
+        return torch.as_tensor(noise, dtype=torch.float64, device=device).square().reshape(())
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         residual = (targets.reshape(outputs.shape) - outputs).double()
