@@ -18,6 +18,7 @@ from ntkml.bayesian_model import BayesianModel
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood, factor_columns
 from ntkml.partitions import Block, is_count
+from ntkml.rows.capture import OutdatedPlanError
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
@@ -102,11 +103,15 @@ class BlockwiseModel(BayesianModel):
 
     def _in_memory(self, data: BlockData, compute: Callable[[TwoPass], Result]) -> Result:
         """``compute`` in chunks that fit into memory; the chunk that did is kept."""
-        passes = self._passes(data)
         described = f"{data.block.num_pairs} rows ({self.estimator})"
-        result, self.chunk = in_memory(
-            lambda chunk: compute(replace(passes, chunk=chunk)), passes.chunk, len(data.inputs), described
-        )
+
+        def in_chunks(plan: RowPlan) -> tuple[Result, int]:
+            passes = self._passes(plan)
+            return in_memory(
+                lambda chunk: compute(replace(passes, chunk=chunk)), passes.chunk, len(data.inputs), described
+            )
+
+        result, self.chunk = self._as_planned(data.inputs, in_chunks)
         return result
 
     def _measured_chunk(self, data: BlockData) -> int:
@@ -114,13 +119,15 @@ class BlockwiseModel(BayesianModel):
             example = data.views(slice(0, 1))
         factors = structure_named(self.estimator.structure).keeps == "factors"
         columns, second_pass = data.block.columns.shape[-1], bool(self._forward_hyperparameters)
-        return automatic_chunk(self.model, self._row_plan(data.inputs), example, columns, factors, second_pass)
+        return self._as_planned(
+            data.inputs, lambda plan: automatic_chunk(self.model, plan, example, columns, factors, second_pass)
+        )
 
-    def _passes(self, data: BlockData) -> TwoPass:
+    def _passes(self, plan: RowPlan) -> TwoPass:
         assert self.chunk is not None
         return TwoPass(
             model=self.model,
-            plan=self._row_plan(data.inputs),
+            plan=plan,
             shapes=self._shapes,
             structure=self.estimator.structure,
             likelihood=self._likelihood_fixed,
@@ -130,9 +137,17 @@ class BlockwiseModel(BayesianModel):
             chunk=self.chunk,
         )
 
-    def _row_plan(self, inputs: Tensor) -> RowPlan:
+    def _as_planned(self, inputs: Tensor, compute: Callable[[RowPlan], Result]) -> Result:
+        """``compute`` with the network's plan, and again with a new one where the network turns out to have changed."""
+        try:
+            return compute(self._row_plan(inputs))
+        except OutdatedPlanError:
+            plan = self._row_plan(inputs, anew=True)
+        return compute(plan)  # outside of the handler, which would keep what failed alive
+
+    def _row_plan(self, inputs: Tensor, anew: bool = False) -> RowPlan:
         """The network's plan, made where there is none yet and where a module, a hook or a setting of the network changed since."""
-        if self._planned is None or not self._planned.holds(self.model):
+        if anew or self._planned is None or not self._planned.holds(self.model):
             with whole_numbers_explained(self.model, inputs):
                 planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
             if self.augmentation is not None:

@@ -50,7 +50,7 @@ def _members(tree: NestedDichotomy, device: torch.device) -> tuple[Tensor, Tenso
 def members_of(splits: Splits, num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which classes lie left and right of every split, (J, C) each; for callers to keep, so that a GPU gets them once."""
     with torch.inference_mode(False):  # also for those who come out of it later
-        members = torch.zeros(2, len(splits), num_classes, dtype=torch.bool)
+        members = torch.zeros(2, len(splits), num_classes, dtype=torch.bool, device="cpu")
         for index, split in enumerate(splits):
             for side in (0, 1):
                 members[side, index, list(split[side])] = True

@@ -28,6 +28,7 @@ from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
+from ntkml.rows.plain_passes import outputs_of_one
 from ntkml.specs import EstimatorSpec, is_certified, parse_estimator, resolve_estimator, within_batch
 from ntkml.structures import structure_named
 
@@ -93,8 +94,7 @@ def log_marginal_likelihood(
     check_generator(generator)
     with whole_numbers_explained(model, x):
         plan = check_model(model, x)
-    with torch.no_grad():
-        outputs = model(x[:1].clone())
+    outputs = outputs_of_one(model, x)
     named = parse_estimator(str(estimator))
     spec = named if num_data is None else within_batch(named, len(x))
     spec = resolve_estimator(spec, len(x), outputs.shape[1], likelihood.softmax)

@@ -28,6 +28,7 @@ from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows, Chunks
 from ntkml.rows.chunking import automatic_chunk, row_groups
 from ntkml.rows.exact import RowPlan
+from ntkml.rows.plain_passes import outputs_of_one
 from ntkml.rows.pulled import rows_by_layer
 from ntkml.specs import EstimatorSpec
 
@@ -44,7 +45,7 @@ def partition_for(
 ) -> Partition:
     """The partition an estimator's name asks for, features and kernels computed from the model where it needs them."""
     with torch.no_grad():
-        groups = groups_of(likelihood, spec.outputs, model(x[:1].clone()))
+        groups = groups_of(likelihood, spec.outputs, outputs_of_one(model, x))
     batches = _input_batches(spec, model, x, y, likelihood, generator, plan)
     return make_partition(batches, groups, spec.iid, generator)
 
@@ -60,7 +61,7 @@ def _input_batches(
 ) -> list[Tensor]:
     """The batches of inputs: one of all, or random, by class, by k-means on features, or greedy on the kernel."""
     if spec.inputs is None:
-        return [torch.arange(len(x))]
+        return [torch.arange(len(x), device="cpu")]
     if spec.grouping == "class":
         if y.ndim != 1 or y.is_floating_point():
             raise ValueError(
@@ -94,8 +95,7 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
     shapes = parameter_shapes(model)
     groups = row_groups(shapes, len(x), next(model.parameters()).element_size())
     parts = x.split(automatic_chunk(model, plan, x[:1], 1))
-    with torch.no_grad():
-        example = model(x[:1].clone())
+    example = outputs_of_one(model, x)
     tree = tree_for(model, example.shape[1])
 
     def rows_of(column: Tensor) -> Chunks:

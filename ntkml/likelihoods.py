@@ -213,7 +213,9 @@ class Gaussian:
 
     @property
     def noise_variance(self) -> Tensor:
-        return torch.as_tensor(self.observation_noise, dtype=torch.float64).square().reshape(())
+        noise = self.observation_noise
+        device = noise.device if isinstance(noise, Tensor) else "cpu"
+        return torch.as_tensor(noise, dtype=torch.float64, device=device).square().reshape(())
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         residual = (targets.reshape(outputs.shape) - outputs).double()

@@ -25,6 +25,7 @@ from ntkml.machine.processes import ALONE, Processes
 from ntkml.parameters import trainable_parameters
 from ntkml.partitions import Partition
 from ntkml.rows.model_contract import check_modes
+from ntkml.rows.plain_passes import outputs_of_one
 from ntkml.specs import EstimatorSpec, is_certified, resolve_estimator, within_batch
 from ntkml.two_pass import BlockData
 
@@ -40,7 +41,7 @@ class MarginalLikelihood(BlockwiseModel):
     chunk size, which depends on the machine and changes rounding alone.
 
     Args:
-        model: the network; see :func:`ntkml.log_marginal_likelihood`.
+        model: the network, for one thread at a time; see :func:`ntkml.log_marginal_likelihood`.
         estimator: a name such as ``"ntk-100-tree"``.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` (whose noise is learned, initially 1), or an object: the
             noise of ``Gaussian(0.1)``, or of any :class:`ntkml.likelihoods.LearnedNoise`, is learned, starting at 0.1.
@@ -99,16 +100,17 @@ class MarginalLikelihood(BlockwiseModel):
         check_data(x, y)
         check_generator(generator)
         check_modes(self.model)
-        plan = self._row_plan(x)
-        with torch.no_grad():
-            num_outputs = self.model(x[:1].clone()).shape[1]  # some networks work on their input in place
+        self._row_plan(x)  # first of all: it says what is wrong with a network
+        num_outputs = outputs_of_one(self.model, x).shape[1]
         self.tree = self.tree or tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
         self._spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
-        return partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
+        return self._as_planned(
+            x, lambda plan: partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
+        )
 
     @torch.enable_grad()
     @full_precision()
@@ -254,7 +256,7 @@ class MarginalLikelihood(BlockwiseModel):
         prior = self.prior
         squares = prior.squares(trainable_parameters(self.model)) if squares is None else squares
         log_prior = -0.5 * (prior.values.double() @ squares)
-        rho, log_det = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        rho, log_det = (torch.zeros((), dtype=torch.float64, device="cpu") for _ in range(2))
         waiting: Tensor | None = log_prior / processes.count
         for weight, block_rho, block_log_det in terms:
             value = weight * (block_rho - 0.5 * block_log_det)

@@ -2,7 +2,8 @@
 
 Inputs are cut into batches (at random, by class, by k-means or greedily), the columns of the factor L into groups; a
 block is one batch with one group. Any fixed partition keeps the bound, one that was chosen from the data included. The
-batching functions take labels, features or a kernel and know nothing of networks.
+batching functions take labels, features or a kernel and know nothing of networks. All of it lies on the CPU, whatever torch's
+default device is: a generator of the CPU draws it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Partition:
             ValueError: another number of weights, or one that is not positive and finite (a block that is never drawn
                 would bias the estimate).
         """
-        weights = weights.detach().double()
+        weights = weights.detach().double().cpu()
         if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
             raise ValueError(
                 f"block weights are {len(self)} positive numbers, one per block; got {weights.flatten().tolist()[:4]}..."
@@ -117,30 +118,32 @@ def make_partition(
 ) -> Partition:
     """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
     num_columns = sum(len(group) for group in groups)
-    columns = [] if iid else [torch.tensor(list(group)) for group in groups]  # one tensor for the blocks of all batches
+    columns = (
+        [] if iid else [torch.tensor(list(group), device="cpu") for group in groups]
+    )  # one tensor for the blocks of all batches
     blocks = []
     for batch in batches:
         if iid:
             # (n, num_columns), one permutation a row.
-            orders = torch.rand(len(batch), num_columns, generator=generator).argsort(1)
+            orders = torch.rand(len(batch), num_columns, generator=generator, device="cpu").argsort(1)
             blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
         else:
             blocks += [Block(batch, own) for own in columns]
     num_blocks = len(blocks)
-    probabilities = torch.full((num_blocks,), 1.0 / num_blocks, dtype=torch.float64)
+    probabilities = torch.full((num_blocks,), 1.0 / num_blocks, dtype=torch.float64, device="cpu")
     return Partition(tuple(blocks), sum(len(batch) for batch in batches), num_columns, probabilities)
 
 
 def random_batches(num_inputs: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
     """A random partition into batches of ``size``; the last one may be smaller."""
-    return list(torch.randperm(num_inputs, generator=generator).split(size))
+    return list(torch.randperm(num_inputs, generator=generator, device="cpu").split(size))
 
 
 def class_batches(labels: Tensor, size: int, generator: torch.Generator | None) -> list[Tensor]:
     """The classes, shuffled inside and concatenated in random order, cut into consecutive batches of ``size``."""
-    shuffled = torch.randperm(len(labels), generator=generator)
+    shuffled = torch.randperm(len(labels), generator=generator, device="cpu")
     classes = labels.unique()
-    order = classes[torch.randperm(len(classes), generator=generator)]
+    order = classes[torch.randperm(len(classes), generator=generator, device="cpu")]
     return list(torch.cat([shuffled[labels[shuffled] == c] for c in order]).split(size))
 
 
@@ -156,10 +159,10 @@ def kmeans_batches(
     features = torch.nn.functional.normalize(features.detach().double(), dim=1)
     num_inputs = len(features)
     num_clusters = -(-num_inputs // size)
-    centres = features[torch.randperm(num_inputs, generator=generator)[:num_clusters]]
-    room = torch.full((num_clusters,), size)
+    centres = features[torch.randperm(num_inputs, generator=generator, device="cpu")[:num_clusters]]
+    room = torch.full((num_clusters,), size, device="cpu")
     room[-1] = num_inputs - size * (num_clusters - 1)
-    assignment = torch.full((num_inputs,), -1)
+    assignment = torch.full((num_inputs,), -1, device="cpu")
     for _ in range(iterations):
         previous, assignment = assignment, _assign_with_room(torch.cdist(features, centres), room)
         if bool((assignment == previous).all()):
@@ -172,7 +175,7 @@ def kmeans_batches(
 def _assign_with_room(distances: Tensor, room: Tensor) -> Tensor:
     """Nearest cluster that still has room, contested places to the nearest proposer. distances: (N, k) -> (N,)."""
     left = room.clone()
-    assignment = torch.full((len(distances),), -1)
+    assignment = torch.full((len(distances),), -1, device="cpu")
     while bool((assignment < 0).any()):
         free = (assignment < 0).nonzero().squeeze(1)
         open_distances = distances[free].masked_fill(left == 0, torch.inf)
@@ -193,14 +196,16 @@ def greedy_batches(kernel: Tensor, size: int, generator: torch.Generator | None)
     factorisation per batch: O(N^2 size) in all, and an N x N kernel in memory.
     """
     kernel = kernel.detach().double()
-    free = torch.randperm(len(kernel), generator=generator)
+    free = torch.randperm(len(kernel), generator=generator, device="cpu")
     batches = []
     while len(free):
         members = [0]  # the first of the shuffled free inputs seeds the batch
         prior_variance = 1.0 + kernel[free, free]
         conditional = prior_variance.clone()
-        columns = torch.zeros(len(free), 0, dtype=torch.float64)  # Cholesky columns of I + K over the free inputs
-        taken = torch.zeros(len(free), dtype=torch.bool)
+        columns = torch.zeros(
+            len(free), 0, dtype=torch.float64, device="cpu"
+        )  # Cholesky columns of I + K over the free inputs
+        taken = torch.zeros(len(free), dtype=torch.bool, device="cpu")
         taken[0] = True
         while len(members) < min(size, len(free)):
             newest = members[-1]

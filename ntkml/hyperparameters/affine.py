@@ -48,7 +48,7 @@ def draw_noise(
 ) -> Tensor:
     """u ~ U[-1, 1] for every input, view and generator. Shape (num_inputs, num_views, 6)."""
     shape = (num_inputs, num_views, len(GENERATOR_NAMES))
-    return 2.0 * torch.rand(shape, generator=generator, dtype=dtype) - 1.0
+    return 2.0 * torch.rand(shape, generator=generator, dtype=dtype, device="cpu") - 1.0
 
 
 @full_precision()

@@ -23,8 +23,8 @@ Geometry = tuple[Any, Any, Any, int]
 class ConstantFilters(TorchFunctionMode):
     """Within it, the 2-d convolutions of ``modules`` give no gradient to their own parameters; all others stay as they are.
 
-    Their derivatives in the input, of any order, are torch's. A compiled network and one whose activations are computed
-    again (checkpointing) or kept elsewhere take torch's convolution.
+    Their derivatives in the input, of any order, are torch's. A network whose activations are computed again (checkpointing)
+    or kept elsewhere takes torch's convolution.
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
@@ -45,12 +45,7 @@ class ConstantFilters(TorchFunctionMode):
 
 
 def constant_convolutions(model: nn.Module) -> Iterator[nn.Conv2d]:
-    """Those whose parameters are weights, frozen or not, and neither learned as hyperparameters nor computed from others.
-
-    None of a compiled network: it would be compiled again in every capture.
-    """
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        return
+    """Those whose parameters are weights, frozen or not, and neither learned as hyperparameters nor computed from others."""
     for module in model.modules():
         own = module._parameters
         learned = any(isinstance(parameter, Hyperparameter) for parameter in own.values())
@@ -59,11 +54,11 @@ def constant_convolutions(model: nn.Module) -> Iterator[nn.Conv2d]:
 
 
 def _traced() -> bool:
-    """Whether what autograd keeps is somebody else's: the compiler's, or that of hooks on saved tensors."""
+    """Whether what autograd keeps is that of hooks on saved tensors."""
     # Hooks of checkpointing compare what a second forward pass keeps with the first. No public function tells whether there
     # are some; a torch without this one is taken to have them.
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return torch.compiler.is_compiling() or hooks is None or hooks(True) is not None
+    return hooks is None or hooks(True) is not None
 
 
 class _Convolution(torch.autograd.Function):

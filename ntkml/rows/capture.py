@@ -7,6 +7,7 @@ as a plain backward pass to the activations. Parameters that a :class:`~ntkml.ro
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +21,18 @@ from ntkml.layers.uses import LayerUse, average_views
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan
-from ntkml.rows.plain_passes import plain_attention, plain_recurrence
-from ntkml.rows.recorder import Recorder, layer_hooks
+from ntkml.rows.graphs import uses_of
+from ntkml.rows.plain_passes import plain_attention, plain_pass
+from ntkml.rows.recorder import Recorder, check_row_type, layer_hooks
 
-_ALL_INPUTS = (
-    "a layer for a part of the batch is to be called on all of it and its outputs masked (torch.where); for a network "
-    "that was changed since, make a new objective"
+_REMEDY = (
+    "what is for a part of the batch is to be computed for all of it and masked (torch.where); for a network that was changed "
+    "since, make a new objective"
 )
+
+
+class OutdatedPlanError(ValueError):
+    """A forward pass in which a layer that the plan captures cannot be captured, as where the network has changed."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,10 @@ class Capture:
     differentiable: bool = False
     exact: ExactForward | None = None
     num_views: int = 1
+
+    def parameters(self) -> dict[str, str]:
+        """The parameters of captured layers, each with its layer."""
+        return {qualified(use.name, key): use.name for use in self.layers for key in use.keys}
 
     def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor, ...]]:
         """Gradients of <v_n, f(x_n)> towards every layer's edges. cotangents: (n, C) -> per layer, (n * S, ...) each.
@@ -88,21 +98,34 @@ def capture(
     :func:`ntkml.rows.model_contract.check_model`; None captures every layer.
 
     Raises:
-        ValueError: a parameter has no rows, or the outputs are not (n * S, C).
+        OutdatedPlanError: a parameter has no rows, or its captured ones would be wrong.
+        ValueError: the outputs are not (n * S, C).
     """
     plan = plan or RowPlan()
     seen = survey(model, inputs, plan, num_views, differentiable, checked=True)
-    for name, problem in seen.problems.items():
-        raise ValueError(
-            f"layer {name!r} cannot be captured: {problem}, unlike on the inputs that the network was checked on; {_ALL_INPUTS}"
+    weights = trainable_parameters(model)
+    for name, problem in (*seen.problems.items(), *_uses_outside(seen.captured, weights)):
+        raise OutdatedPlanError(
+            f"layer {name!r} cannot be captured: {problem}, unlike on the inputs that the network was checked on; {_REMEDY}"
         )
-    covered = {*plan.exact, *(qualified(use.name, key) for use in seen.captured.layers for key in use.keys)}
-    missing = [name for name in trainable_parameters(model) if name not in covered]
+    covered = {*plan.exact, *seen.captured.parameters()}
+    missing = [name for name in weights if name not in covered]
     if missing:
-        raise ValueError(
-            f"parameter {missing[0]!r} has no captured layer: take the plan of check_model, or freeze it; {_ALL_INPUTS}"
+        raise OutdatedPlanError(
+            f"parameter {missing[0]!r} has no captured layer: take the plan of check_model, or freeze it; {_REMEDY}"
         )
     return seen.captured
+
+
+def _uses_outside(captured: Capture, weights: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, str]]:
+    """Layers with a parameter that more than the layer itself uses, with the reason.
+
+    In every pass: what opens the branch with the other use may be a buffer, a counter or an input.
+    """
+    layer_of = captured.parameters()
+    for name, count in uses_of(captured.outputs, {name: weights[name] for name in layer_of}).items():
+        if count > 1:
+            yield layer_of[name], f"{name!r} is also used outside it"
 
 
 @dataclass(frozen=True)
@@ -136,7 +159,7 @@ def survey(
     convolutions = list(constant_convolutions(model)) if differentiable else []
 
     def again() -> None:
-        with plain_attention(), plain_recurrence(model):  # fused attention counts as random, whatever it drops
+        with plain_attention(), plain_pass(model):  # fused attention counts as random, whatever it drops
             model(inputs.clone())
 
     with (
@@ -145,7 +168,7 @@ def survey(
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
         plain_attention() if differentiable else nullcontext(),
-        plain_recurrence(model),
+        plain_pass(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):
         outputs = model(inputs.clone())  # some networks work on their input in place
@@ -164,4 +187,5 @@ def _checked(outputs: Any, inputs: Tensor) -> Tensor:
         raise ValueError(
             "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"
         )
+    check_row_type("the network's outputs are", outputs)
     return outputs

@@ -18,7 +18,7 @@ from torch.func import vmap
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, parted, qualified
 from ntkml.parameters import called_with, without_gradient_hooks
-from ntkml.rows.plain_passes import plain_attention, plain_recurrence, stored_as_before
+from ntkml.rows.plain_passes import plain_attention, plain_pass, stored_as_before
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class ExactForward:
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
             return called_with(self._model, own, views.clone()).mean(0)
 
-        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model), stored_as_before(self._model):
+        with torch.enable_grad(), plain_attention(), plain_pass(self._model), stored_as_before(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 
     @cached_property
     def _one_by_one(self) -> list[Tensor]:
         """Outputs of every input, (1, C) each."""
-        with torch.enable_grad(), plain_attention(), plain_recurrence(self._model):
+        with torch.enable_grad(), plain_attention(), plain_pass(self._model):
             return [self._model(views.clone()).mean(0, keepdim=True) for views in self._views]
 
 

@@ -6,9 +6,7 @@ network was given, or sees them in another order, is named: its captured rows wo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from ntkml.parameters import trainable_parameters, without_gradient_hooks
 from ntkml.rows.capture import Capture, survey
 from ntkml.rows.exact import RowPlan
-from ntkml.rows.plain_passes import attention_by_layers, plain_recurrence
+from ntkml.rows.plain_passes import attention_by_layers, plain_pass
 from ntkml.rows.recorder import layer_hooks
 
 _REMEDY = "call model.eval(), give recurrent layers and attention batch_first=True, or remove such layers"
@@ -85,8 +83,7 @@ def looks_at(model: nn.Module, few: Tensor, reasons: Mapping[str, str]) -> Looks
     """
     indices = list(range(len(few)))
     together = _look(model, few, indices, reasons)
-    with _not_compiled():
-        looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
+    looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
     _check_outputs(torch.cat([look.outputs for look in looks.alone]), together.outputs)
     _check_gradients(looks)
     return looks
@@ -103,7 +100,7 @@ def out_of_place(
     Raises:
         ValueError: outputs of an input depend on the other inputs of its batch.
     """
-    with torch.no_grad(), attention_by_layers(), plain_recurrence(model), _not_compiled():
+    with torch.no_grad(), attention_by_layers(), plain_pass(model):
         (outputs, marks), (reversed_outputs, reversed_marks) = (
             _marked(model, each, reasons, known) for each in (many, many.flip(0))
         )
@@ -131,17 +128,11 @@ def _marked(
         return model(inputs.clone()), marks
 
 
-def _not_compiled() -> AbstractContextManager[Any]:
-    """A compiled network as it was before: else it would be compiled once more for every size of these batches."""
-    # What is compiled has imported this, which takes a second.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
 def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[str, str]) -> Look:
     seen = survey(model, few[indices], RowPlan(reasons))
     outputs = seen.captured.outputs.detach()
     # No two inputs and no two outputs of one weigh the same, so that nothing is lost in a sum over them.
-    by_input, by_output = (torch.linspace(1.0, 2.0, n).to(outputs) for n in (len(few), outputs.shape[1]))
+    by_input, by_output = (torch.linspace(1.0, 2.0, n, device="cpu").to(outputs) for n in (len(few), outputs.shape[1]))
     cotangents = torch.outer(by_input[indices], by_output)
     return Look(trainable_parameters(model), seen.captured, cotangents, seen.layer_inputs, seen.problems)
 

@@ -13,6 +13,7 @@ from ntkml.parameters import trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.looks import looks_at, out_of_place
 from ntkml.rows.plans import not_captured, plan_rows
+from ntkml.rows.recorder import ROW_TYPES
 
 
 @full_precision()
@@ -78,7 +79,7 @@ def _check_numbers(model: nn.Module, inputs: Tensor) -> None:
             raise ValueError(
                 f"parameter {name!r} is complex: hold it as torch.view_as_real gives it, and take torch.view_as_complex in forward"
             )
-        if parameter.dtype not in (torch.float32, torch.float64):
+        if parameter.dtype not in ROW_TYPES:
             raise ValueError(
                 f"the network is {parameter.dtype}: estimates need float32 or float64 rows; convert it with .float()"
             )
@@ -95,4 +96,4 @@ def _different(inputs: Tensor) -> list[int]:
 
 def _spread(count: int, most: int) -> list[int]:
     """Up to ``most`` indices below ``count``, far apart: neighbours may be of one length, or of one class."""
-    return torch.linspace(0, max(0, count - 1), min(most, count)).long().tolist()
+    return torch.linspace(0, max(0, count - 1), min(most, count), device="cpu").long().tolist()

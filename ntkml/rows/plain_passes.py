@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ntkml.machine.shared_settings import SharedSetting
@@ -38,6 +39,7 @@ def _no_cudnn() -> Iterator[None]:
 _NO_FAST_PATH = SharedSetting(_no_fast_path)
 _UNFUSED = SharedSetting(lambda: sdpa_kernel(SDPBackend.MATH))
 _NO_CUDNN = SharedSetting(_no_cudnn)
+_NOT_COMPILED = SharedSetting(lambda: torch.compiler.set_stance("force_eager"))
 
 
 def attention_by_layers() -> AbstractContextManager[None]:
@@ -59,6 +61,29 @@ def plain_recurrence(model: nn.Module) -> AbstractContextManager[None]:
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     return _NO_CUDNN.changed() if recurrent else nullcontext()
+
+
+def not_compiled() -> AbstractContextManager[None]:
+    """A compiled network as it was before: hooks break it anyway, and its gradients may be taken only once.
+
+    It would be compiled again for every size of a batch. Its owner's own passes, the weights' loss among them, are left alone.
+    """
+    # What is compiled has imported this, which takes a second.
+    return _NOT_COMPILED.changed() if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def plain_pass(model: nn.Module) -> Iterator[None]:
+    """A forward pass by the operations of the network's own modules: not compiled, without cuDNN's recurrent layers."""
+    with plain_recurrence(model), not_compiled():
+        yield
+
+
+def outputs_of_one(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs of the first input alone, without a graph. Shape (1, C)."""
+    with torch.no_grad(), not_compiled():
+        outputs: Tensor = model(inputs[:1].clone())  # some networks work on their input in place
+    return outputs
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -15,16 +16,24 @@ from ntkml.layers.uses import LayerUse, unsupported, use_of
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 
+#: What rows are computed in.
+ROW_TYPES = (torch.float32, torch.float64)
+
 
 @contextmanager
 def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
     """Call hook(name, keys, module, given, output) after every layer that can be captured.
 
-    Before its owner's hooks, whatever those make of its output: they are a part of the network behind it.
+    Before its owner's hooks, whatever those make of its output: they are a part of the network behind it. Not in the passes
+    of other threads.
     """
+    own = get_ident()
     handles = [
         module.register_forward_hook(
-            lambda module, given, output, name=name, keys=keys: hook(name, keys, module, given, output), prepend=True
+            lambda module, given, output, name=name, keys=keys: (
+                hook(name, keys, module, given, output) if get_ident() == own else None
+            ),
+            prepend=True,
         )
         for name, keys, module in _captured_layers(model, plan)
     ]
@@ -70,6 +79,7 @@ class Recorder:
                     "checkpoint use_reentrant=False"
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
+        check_row_type(f"layer {name!r} computes in", output)
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -80,7 +90,8 @@ class Recorder:
         self._seen[name] = use
         if not self._checked:
             self.layer_inputs[name] = given[0].detach().clone()  # what comes after the layer may write over it
-        if replaced is None:
+        bias_alone = isinstance(module, nn.Linear) and "weight" not in keys
+        if replaced is None and not bias_alone:  # torch's convolution keeps its input for a bias too
             self._versions[name] = given[0], given[0]._version
         return replaced
 
@@ -98,9 +109,18 @@ class Recorder:
         for name, (inputs, version) in self._versions.items():
             if version != inputs._version:
                 raise ValueError(
-                    f"the input of layer {name!r} is overwritten in place after the layer used it: its weight has no "
-                    "gradient then; use the out-of-place operation"
+                    f"the input of layer {name!r} is overwritten in place after the layer used it, but its "
+                    "gradient needs it: use the out-of-place operation"
                 )
+
+
+def check_row_type(what: str, output: Tensor) -> None:
+    """Raise ValueError where an output, ``what`` in the error, is of a type of fewer digits, as autocast makes it."""
+    if output.dtype not in ROW_TYPES:
+        raise ValueError(
+            f"{what} {output.dtype}, but rows need float32 or float64: leave torch.autocast out of forward, or give it "
+            "enabled=self.training and call model.eval()"
+        )
 
 
 def _close(replaced: Tensor, output: Tensor) -> bool:

@@ -274,6 +274,46 @@ def test_an_objective_is_made_where_the_weights_lie(device):
         assert_same(numbers[0][name], expected, 1e-4)
 
 
+@contextmanager
+def default_device(device: torch.device) -> Iterator[None]:
+    """``torch.set_default_device``, which leaves generators on the CPU."""
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "estimator", ["ntk-N-1", "ntk-4-1+kmeans", "ntk-4-C+greedy", "ntk-4-tree+iid", "kfac-4-1+class"]
+)
+@pytest.mark.parametrize("away", [True, False])
+@pytest.mark.parametrize("device", DEVICES)
+def test_new_tensors_may_be_made_on_the_device(device, away, estimator):
+    """Whether the weights lie there or not."""
+    device, classes, found = device_called(device), torch.arange(12) % 3, []
+    place = device if away else torch.device("cpu")
+    network = build_model("mlp", (3, 8, 8), 3, generator_for(0, "init")).to(place)
+    labels = "tree" in estimator or "class" in estimator
+    likelihood, y = ("categorical", classes) if labels else (ntkml.Gaussian(0.5), torch.eye(3)[classes])
+    data = images().train_inputs[:12].to(place), y.to(place)
+    for default in (torch.device("cpu"), device):
+        with default_device(default):
+            found.append(estimates(network, *data, estimator, likelihood))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def estimates(network, x, y, estimator, likelihood):
+    """By the function, and by an objective on affine views whose blocks are drawn with unequal probabilities."""
+    generator, views = torch.Generator("cpu").manual_seed(0), ntkml.AffineInvariance(2)
+    value = ntkml.log_marginal_likelihood(network, x, y, estimator, 2.0, likelihood, 1, generator)
+    objective = ntkml.MarginalLikelihood(network, estimator, likelihood, augmentation=views)
+    partition = objective.resample(x, y, generator)
+    objective.partition = partition.weighted(1 + torch.arange(len(partition)))
+    drawn = objective.backward(x, y, 2, generator)
+    return [float(value.total), float(drawn.total), *views.eta.grad.tolist()]
+
+
 @pytest.mark.parametrize(
     "mixed",
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,9 @@ from ntkml.objective import MarginalLikelihood
 from ntkml.parameters import parameter_shapes
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
+from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
+from ntkml.rows.recorder import layer_hooks
 from tests.dense import dense_jacobian
 from tests.factories import (
     assert_same,
@@ -113,6 +117,52 @@ def test_a_network_that_works_on_its_input_in_place_leaves_the_data_alone():
     objective.outputs(x)
     objective.weight_loss(x, torch.zeros(6, dtype=torch.long), num_data=6)
     assert torch.equal(x, vectors())
+
+
+class Overwritten(nn.Module):
+    """A layer whose input is overwritten, or replaced, once the layer has used it."""
+
+    def __init__(self, layer, in_place=True):
+        super().__init__()
+        self.first, self.layer, self.head, self.in_place = nn.Linear(4, 4), layer, nn.Linear(4, 3), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = 2 * torch.tanh(self.first(x)).reshape(len(x), 1, 2, 2)
+        u = self.layer(h)
+        return self.head((h.add_(u) if self.in_place else h + u).flatten(1))
+
+
+def with_frozen_weight(layer):
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+@pytest.mark.parametrize("estimator", ["ntk-N-C", "kfac-3-1", "ntk-3-C+kmeans"])
+def test_a_bias_beside_a_frozen_weight_needs_no_input(estimator):
+    y, found = torch.zeros(6, dtype=torch.long), []
+    for in_place in (True, False):
+        model = seeded(Overwritten(with_frozen_weight(nn.Linear(2, 2)), in_place))
+        found.append(log_marginal_likelihood(model, vectors(), y, estimator, generator=generator()).total)
+    assert_same(*found)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(2, 2), nn.Conv2d(1, 1, 3, padding=1), with_frozen_weight(nn.Conv2d(1, 1, 3, padding=1))]
+)
+def test_an_input_that_is_overwritten_before_its_gradient_is_taken_is_refused(layer):
+    with pytest.raises(ValueError, match="the input of layer 'layer' is overwritten in place .*: use the out-of-place"):
+        check_model(seeded(Overwritten(layer)), vectors())
+
+
+def test_a_pass_in_another_thread_is_not_taken_for_the_one_that_is_captured():
+    model, seen = network(nn.Linear(4, 3)), []
+    with layer_hooks(model, RowPlan(), lambda name, *_: seen.append(name)):
+        other = Thread(target=model, args=(vectors(),))
+        other.start()
+        other.join()
+        assert not seen
+        model(vectors())
+    assert seen == ["0"]
 
 
 class Reversed(nn.Module):

@@ -128,15 +128,3 @@ def test_a_part_of_the_batch_that_the_check_did_not_see_is_refused_with_a_way_ou
     x[2, 0] = -1.0  # is not among those that the check takes
     with pytest.raises(ValueError, match=r"layer 'expert' cannot be captured: .*masked \(torch.where\)"):
         log_marginal_likelihood(model, x, torch.zeros(200, dtype=torch.long), "ntk-10-1")
-
-
-def test_a_check_compiles_a_network_for_one_size_of_a_batch():
-    model, sizes = seeded(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))), set()
-
-    def backend(graph, examples):
-        return lambda *given: sizes.update(map(len, given)) or graph(*given)
-
-    torch._dynamo.reset()
-    check_model(torch.compile(model, backend=backend), torch.randn(40, 4, generator=generator(1), dtype=torch.float64))
-    assert sizes
-    assert not sizes & {1, 32}

@@ -110,6 +110,10 @@ REFUSED_ON_VECTORS = {
     "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(4, 4\) gave tuple"),
     "batch of raw parameters": (WeaklyCoupled, "parameter 'scale' has a gradient that changes with the other inputs"),
     "encoder that takes the batch for the sequence": (Encoder, "the outputs of an input depend on the other inputs"),
+    "bfloat16 outputs": (
+        lambda: Returns(Tensor.bfloat16),
+        "the network's outputs are torch.bfloat16, but rows need float32 or float64: leave torch.autocast out of forward",
+    ),
     "detached outputs": (lambda: Returns(torch.detach), "outputs do not depend on any trainable layer"),
 }
 
@@ -175,6 +179,24 @@ def test_other_precisions_than_float32_and_float64_are_refused():
         log_marginal_likelihood(model.bfloat16(), torch.randn(5, 4).bfloat16(), y, "ntk-N-C")
     with pytest.raises(ValueError, match=r"the inputs are torch.float32 but the network is torch.float64"):
         log_marginal_likelihood(model.double(), torch.randn(5, 4), y, "ntk-N-C")
+
+
+@pytest.mark.parametrize("finish", [Tensor.float, lambda h: h])
+def test_autocast_inside_forward_is_refused_unless_training_alone_takes_it(finish):
+    class Cast(nn.Module):
+        def __init__(self, in_estimates: bool):
+            super().__init__()
+            self.layer, self.in_estimates = nn.Linear(4, 3), in_estimates
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.training or self.in_estimates):
+                return finish(self.layer(x))
+
+    x, y = vectors().float(), torch.zeros(6, dtype=torch.long)
+    log_marginal_likelihood(Cast(False).eval(), x, y, "ntk-N-C")
+    words = "layer 'layer' computes in torch.bfloat16, .*: leave torch.autocast out of forward, or give it enabled=self.training"
+    with pytest.raises(ValueError, match=words):
+        log_marginal_likelihood(Cast(True).eval(), x, y, "ntk-N-C")
 
 
 def test_complex_weights_are_refused_with_the_way_to_hold_them():

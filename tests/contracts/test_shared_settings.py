@@ -6,10 +6,11 @@ from contextlib import suppress
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from ntkml.machine.full_precision import full_precision
-from ntkml.rows.plain_passes import attention_by_layers, plain_attention, plain_recurrence
+from ntkml.rows.plain_passes import attention_by_layers, not_compiled, plain_attention, plain_recurrence
 
 
 def settings():
@@ -21,6 +22,7 @@ def settings():
         backends.cuda.math_sdp_enabled(),
         backends.cudnn.enabled,
         torch.get_float32_matmul_precision(),
+        torch._dynamo.eval_frame._stance.stance,
     )
 
 
@@ -29,6 +31,7 @@ CHANGES = {
     "plain attention": plain_attention,
     "plain recurrence": lambda: plain_recurrence(nn.LSTM(2, 3)),
     "full precision": full_precision,
+    "not compiled": not_compiled,
 }
 
 

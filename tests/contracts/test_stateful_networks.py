@@ -132,6 +132,77 @@ def test_a_network_that_counts_its_forward_passes_is_planned_once(monkeypatch):
     assert len(looks) == 2
 
 
+class Gated(nn.Module):
+    """A second, functional use of a weight that opens by what no attribute of a module shows."""
+
+    GATES = {
+        "buffer": (lambda model: model.buffer > 0, lambda model: model.buffer.fill_(1)),
+        "hyperparameter": (lambda model: model.learned != 0, lambda model: model.learned.data.fill_(1)),
+        "dictionary": (lambda model: model.settings["open"], lambda model: model.settings.update(open=True)),
+        "counter": (lambda model: model.calls > 1000, lambda model: setattr(model, "calls", 1000)),
+    }
+
+    def __init__(self, gate) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.learned = ntkml.Hyperparameter(torch.tensor(0.0))
+        self.register_buffer("buffer", torch.tensor(0.0))
+        self.gate, self.settings, self.calls = gate, {"open": False}, 0
+
+    def forward(self, x):
+        self.calls += 1
+        h = torch.tanh(self.first(x))
+        return self.head(h + x @ self.first.weight.T if self.GATES[self.gate][0](self) else h) + 0 * self.learned
+
+
+@pytest.mark.parametrize("estimator", ["ntk-4-1", "ntk-4-1+greedy"])
+@pytest.mark.parametrize("gate", Gated.GATES)
+def test_a_network_that_changes_unseen_is_planned_anew(gate, estimator):
+    model = seeded(Gated(gate))
+    with torch.no_grad():
+        model.learned.zero_()
+    objective = ntkml.MarginalLikelihood(model, estimator)
+    objective.estimate(X, Y, None, generator(1))
+    Gated.GATES[gate][1](model)
+    objective.resample(X, Y, generator(1))
+    expected = ntkml.MarginalLikelihood(model, estimator)
+    expected.resample(X, Y, generator(1))
+    for call in ("estimate", "backward"):
+        ours, theirs = (getattr(one, call)(X, Y, None, generator(1)).log_det for one in (objective, expected))
+        assert_same(ours, theirs)
+
+
+def test_a_network_that_changes_between_two_blocks_is_planned_anew():
+    """The partition stands, and no resampling comes before the block."""
+    model = seeded(Gated("counter"))
+    objective = ntkml.MarginalLikelihood(model, "ntk-N-C")
+    objective.estimate(X, Y)
+    model.calls = 1000
+    assert_same(
+        objective.backward(X, Y).total, ntkml.log_marginal_likelihood(model, X, Y, "ntk-N-C").total, tolerance=1e-10
+    )
+
+
+def test_a_use_of_a_weight_that_a_rare_input_makes_is_refused():
+    class Rare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            h, large = torch.tanh(self.first(x)), x[:, :1] > 50
+            return self.head(torch.where(large, h + x @ self.first.weight.T, h) if large.any() else h)
+
+    x = torch.randn(200, 4, generator=generator(1), dtype=torch.float64)
+    x[2, 0] = 60.0  # is not among those that the check takes
+    y, words = (
+        torch.arange(200) % CLASSES,
+        r"layer 'first' .* 'first.weight' is also used outside it, .*masked \(torch.where\)",
+    )
+    with pytest.raises(ValueError, match=words):
+        ntkml.log_marginal_likelihood(seeded(Rare()), x, y, "ntk-10-1")
+
+
 def test_a_network_of_another_precision_than_before_is_refused():
     model = network().float()
     objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
