@@ -69,7 +69,7 @@ def check_size(num_data: object, num_given: int) -> None:
 def as_numbers(given: object, what: str) -> Tensor:
     """Real numbers as a tensor: float64, or a tensor as it is. Raises ValueError for what is none, which is to be ``what``."""
     try:
-        numbers = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
+        numbers = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{what}; got {given!r}") from None
     if numbers.is_complex():
