@@ -118,9 +118,8 @@ def make_partition(
 ) -> Partition:
     """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
     num_columns = sum(len(group) for group in groups)
-    columns = (
-        [] if iid else [torch.tensor(list(group), device="cpu") for group in groups]
-    )  # one tensor for the blocks of all batches
+    # One tensor for the blocks of all batches.
+    columns = [] if iid else [torch.tensor(list(group), device="cpu") for group in groups]
     blocks = []
     for batch in batches:
         if iid:
@@ -202,9 +201,8 @@ def greedy_batches(kernel: Tensor, size: int, generator: torch.Generator | None)
         members = [0]  # the first of the shuffled free inputs seeds the batch
         prior_variance = 1.0 + kernel[free, free]
         conditional = prior_variance.clone()
-        columns = torch.zeros(
-            len(free), 0, dtype=torch.float64, device="cpu"
-        )  # Cholesky columns of I + K over the free inputs
+        # Cholesky columns of I + K over the free inputs.
+        columns = torch.zeros(len(free), 0, dtype=torch.float64, device="cpu")
         taken = torch.zeros(len(free), dtype=torch.bool, device="cpu")
         taken[0] = True
         while len(members) < min(size, len(free)):
