@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +28,11 @@ class NestedDichotomy:
     def num_classes(self) -> int:
         return len(self.splits) + 1
 
+    @cached_property
+    def _members(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        """By device. A cache that is asked for this tree would hash all of its splits at every step."""
+        return {}
+
     def factor(self, log_p: Tensor, columns: Tensor | None = None) -> Tensor:
         """L with L L^T = diag(p) - p p^T, in log space so that saturated p give neither NaN nor lost columns.
 
@@ -38,13 +43,10 @@ class NestedDichotomy:
         Returns:
             (n, C, C - 1), one column per split, or (n, C, k).
         """
-        left, right = _members(self, log_p.device)
+        if log_p.device not in self._members:
+            self._members[log_p.device] = members_of(self.splits, self.num_classes, log_p.device)
+        left, right = self._members[log_p.device]
         return split_columns(log_p, left, right, columns)
-
-
-@lru_cache(maxsize=64)
-def _members(tree: NestedDichotomy, device: torch.device) -> tuple[Tensor, Tensor]:
-    return members_of(tree.splits, tree.num_classes, device)
 
 
 def members_of(splits: Splits, num_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -94,9 +96,14 @@ def balanced(order: Sequence[int]) -> NestedDichotomy:
     return NestedDichotomy(tuple(splits))
 
 
-def sequential(num_classes: int) -> NestedDichotomy:
-    """Class 0 against the rest, class 1 against what is left, and so on: the fallback without class weights."""
-    return NestedDichotomy(tuple(((c,), tuple(range(c + 1, num_classes))) for c in range(num_classes - 1)))
+def sequential_columns(log_p: Tensor, columns: Tensor | None) -> Tensor:
+    """:meth:`NestedDichotomy.factor` of the tree that splits class 0 from the rest, class 1 from what is left, and so on.
+
+    The fallback without class weights. Its members are those of the columns that are asked for, C numbers each, and not kept.
+    """
+    classes = torch.arange(log_p.shape[1], device=log_p.device)
+    splits = (classes[:-1] if columns is None else columns).unsqueeze(-1)
+    return split_columns(log_p, classes == splits, classes > splits, None)
 
 
 def average_linkage(class_weights: Tensor) -> NestedDichotomy:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ntkml.arguments import check_generator, check_network, check_size, check_tensors, whole_numbers_explained
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import partition_for, tree_for
-from ntkml.likelihoods import Likelihood, as_likelihood
+from ntkml.likelihoods import Likelihood, as_likelihood, factor_columns
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes, trainable_parameters
-from ntkml.partitions import Block, Partition, is_count
+from ntkml.partitions import Partition, is_count
 from ntkml.priors import PriorPrecision, as_prior
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import Capture, capture
@@ -130,13 +130,17 @@ def evaluate_partition(
     rho, log_det = [], []
     for inputs, members in partition.by_batch(sorted(drawn) if drawn is not None else None):
         captured = capture(model, x[inputs], plan=plan)
-        tree = tree or tree_for(model, captured.outputs.shape[1])
-        factor = likelihood.factor(captured.outputs.detach(), spec.outputs, tree)
-        log_prob = likelihood.log_prob(captured.outputs.detach(), y[inputs]).double().sum()
-        for m in members:
+        outputs = captured.outputs.detach()
+        if tree is None and spec.outputs == "tree":
+            tree = tree_for(model, outputs.shape[1])
+        columns = [partition.blocks[m].columns for m in members]
+        taken = factor_columns(likelihood, outputs, spec.outputs, tree, torch.cat(columns, dim=-1).to(outputs.device))
+        factors = taken.split([own.shape[-1] for own in columns], dim=2)
+        log_prob = likelihood.log_prob(outputs, y[inputs]).double().sum()
+        for m, factor in zip(members, factors, strict=True):
             block, weight = partition.blocks[m], scale * partition.weight(m, None if drawn is None else len(drawn))
             rho.append(weight * partition.share(block) * log_prob)
-            log_det.append(weight * block_log_det(spec, captured, block, factor, shapes, prior, likelihood))
+            log_det.append(weight * block_log_det(spec, captured, factor, shapes, prior, likelihood))
     certified = is_certified(spec, likelihood.softmax)
     log_prior = -0.5 * prior.quadratic_form(parameters)
     return LogMarginalLikelihood(
@@ -147,14 +151,13 @@ def evaluate_partition(
 def block_log_det(
     spec: EstimatorSpec,
     captured: Capture,
-    block: Block,
     factor: Tensor,
     shapes: Mapping[str, torch.Size],
     prior: PriorPrecision,
     likelihood: Likelihood,
 ) -> Tensor:
-    """log|I + K_m| of one block of a captured batch. factor: (n, C, num_columns) of the batch's inputs."""
-    rows = CapturedRows(captured, block.select(factor), shapes, keep_graph=True)
+    """log|I + K_m| of one block of a captured batch. factor: its columns of L, (n, C, k)."""
+    rows = CapturedRows(captured, factor, shapes, keep_graph=True)
     # Lambda = L L^T / sigma^2 enters K only as a product with P0^-1, so the noise scales the prior precision.
     return structure_named(spec.structure)(rows).log_det(prior.scaled(likelihood.noise_variance))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.layers.layer_rows import LayerRows
 from ntkml.layers.uses import PositionsUse
-from ntkml.likelihoods import Likelihood, factor_columns, groups_of
+from ntkml.likelihoods import Likelihood, factor_columns, groups_of, num_columns
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
 from ntkml.partitions import (
@@ -110,9 +110,8 @@ def input_kernel(model: nn.Module, x: Tensor, likelihood: Likelihood, plan: RowP
 
         return chunks
 
-    num_columns = likelihood.factor(example, "C", tree).shape[2]
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
-    for column in torch.arange(num_columns, device=x.device).split(1):
+    for column in torch.arange(num_columns(likelihood, "C", example), device=x.device).split(1):
         kernel += ChunkedRows(rows_of(column), shapes, "rows", groups, len(x)).total_gram()
     root = kernel.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     return kernel.diagonal().mean() * kernel / torch.outer(root, root)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ntkml.arguments import as_numbers, check_members
-from ntkml.dichotomies import NestedDichotomy, balanced, members_of, sequential, split_columns
+from ntkml.dichotomies import NestedDichotomy, balanced, members_of, sequential_columns, split_columns
 from ntkml.partitions import select_columns
 from ntkml.registry import LIKELIHOODS, resolve
 
@@ -68,6 +68,7 @@ class LearnedNoise(Protocol):
         """The same likelihood at another observation noise, a positive scalar; differentiable in it."""
 
 
+@lru_cache(maxsize=64)
 def column_groups(split: str, num_columns: int) -> ColumnGroups:
     """Which of the ``num_columns`` of :meth:`Likelihood.factor` share a block, for ``1``, ``C``, ``tree`` or a group size."""
     size = num_columns if split == "C" else 1 if split in ("1", "tree") else int(split)
@@ -76,7 +77,20 @@ def column_groups(split: str, num_columns: int) -> ColumnGroups:
 
 def groups_of(likelihood: Likelihood, split: str, outputs: Tensor) -> ColumnGroups:
     """The :func:`column_groups` of a likelihood's own factor. outputs: (n, C) of any inputs."""
-    return column_groups(split, likelihood.factor(outputs, split, None).shape[2])
+    return column_groups(split, num_columns(likelihood, split, outputs))
+
+
+def num_columns(likelihood: Likelihood, split: str, outputs: Tensor) -> int:
+    """Columns of :meth:`Likelihood.factor`: known for the factors below, counted for any other, whose C C numbers it takes.
+
+    outputs: (n, C) of any inputs.
+    """
+    factor = getattr(likelihood.factor, "__func__", None)  # that of a subclass, which may have more, is another one
+    if factor is Categorical.factor and split in ("C", "tree"):
+        return outputs.shape[1] - 1
+    if factor in (Categorical.factor, Bernoulli.factor, Gaussian.factor):
+        return outputs.shape[1]
+    return likelihood.factor(outputs[:1], split, None).shape[2]
 
 
 def factor_columns(
@@ -127,7 +141,7 @@ class Categorical:
         log_p = outputs.log_softmax(-1)
         num_classes = outputs.shape[1]
         if split in ("C", "tree"):
-            return (tree or sequential(num_classes)).factor(log_p, columns)
+            return sequential_columns(log_p, columns) if tree is None else tree.factor(log_p, columns)
         own = _same_group(columns, int(split), num_classes, log_p.device)
         if split == "1":
             # log(1 - p_c) as the logsumexp over the other classes, exact where 1 - p_c underflows.

@@ -76,7 +76,7 @@ class MarginalLikelihood(BlockwiseModel):
         self.tree = (
             None if splits is None else NestedDichotomy(tuple((tuple(left), tuple(right)) for left, right in splits))
         )
-        if self.tree is None:
+        if self.tree is None and self.estimator.outputs == "tree":
             self.partition = None  # the next one makes the tree
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -96,18 +96,19 @@ class MarginalLikelihood(BlockwiseModel):
     def _partition_of(
         self, x: Tensor, y: Tensor, generator: torch.Generator | None, estimator: EstimatorSpec
     ) -> Partition:
-        """A new partition of these data; the first one of all makes the tree."""
+        """A new partition of these data; the first one of all makes the tree, for ``tree`` rows alone."""
         check_data(x, y)
         check_generator(generator)
         check_modes(self.model)
         self._row_plan(x)  # first of all: it says what is wrong with a network
         num_outputs = outputs_of_one(self.model, x).shape[1]
-        self.tree = self.tree or tree_for(self.model, num_outputs)  # fixed from the first partition on
+        self._spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
+        if self.tree is None and self._spec.outputs == "tree":
+            self.tree = tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
-        self._spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
         return self._as_planned(
             x, lambda plan: partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
         )

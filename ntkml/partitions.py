@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from numbers import Integral
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Partition:
     its mean.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     num_inputs: int
     num_columns: int
     probabilities: Tensor
@@ -101,6 +102,33 @@ class Partition:
             yield self.blocks[members[0]].inputs, members
 
 
+class _BlocksOfBatches(Sequence[Block]):
+    """Every batch of inputs with every group of columns. A block is made when it is asked for: of the C in a batch few are drawn.
+
+    orders: of a batch's columns, group after group, (num_columns,), or (n, num_columns) where inputs differ; sizes: of the groups.
+    """
+
+    def __init__(self, batches: Sequence[Tensor], orders: Sequence[Tensor], sizes: Sequence[int]):
+        self._batches, self._orders = batches, orders
+        self._ends = [0, *accumulate(sizes)]
+
+    def __len__(self) -> int:
+        return len(self._batches) * (len(self._ends) - 1)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Block]: ...
+
+    def __getitem__(self, index: int | slice) -> Block | Sequence[Block]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return tuple(self[place] for place in places)
+        batch, group = divmod(places, len(self._ends) - 1)
+        return Block(self._batches[batch], self._orders[batch][..., self._ends[group] : self._ends[group + 1]])
+
+
 def select_columns(factor: Tensor, columns: Tensor) -> Tensor:
     """factor: (n, C, num_columns), columns: (k,), or (n, k) where inputs differ, on its device -> (n, C, k)."""
     if columns.ndim == 1:
@@ -117,20 +145,17 @@ def make_partition(
     batches: Sequence[Tensor], groups: Sequence[Sequence[int]], iid: bool, generator: torch.Generator | None
 ) -> Partition:
     """Every batch of inputs with every group of columns; ``iid`` gives each input its own random order of the columns."""
-    num_columns = sum(len(group) for group in groups)
-    # One tensor for the blocks of all batches.
-    columns = [] if iid else [torch.tensor(list(group), device="cpu") for group in groups]
-    blocks = []
-    for batch in batches:
-        if iid:
-            # (n, num_columns), one permutation a row.
-            orders = torch.rand(len(batch), num_columns, generator=generator, device="cpu").argsort(1)
-            blocks += [Block(batch, orders[:, r : r + 1]) for r in range(num_columns)]
-        else:
-            blocks += [Block(batch, own) for own in columns]
-    num_blocks = len(blocks)
-    probabilities = torch.full((num_blocks,), 1.0 / num_blocks, dtype=torch.float64, device="cpu")
-    return Partition(tuple(blocks), sum(len(batch) for batch in batches), num_columns, probabilities)
+    order = torch.tensor(list(chain.from_iterable(groups)), device="cpu")
+    num_columns = len(order)
+    if iid:  # (n, num_columns), one permutation a row
+        orders = [
+            torch.rand(len(batch), num_columns, generator=generator, device="cpu").argsort(1) for batch in batches
+        ]
+        blocks = _BlocksOfBatches(batches, orders, [1] * num_columns)
+    else:
+        blocks = _BlocksOfBatches(batches, [order] * len(batches), [len(group) for group in groups])
+    probabilities = torch.full((len(blocks),), 1.0 / len(blocks), dtype=torch.float64, device="cpu")
+    return Partition(blocks, sum(len(batch) for batch in batches), num_columns, probabilities)
 
 
 def random_batches(num_inputs: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
@@ -177,14 +202,27 @@ def _assign_with_room(distances: Tensor, room: Tensor) -> Tensor:
     assignment = torch.full((len(distances),), -1, device="cpu")
     while bool((assignment < 0).any()):
         free = (assignment < 0).nonzero().squeeze(1)
-        open_distances = distances[free].masked_fill(left == 0, torch.inf)
-        nearest, wanted = open_distances.min(1)
+        nearest, wanted = _nearest_in_turn(distances[free].masked_fill_(left == 0, torch.inf))
         for cluster in wanted.unique():
             proposers = (wanted == cluster).nonzero().squeeze(1)
             kept = proposers[nearest[proposers].argsort()[: int(left[cluster])]]
             assignment[free[kept]] = cluster
             left[cluster] -= len(kept)
     return assignment
+
+
+def _nearest_in_turn(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """The least distance of every point and its cluster. distances: (N, k) -> (N,), (N,).
+
+    Clusters at the same distance take turns: equal points, as behind dead units, would fill them one after the other.
+    """
+    nearest, first = distances.min(1)
+    tied = distances == nearest.unsqueeze(1)
+    counts = tied.sum(1)
+    several = (counts > 1).nonzero().squeeze(1)
+    turn = 1 + torch.arange(len(several), device=distances.device) % counts[several]
+    first[several] = (tied[several].cumsum(1) == turn.unsqueeze(1)).byte().argmax(1)
+    return nearest, first
 
 
 def greedy_batches(kernel: Tensor, size: int, generator: torch.Generator | None) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from ntkml.dichotomies import sequential
+from ntkml.dichotomies import NestedDichotomy
 from ntkml.grouping import tree_for
 from ntkml.likelihoods import Bernoulli, Categorical, Likelihood
 from ntkml.partitions import Block
@@ -72,6 +72,11 @@ def block_lambda(hessians: Tensor, outputs: Tensor, block: Block, split: str, mo
         return chosen @ chosen.transpose(1, 2)
     kept = nn.functional.one_hot(columns, num_outputs).sum(1).double()
     return hessians * kept.unsqueeze(1) * kept.unsqueeze(2)
+
+
+def sequential(num_classes: int) -> NestedDichotomy:
+    """Class 0 against the rest, class 1 against what is left, and so on."""
+    return NestedDichotomy(tuple(((c,), tuple(range(c + 1, num_classes))) for c in range(num_classes - 1)))
 
 
 def naive_tree_factor(outputs: Tensor, splits: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:

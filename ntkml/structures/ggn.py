@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_identity_plus, spectrum
+from ntkml.linalg import log_det_identity_plus, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import RowPairing, matrix_adjoint
+from ntkml.structures.parameter_side import gauss_newton, scaled
 
 #: Largest P x P float64 matrix that is formed, in bytes; Cholesky needs about three of it.
 MEMORY_BUDGET_BYTES = 2 * 2**30
@@ -32,12 +32,11 @@ class GGN:
                 f"(limit {MEMORY_BUDGET_BYTES / 2**30:.1f} GiB): write ntk, which gives the same value (Theorem 3)"
             )
         self._rows, self._shapes = rows, rows.shapes
-        self._matrix = gram(torch.cat([rows.explicit(name) for name in rows.shapes], dim=1).T)  # (P, P)
+        self._matrix = gauss_newton(rows)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
-        inverse_root = prior.diagonal(self._shapes).rsqrt()
         return log_det_identity_plus(
-            self._matrix * inverse_root.unsqueeze(1) * inverse_root,
+            scaled(self._matrix, prior, self._shapes),
             f"a block of {self._rows.num_rows} rows (structure ggn, {prior})",
             overwrite=True,
         )

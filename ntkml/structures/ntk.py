@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
+from ntkml.linalg import log_det_from_spectrum, log_det_identity_plus, resolves, spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import RowAdjoint, RowPairing, kernel_adjoint, matrix_adjoint
+from ntkml.structures.parameter_side import gauss_newton, scaled
 
 
 class NTK:
     """log|K_B + I| by one Cholesky factorisation on the smaller side, or from eigenvalues once it is prepared.
 
-    Under a scalar prior, a block with more rows than parameters is turned into log|R^T R P0^-1 + I|, the same number
-    (Sylvester's identity); other priors take the kernel.
+    A block with more rows than parameters is turned into log|P0^-1/2 R^T R P0^-1/2 + I|, the same number (Sylvester's identity).
     """
 
     keeps: Kept = "rows"
@@ -32,16 +32,21 @@ class NTK:
             if self._spectrum is not None and resolves(self._spectrum, precision):
                 return log_det_from_spectrum(self._spectrum, precision)
             return log_det_identity_plus(self._unit_matrix(), self._where(prior), precision)
-        return log_det_identity_plus(self._kernel(prior), self._where(prior), overwrite=True)
+        matrix = scaled(self._unit_matrix(), prior, self._rows.shapes) if self._narrow else self._kernel(prior)
+        return log_det_identity_plus(matrix, self._where(prior), overwrite=True)
 
     def prepare(self, prior_kind: str) -> None:
-        """Eigenvalues for a scalar prior, on a CPU as dear as two factorisations; a layerwise one changes the eigenvectors.
+        """Eigenvalues for a scalar prior, on a CPU as dear as two factorisations; other priors change the eigenvectors.
 
-        For that the Gram of every tensor is made, and its rows are let go.
+        For these R^T R is made where that is smaller, else the Gram of every tensor for a layerwise prior, and the rows are let go.
         """
         if prior_kind == "scalar":
             self._spectrum = self.spectrum()
             self._unit = None  # made again where the eigenvalues do not do
+        elif self._narrow:
+            self._unit_matrix()
+            for name in self._rows.shapes:
+                self._rows.forget(name)
         elif prior_kind == "layerwise":
             self._grams = self._gram_of_every_tensor(forget=True)
 
@@ -100,8 +105,5 @@ class NTK:
     def _unit_matrix(self) -> Tensor:
         """R R^T, or R^T R where that is smaller."""
         if self._unit is None:
-            if self._narrow:
-                self._unit = gram(torch.cat([self._rows.explicit(name) for name in self._rows.shapes], dim=1).T)
-            else:
-                self._unit = self._rows.total_gram()
+            self._unit = gauss_newton(self._rows) if self._narrow else self._rows.total_gram()
         return self._unit

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from ntkml.dichotomies import sequential
 from ntkml.parameters import parameter_shapes, trainable_parameters
 from ntkml.systems.contract import System
 from ntkml.systems.products import flattened, outputs_of
@@ -46,7 +45,7 @@ class SampledLaplace(System):
             self.spend(len(x))
             return pull_back(cotangents)[0].detach()
 
-        factor = likelihood.factor(f.detach(), "C", sequential(f.shape[1]))
+        factor = likelihood.factor(f.detach(), "C", None)
         precision = self.objective.prior.diagonal(parameter_shapes(model)).detach()
         return LinearModel(features, transposed, factor, precision.to(weights))
 

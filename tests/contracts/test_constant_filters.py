@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import ntkml
-from ntkml import dichotomies
+from ntkml.dichotomies import balanced
 from ntkml.hyperparameters import affine
 from ntkml.layers.constant_filters import ConstantFilters
 from ntkml.likelihoods import Categorical
@@ -145,12 +145,14 @@ def test_gradients_in_eta_are_those_without_it(name, monkeypatch):
 
 def test_what_is_kept_in_inference_mode_serves_afterwards():
     affine._generators.cache_clear()
-    dichotomies._members.cache_clear()
+    tree = balanced(range(3))
     augmentation = ntkml.AffineInvariance(2, torch.full((6,), 0.2))
     x, y = torch.rand(4, 1, 6, 6, generator=generator()), torch.tensor([0, 1, 2, 0])
     with torch.inference_mode():
         augmentation(x, augmentation.draw(4, generator()))
-        Categorical().factor(torch.zeros(2, 3), "C", None)
+        Categorical().factor(torch.zeros(2, 3), "tree", tree)
     model = Network(lambda first, x: first(x).tanh())
-    ntkml.MarginalLikelihood(model, "ntk-4-C", augmentation=augmentation).backward(x, y, 1, generator())
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree", augmentation=augmentation)
+    objective.tree = tree
+    objective.backward(x, y, 1, generator())
     assert bool(augmentation.eta.grad.any())

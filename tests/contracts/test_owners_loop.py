@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ntkml
-from ntkml.dichotomies import sequential
 from ntkml.rows.model_contract import check_model
+from tests.dense import sequential
 from tests.factories import assert_same, generator, seeded
 from tests.objectives import everything
 from tests.small_networks import CLASSES, Sloped, X, Y, network

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ntkml import grouping as grouping_module
+from ntkml import partitions as partitions_module
 from ntkml.grouping import input_kernel, last_layer_features, partition_for, tree_for
 from ntkml.partitions import (
     _assign_with_room,
+    _nearest_in_turn,
     class_batches,
     greedy_batches,
     kmeans_batches,
@@ -88,8 +90,28 @@ def test_unequal_groups_of_columns_cover_every_pair_once():
 def test_the_blocks_of_all_batches_share_the_tensors_of_their_columns():
     blocks = make_partition([torch.tensor([2, 0]), torch.tensor([1])], [(0, 1), (2,)], False, None).blocks
     assert [block.columns.tolist() for block in blocks] == [[0, 1], [2], [0, 1], [2]]
-    assert blocks[0].columns is blocks[2].columns
-    assert blocks[1].columns is blocks[3].columns
+    assert blocks[0].columns.data_ptr() == blocks[2].columns.data_ptr()
+    assert blocks[1].columns.data_ptr() == blocks[3].columns.data_ptr()
+
+
+def test_blocks_are_made_when_they_are_asked_for(monkeypatch):
+    """A step draws one of the C blocks of its batch."""
+    made, original = [], partitions_module.Block
+    monkeypatch.setattr(partitions_module, "Block", lambda *given: made.append(given) or original(*given))
+    partition = make_partition([torch.arange(3)] * 4, [(c,) for c in range(50)], False, None)
+    assert len(partition) == 200
+    assert partition.blocks[partition.draw(1, generator())[0]].num_pairs == 3
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("iid", [False, True])
+def test_blocks_are_a_sequence(iid):
+    blocks = make_partition([torch.arange(3), torch.arange(3, 5)], [(0,), (1,), (2,)], iid, generator()).blocks
+    assert [block.num_pairs for block in blocks] == [3, 3, 3, 2, 2, 2]
+    assert torch.equal(blocks[-2].columns, blocks[4].columns)
+    assert [block.num_pairs for block in blocks[1:6:2]] == [3, 2, 2]
+    with pytest.raises(IndexError):
+        blocks[6]
 
 
 def test_iid_blocks_give_every_input_its_own_order():
@@ -198,6 +220,25 @@ def test_kmeans_recovers_clusters_of_its_size():
 def test_a_contested_place_in_a_cluster_goes_to_the_nearest_point():
     distances = torch.tensor([[2.0, 9.0], [1.0, 3.0], [4.0, 5.0]])
     assert _assign_with_room(distances, torch.tensor([1, 2])).tolist() == [1, 0, 1]
+
+
+def test_points_at_the_same_distance_of_several_clusters_take_turns():
+    distances = torch.tensor([[1.0, 1.0, 2.0], [3.0, 0.0, 2.0], [1.0, 1.0, 1.0], [5.0, 4.0, 4.0]])
+    nearest, wanted = _nearest_in_turn(distances)
+    assert nearest.tolist() == [1.0, 0.0, 1.0, 4.0]
+    assert wanted.tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_features_do_not_fill_the_clusters_one_by_one(value, monkeypatch):
+    rounds = []
+    original = partitions_module._nearest_in_turn
+    monkeypatch.setattr(
+        partitions_module, "_nearest_in_turn", lambda distances: rounds.append(len(distances)) or original(distances)
+    )
+    batches = kmeans_batches(torch.full((200, 4), value), 5, generator())
+    assert sorted(torch.cat(batches).tolist()) == list(range(200))
+    assert len(rounds) < 40  # clusters: one round each, and several iterations
 
 
 def test_greedy_batches_put_duplicates_together():

@@ -71,6 +71,20 @@ def test_the_state_of_an_objective_and_the_weights_give_the_same_estimate():
     assert fresh.tree == objective.tree is not None
 
 
+def test_estimators_without_tree_rows_read_states_with_a_tree_and_without():
+    """Older versions made a tree for every estimator. A partition without tree rows waits for none."""
+    model = network()
+    objective, with_tree = (ntkml.MarginalLikelihood(model, name) for name in ("ntk-4-1", "ntk-4-tree"))
+    expected = objective.estimate(X, Y, generator=generator(1)).total
+    partition = objective.partition
+    with_tree.estimate(X, Y)
+    assert objective.get_extra_state() == {"tree": None}
+    for state in (objective.state_dict(), objective.state_dict() | {"_extra_state": with_tree.get_extra_state()}):
+        objective.load_state_dict(state)
+        assert objective.partition is partition
+        assert torch.equal(objective.estimate(X, Y).total, expected)
+
+
 def test_the_state_before_the_first_estimate_has_no_tree_and_the_next_partition_makes_one():
     model = network()
     objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")

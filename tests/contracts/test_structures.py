@@ -23,6 +23,7 @@ from tests.factories import (
     make_case,
     make_prior,
 )
+from tests.largest_tensor import LargestTensor
 
 NAMES = ["N-C", "3-C", "3-1", "3-2", "3-1+iid", "3-tree", "N-tree+iid", "3-C+class", "2-1+kmeans", "3-tree+greedy"]
 EXACT = [structure for structure in STRUCTURES if structure != "kfac"]
@@ -171,6 +172,56 @@ def test_the_kernel_takes_the_smaller_side_whichever_it_is():
         assert len(eigenvalues) == min(43, 2 * num_inputs)
         expected = torch.linalg.eigvalsh(case.ggn)[-len(eigenvalues) :].clamp_min(0)
         assert_same(eigenvalues, expected)
+
+
+@pytest.fixture
+def many_rows():
+    """60 rows over 43 parameters."""
+    case = make_case("mlp", num_inputs=30)
+    captured = capture(case.model, case.x)
+    factor = case.likelihood.factor(captured.outputs.detach(), "C", None)
+    return case, CapturedRows(captured, factor, case.shapes, keep_graph=True)
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_more_rows_than_parameters_never_make_a_kernel(kind, many_rows):
+    case, rows = many_rows
+    for prepared in (False, True):
+        prior = make_prior(kind, case)
+        prior.values.requires_grad_()
+        with LargestTensor() as largest:
+            built = structure_named("ntk")(rows)
+            if prepared:
+                built.prepare(kind)
+            built.log_det(prior).backward()
+            built.adjoint(prior)
+        assert largest.numel == 60 * 43
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_more_rows_than_parameters_have_the_kernels_value_and_gradients(kind, many_rows):
+    case, rows = many_rows
+    built, prior = structure_named("ntk")(rows), make_prior(kind, case)
+    precisions = prior.values.requires_grad_()
+    everything = torch.cat([rows.explicit(name) for name in rows.shapes], dim=1).requires_grad_()
+    kernel = (everything / prior.diagonal(rows.shapes)) @ everything.T
+    plain = torch.logdet(torch.eye(60, dtype=torch.float64) + kernel)
+    in_prior, in_rows = torch.autograd.grad(plain, (precisions, everything))
+    value = built.log_det(prior)
+    assert_same(value, plain)
+    assert_same(torch.autograd.grad(value, precisions)[0], in_prior)
+    (pairing,) = built.adjoint(prior).pairings()
+    assert_same(torch.cat([pairing.rows[name].flatten(0, 1) for name in rows.shapes], dim=1), in_rows)
+
+
+@pytest.mark.parametrize("kind", ["layerwise", "diagonal"])
+def test_prepared_for_more_rows_than_parameters_the_rows_are_let_go(kind, many_rows):
+    case, rows = many_rows
+    built = structure_named("ntk")(rows)
+    built.prepare(kind)
+    assert not rows._explicit
+    rows._layers = None  # what rows are made from
+    assert built.log_det(make_prior(kind, case)) > 0
 
 
 def test_a_ggn_beyond_the_memory_budget_is_refused_with_the_way_out(monkeypatch, rows):

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
 from torch import nn
 from torch.func import vmap
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ntkml.dichotomies import average_linkage, balanced, sequential
-from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, factor_columns, groups_of
+from ntkml import dichotomies
+from ntkml.dichotomies import average_linkage, balanced
+from ntkml.evidence import log_marginal_likelihood
+from ntkml.likelihoods import Bernoulli, Categorical, Gaussian, factor_columns, groups_of, num_columns
 from ntkml.objective import MarginalLikelihood
 from ntkml.partitions import make_partition
-from tests.dense import dense_hessians, dense_log_prob, naive_tree_factor
+from tests.dense import dense_hessians, dense_log_prob, naive_tree_factor, sequential
 from tests.factories import (
     LIKELIHOODS,
     assert_same,
@@ -25,6 +25,7 @@ from tests.factories import (
     targets,
     tree_of,
 )
+from tests.largest_tensor import LargestTensor
 
 SPLITS = {  # of 5 outputs: the groups of columns that share a block, under a softmax and without
     "1": ([[0], [1], [2], [3], [4]],) * 2,
@@ -162,19 +163,6 @@ def test_the_columns_of_a_factor_that_gives_all_are_selected(columns):
     assert_same(found, 0.5 * factor_columns(Categorical(), logits(), "tree", None, columns))
 
 
-class LargestTensor(TorchDispatchMode):
-    """The most numbers of any tensor that was made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor):
-                self.numel = max(self.numel, leaf.numel())
-        return made
-
-
 SINGLE = ["ntk-N-1", "ntk-N-1+iid", "diag-10-1", "ntk-N-2"]
 
 
@@ -197,6 +185,91 @@ def test_a_step_on_some_columns_makes_no_others(likelihood, name):
     with LargestTensor() as largest:
         objective.backward(x, y, 1, generator())
     assert largest.numel < chunk * num_outputs**2 / 4
+
+
+def many_classes(head=None, num_outputs=100):
+    """A network of 100 outputs, its 20 inputs and their classes."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), head or nn.Linear(3, num_outputs)).double()
+    return model, torch.randn(20, 2, generator=generator(), dtype=torch.float64), torch.arange(20)
+
+
+def convolutional_head(num_outputs=100):
+    return nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, num_outputs, 1), nn.Flatten())
+
+
+@pytest.mark.parametrize("name", ["ntk-4-1", "ntk-4-C", "ntk-4-7", "ntk-4-1+iid", "ntk-4-tree"])
+def test_a_partition_is_made_without_any_factor(name):
+    model, x, y = many_classes()
+    objective = MarginalLikelihood(model, name)
+    objective.estimate(x, y, 1)  # which checks the network
+    with LargestTensor() as largest:
+        objective.resample(x, y, generator())
+    assert largest.numel <= max(len(objective.partition), 4 * 100)
+
+
+@pytest.mark.parametrize("name", ["ntk-4-1", "ntk-4-C", "ntk-4-7"])
+def test_only_tree_rows_take_a_tree(name):
+    model, x, y = many_classes()
+    objective = MarginalLikelihood(model, name)
+    objective.estimate(x, y, 1)
+    assert objective.tree is None
+
+
+@pytest.mark.parametrize("name", ["ntk-10-1", "ntk-10-tree", "ntk-10-7", "ntk-10-1+iid"])
+def test_the_plain_estimate_of_some_blocks_makes_their_columns_alone(name):
+    model, x, y = many_classes(convolutional_head())
+    log_marginal_likelihood(model, x, y, name, blocks=1, generator=generator())  # members of groups are kept
+    with LargestTensor() as largest:
+        log_marginal_likelihood(model, x, y, name, blocks=1, generator=generator())
+    assert largest.numel < 10 * 100**2 / 4
+
+
+def test_without_class_weights_the_members_of_no_tree_are_made():
+    model, x, y = many_classes(convolutional_head())
+    objective = MarginalLikelihood(model, "ntk-4-tree")
+    with LargestTensor() as largest:
+        objective.backward(x, y, 1, generator())
+    assert largest.numel < 100**2
+
+
+def test_the_members_of_a_tree_are_made_once_for_all_steps(monkeypatch):
+    """And the tree is not hashed, which takes all of its splits."""
+    made = []
+    original = dichotomies.members_of
+    monkeypatch.setattr(dichotomies, "members_of", lambda *given: made.append(given) or original(*given))
+    monkeypatch.setattr(dichotomies.NestedDichotomy, "__hash__", None)
+    model, x, y = many_classes()
+    objective = MarginalLikelihood(model, "ntk-4-tree")
+    for _ in range(3):
+        objective.backward(x, y, 1, generator())
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_number_of_columns_is_that_of_the_factor(name, split):
+    likelihood = LIKELIHOODS[name]
+    assert num_columns(likelihood, split, logits()) == likelihood.factor(logits(), split, None).shape[2]
+
+
+def test_the_columns_of_a_factor_of_ones_own_are_counted():
+    class Doubled(Categorical):
+        """Lambda twice, in halves."""
+
+        def factor(self, outputs, split, tree, columns=None):
+            whole = super().factor(outputs, split, tree)
+            both = torch.cat([whole, whole], dim=2) / 2**0.5
+            return both if columns is None else both[:, :, columns]
+
+    assert len(groups_of(Doubled(), "1", logits())) == 10
+    assert groups_of(Doubled(), "C", logits()) == (tuple(range(8)),)
+
+
+@pytest.mark.parametrize("columns", [None, torch.tensor([3, 0]), torch.tensor([[3], [0], [1], [2], [2], [0]])])
+def test_columns_in_sequence_are_those_of_the_tree(columns):
+    for scale in (2.0, 2000.0):
+        log_p = logits(scale=scale).log_softmax(-1)
+        assert torch.equal(dichotomies.sequential_columns(log_p, columns), sequential(5).factor(log_p, columns))
 
 
 @pytest.mark.parametrize(
@@ -237,5 +310,4 @@ def test_average_linkage_stands_degenerate_weights():
 
 def test_without_a_tree_the_classes_split_in_sequence():
     f = logits()
-    assert_same(Categorical().factor(f, "tree", None), Categorical().factor(f, "tree", sequential(5)))
-    assert sequential(3).splits == (((0,), (1, 2)), ((1,), (2,)))
+    assert_same(Categorical().factor(f, "tree", None), naive_tree_factor(f, sequential(5).splits))
