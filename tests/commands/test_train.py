@@ -81,7 +81,7 @@ def test_a_run_leaves_rows_manifest_weights_and_checkpoint_and_names_them(run, t
     assert loaded["estimators"] == {"ntk-10-1": {"certified": False, "num_blocks": 60}}
     assert loaded["eta"]["eta_2"] == "rotation"
     assert len(loaded["parameters"]) == 8
-    assert len(loaded["tree"]) == 9
+    assert loaded["tree"] is None
     assert any("num data 60 instead of 1000" in note for note in loaded["notes"])
     assert torch.load(weights, weights_only=True)["0.weight"].shape == (8, 1, 3, 3)
 
@@ -109,6 +109,11 @@ def test_the_median_of_an_even_number_of_precisions_is_the_lower_of_the_middle_o
     assert len(precisions) % 2 == 0
     assert last["prior_precision_median"] == pytest.approx(precisions[len(precisions) // 2 - 1])
     assert precisions[len(precisions) // 2 - 1] < precisions[len(precisions) // 2]
+
+
+def test_the_manifest_has_the_tree_of_tree_rows(run, tmp_path, only):
+    run(*PRIOR)
+    assert len(json.loads(only(tmp_path, "manifest.json").read_text())["tree"]) == 9
 
 
 def test_a_diagonal_prior_is_summarised(run, tmp_path, only):

@@ -152,7 +152,8 @@ def test_what_is_kept_in_inference_mode_serves_afterwards():
         augmentation(x, augmentation.draw(4, generator()))
         Categorical().factor(torch.zeros(2, 3), "tree", tree)
     model = Network(lambda first, x: first(x).tanh())
-    objective = ntkml.MarginalLikelihood(model, "ntk-4-tree", augmentation=augmentation)
-    objective.tree = tree
-    objective.backward(x, y, 1, generator())
+    ntkml.MarginalLikelihood(model, "ntk-4-C", augmentation=augmentation).backward(x, y, 1, generator())
     assert bool(augmentation.eta.grad.any())
+    outputs = torch.zeros(2, 3, requires_grad=True)
+    Categorical().factor(outputs, "tree", tree).square().sum().backward()
+    assert outputs.grad is not None
