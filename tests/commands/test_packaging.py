@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 import resource
@@ -33,6 +34,17 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
+def imported_by(source: str) -> set[str]:
+    """Names of the top-level modules that a file imports, by a statement or by ``import_module`` of a text."""
+    names = set(re.findall(r"import_module\(\"([a-z_0-9]+)", source))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
 def test_every_package_in_the_tree_is_installed_by_name(options):
     listed = set(options["options"]["packages"].split())
     in_tree = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ntkml").rglob("__init__.py")}
@@ -43,9 +55,8 @@ def test_what_is_imported_is_declared(options):
     declared = {re.split(r"[<>=]", line)[0] for line in options["options"]["install_requires"].split()}
     extras = options["options.extras_require"]
     extra = {re.split(r"[<>=]", line)[0] for name in ("search", "slurm") for line in extras[name].split()}
-    source = "\n".join(path.read_text() for path in (ROOT / "ntkml").rglob("*.py"))
-    imported = set(re.findall(r"^\s*(?:import|from) ([A-Za-z_0-9]+)", source, flags=re.MULTILINE))
-    imported |= set(re.findall(r"import_module\(\"([a-z_0-9]+)", source))
+    sources = [path.read_text() for path in (ROOT / "ntkml").rglob("*.py")]
+    imported = {name for source in sources for name in imported_by(source)}
     imported = {{"PIL": "pillow"}.get(name, name) for name in imported}
     assert imported - set(sys.stdlib_module_names) - {"ntkml"} == declared | extra
 
