@@ -223,7 +223,10 @@ def _check_held(likelihood: Likelihood, model: nn.Module) -> None:
     tensors = [value for value in held if isinstance(value, Tensor)]
     known = {id(hyperparameter) for hyperparameter in hyperparameters(model).values()}
     known |= {id(likelihood.observation_noise)} if isinstance(likelihood, LearnedNoise) else set()
-    for tensor in (*tensors, *(parameter for module in modules for parameter in module.parameters())):
+    # A module of the network, held for a Hyperparameter, brings its weights along.
+    weights = {id(weight) for weight in trainable_parameters(model).values()}
+    in_modules = [p for module in modules for p in module.parameters() if id(p) not in weights]
+    for tensor in (*tensors, *in_modules):
         if tensor.requires_grad and id(tensor) not in known:
             raise ValueError(
                 f"{type(likelihood).__name__} holds a tensor of shape {tuple(tensor.shape)} that requires a gradient: only the "

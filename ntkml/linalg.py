@@ -182,6 +182,21 @@ class _LogDet(torch.autograd.Function):
         return torch.cholesky_inverse(factor).mul_(gradient), None
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """The factor of a positive definite matrix, for adjoints. matrix: (b, b).
+
+    Raises:
+        NotPositiveDefiniteError: it is not, numerically.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) > 0:
+        raise NotPositiveDefiniteError(
+            f"a matrix of {len(matrix)} rows is not positive definite in {matrix.dtype} when its gradient is taken: the prior precision "
+            "is too small for the rows; raise it"
+        )
+    return factor
+
+
 def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:
     """Gradient of log|I + R P0^-1 R^T| in R: 2 (I + R P0^-1 R^T)^-1 R P0^-1 = 2 R (P0 + R^T R)^-1, by the smaller side.
 
@@ -193,10 +208,10 @@ def log_det_row_gradient(rows: Tensor, precision: Tensor) -> Tensor:
         scaled = exact / precision
         kernel = scaled @ exact.T
         kernel.diagonal().add_(1.0)
-        return 2.0 * torch.cholesky_solve(scaled, torch.linalg.cholesky(kernel))
+        return 2.0 * torch.cholesky_solve(scaled, cholesky(kernel))
     matrix = exact.T @ exact
     matrix.diagonal().add_(precision)
-    return 2.0 * torch.cholesky_solve(exact.T, torch.linalg.cholesky(matrix)).T
+    return 2.0 * torch.cholesky_solve(exact.T, cholesky(matrix)).T
 
 
 def log_det_from_spectrum(eigenvalues: Tensor, precision: Tensor) -> Tensor:

@@ -102,16 +102,14 @@ class MarginalLikelihood(BlockwiseModel):
         check_modes(self.model)
         self._row_plan(x)  # first of all: it says what is wrong with a network
         num_outputs = outputs_of_one(self.model, x).shape[1]
-        self._spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
-        if self.tree is None and self._spec.outputs == "tree":
+        spec = resolve_estimator(estimator, len(x), num_outputs, self._likelihood.softmax)
+        if self.tree is None and spec.outputs == "tree":
             self.tree = tree_for(self.model, num_outputs)  # fixed from the first partition on
         if self.tree is not None and self.tree.num_classes != num_outputs:
             raise ValueError(
                 f"the tree of this objective is over {self.tree.num_classes} classes, the network has {num_outputs} outputs"
             )
-        return self._as_planned(
-            x, lambda plan: partition_for(self._spec, self.model, x, y, self.likelihood, generator, plan)
-        )
+        return self._as_planned(x, lambda plan: partition_for(spec, self.model, x, y, self.likelihood, generator, plan))
 
     @torch.enable_grad()
     @full_precision()
@@ -267,7 +265,7 @@ class MarginalLikelihood(BlockwiseModel):
         if waiting is not None:  # all blocks are other processes'
             self._descend(waiting, num_data)
         rho, log_det = processes.total(torch.stack([rho, log_det]))
-        certified = is_certified(self._spec, self._likelihood.softmax)
+        certified = is_certified(self.estimator, self._likelihood.softmax)
         return LogMarginalLikelihood(rho, log_prior.detach(), log_det, certified, num_blocks)
 
     def _descend(self, value: Tensor, num_data: int) -> None:

@@ -117,7 +117,7 @@ def _parsed(
     except (ValueError, EOFError, OSError, zlib.error) as error:  # pandas' ParserError is a ValueError
         raise ValueError(f"{path}: not a CSV file ({str(error).splitlines()[0]})") from None
     # pandas fills a short line up with empty cells.
-    last = text.rstrip("\r\n").rpartition("\n")[2]
+    last = text.rstrip().rpartition("\n")[2]
     if len(rows) and re.sub('"[^"]*"', "", last).count(",") + 1 < len(rows.columns):
         raise ValueError(
             f"{path}: the last line, {len(rows) + 1}, has fewer cells than the header; was the file cut short?"

@@ -75,8 +75,10 @@ def gather(results: Path) -> Contents:
         raise ValueError(f"no folder {results}: name one that holds runs with --results")
     runs = {command: finished_runs(results, command) for command in ("bound-grid", "train", "pareto", "compare")}
     if not any(runs.values()):
+        begun = len(left_out(results))
         raise ValueError(
-            f"no finished run under {results}: run ntkml train, bound-grid or pareto first, or name --results"
+            f"no finished run under {results}{f' ({begun} stopped or without rows)' if begun else ''}: run ntkml train, bound-grid or pareto first, or "
+            "name --results"
         )
     pictures, missing = _pictures(results)
     entries = [_entry(run, results) for kind in runs.values() for run in kind]

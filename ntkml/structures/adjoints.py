@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
-from ntkml.linalg import left_product, log_det_row_gradient
+from ntkml.linalg import cholesky, left_product, log_det_row_gradient
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Rows
 
@@ -117,7 +117,7 @@ def kernel_adjoint(rows: Rows, prior: PriorPrecision, kernel: Tensor) -> RowAdjo
     precision = prior.of(rows.shapes)
     shifted = kernel.detach().clone()
     shifted.diagonal().add_(1.0)
-    doubled = 2.0 * torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+    doubled = 2.0 * torch.cholesky_inverse(cholesky(shifted))
 
     def gradient(name: str, explicit: Tensor) -> Tensor:
         return left_product(doubled, explicit, precision[name].detach())

@@ -100,6 +100,13 @@ def test_what_is_wrong_is_said_in_one_line(report, tmp_path, arguments, message)
     assert not list(tmp_path.iterdir())
 
 
+def test_stopped_runs_alone_are_no_report_and_counted(report, tmp_path):
+    write_training_run(tmp_path / "results", "ntk-20-1", "prior", finished_at=None)
+    code, _, error = report()
+    assert code != 0
+    assert "no finished run under results (1 stopped or without rows): run ntkml train" in error
+
+
 def test_a_run_is_shown_by_its_last_recorded_values():
     rows = training_rows("ntk-100-1", "prior", epochs=12)
     rows[-1]["log_marginal_likelihood"], rows[-2]["log_marginal_likelihood"] = None, -7.0

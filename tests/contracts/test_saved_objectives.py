@@ -85,6 +85,18 @@ def test_estimators_without_tree_rows_read_states_with_a_tree_and_without():
         assert torch.equal(objective.estimate(X, Y).total, expected)
 
 
+def test_a_partition_may_be_put_into_an_objective_that_has_estimated_nothing():
+    model = network()
+    first = ntkml.MarginalLikelihood(model, "ntk-4-tree")
+    partition = first.resample(X, Y, generator(3))
+    fresh = ntkml.MarginalLikelihood(model, "ntk-4-tree")
+    fresh.load_state_dict(first.state_dict())
+    fresh.partition = through_pickle(partition)
+    found, expected = fresh.estimate(X, Y), first.estimate(X, Y)
+    assert_same(found.total, expected.total, 1e-12)
+    assert found.certified
+
+
 def test_the_state_before_the_first_estimate_has_no_tree_and_the_next_partition_makes_one():
     model = network()
     objective = ntkml.MarginalLikelihood(model, "ntk-4-tree")

@@ -72,6 +72,11 @@ def test_a_file_that_was_cut_in_the_middle_of_a_line(tmp_path, good, cells):
         bound_records.read_rows(path)
 
 
+def test_blank_lines_at_the_end_are_no_cut(tmp_path, good):
+    path = _bad(tmp_path, good.read_text() + "\n   \n")
+    assert len(bound_records.read_rows(path)) == len(bound_records.read_rows(good))
+
+
 def test_rows_of_another_command(tmp_path, good):
     path = _bad(tmp_path, good.read_text().replace(",bound-grid,", ",pareto,"))
     with pytest.raises(ValueError, match=r"bad\.csv: holds rows of 'pareto', expected rows of 'bound-grid'"):

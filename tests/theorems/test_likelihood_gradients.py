@@ -89,6 +89,28 @@ def test_a_likelihood_that_is_a_module_is_one_too(frozen):
     assert_same(*found)
 
 
+class OfNetwork(Tempered):
+    """Holds the network for its temperature."""
+
+    def __init__(self, network):
+        object.__setattr__(self, "network", network)
+
+    @property
+    def temperature(self):
+        return self.network.temperature
+
+
+@pytest.mark.parametrize("wrapped", [nn.Identity, nn.DataParallel, nn.Sequential])
+def test_a_likelihood_may_hold_the_network_that_an_objective_has_in_a_wrapper(wrapped):
+    model = seeded(WithTemperature())
+    given = model if wrapped is nn.Identity else wrapped(model)
+    objective = ntkml.MarginalLikelihood(given, "ntk-N-C", OfNetwork(model))
+    objective.backward(X, Y, None)
+    expected, held = problem("ntk-N-C")
+    expected.backward(X, Y, None)
+    assert_same(model.temperature.grad, held.temperature.grad)
+
+
 def test_a_frozen_temperature_leaves_cached_steps():
     objective, model = problem("ntk-5-tree")
     with pytest.raises(ValueError, match="cached steps are for the prior and the observation noise alone"):

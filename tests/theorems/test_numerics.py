@@ -11,7 +11,7 @@ from torch import nn
 
 from ntkml import log_marginal_likelihood
 from ntkml.likelihoods import Gaussian
-from ntkml.linalg import NotPositiveDefiniteError
+from ntkml.linalg import NotPositiveDefiniteError, log_det_row_gradient
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
 from ntkml.structures import structure_named
@@ -161,3 +161,12 @@ def test_a_linear_layer_of_zeros_has_rows():
     for structure in STRUCTURES:
         estimate = log_marginal_likelihood(model, case.x, case.y, f"{structure}-3-tree+kmeans", 1e-6)
         assert torch.isfinite(estimate.total)
+
+
+def test_a_matrix_that_only_a_gradient_needs_and_that_cannot_be_factorised_is_named():
+    """P0 + R^T R of huge rows at a tiny precision has no digit of P0, where I + P0^-1/2 R^T R P0^-1/2 has its ones."""
+    rows = 1e8 * torch.ones(3, 2, dtype=torch.float64)
+    with pytest.raises(
+        NotPositiveDefiniteError, match="a matrix of 2 rows is not positive definite .* gradient is taken"
+    ):
+        log_det_row_gradient(rows, torch.tensor(1e-12, dtype=torch.float64))
