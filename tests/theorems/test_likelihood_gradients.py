@@ -100,7 +100,7 @@ class OfNetwork(Tempered):
         return self.network.temperature
 
 
-@pytest.mark.parametrize("wrapped", [nn.Identity, nn.DataParallel, nn.Sequential])
+@pytest.mark.parametrize("wrapped", [nn.Identity, nn.Sequential])
 def test_a_likelihood_may_hold_the_network_that_an_objective_has_in_a_wrapper(wrapped):
     model = seeded(WithTemperature())
     given = model if wrapped is nn.Identity else wrapped(model)
