@@ -53,7 +53,7 @@ def planned_cells(folder, estimators=("ntk-20-1",), seeds=(0,), **settings):
     asked = replace(load_train("train-digits", "prior"), **small)
     cells = [replace(asked, estimator=name, seed=seed) for seed in seeds for name in estimators]
     names = [f"{cell.estimator}-{cell.seed}" for cell in cells]
-    return [PlannedCell(cell, (), folder / name, name) for cell, name in zip(cells, names, strict=True)]
+    return [PlannedCell(cell, cell.dataset, (), folder / name, name) for cell, name in zip(cells, names, strict=True)]
 
 
 def finish(folder):

@@ -28,10 +28,12 @@ from ntkml.runs.train_checks import resolve_protocol
 class PlannedCell:
     """One training run of a sweep, in its ``folder``; ``rows`` of a table that it fills, ``notes`` for captions.
 
+    ``data``: what its data set is read by, such as ``folder:photos``, where the protocol and the results say ``photos``.
     ``also``: settings beside those that every label has, where cells of the sweep differ in them.
     """
 
     protocol: TrainProtocol
+    data: str
     notes: tuple[str, ...]
     folder: Path
     run_id: str
@@ -53,14 +55,14 @@ class PlannedCell:
 
     def as_json(self) -> dict[str, Any]:
         """The cell for another process."""
-        about = {"notes": list(self.notes), "folder": str(self.folder), "run_id": self.run_id, "also": list(self.also)}
-        return {"protocol": asdict(self.protocol), **about}
+        return asdict(self) | {"folder": str(self.folder)}
 
     @classmethod
     def from_json(cls, cell: Mapping[str, Any]) -> PlannedCell:
-        protocol = TrainProtocol(**cell["protocol"])
-        folder, also = Path(cell["folder"]), tuple(cell["also"])
-        return cls(protocol, tuple(cell["notes"]), folder, cell["run_id"], also=also)
+        texts = {name: tuple(cell[name]) for name in ("notes", "rows", "also")}
+        return cls(
+            **dict(cell) | texts | {"protocol": TrainProtocol(**cell["protocol"]), "folder": Path(cell["folder"])}
+        )
 
 
 def planned(cells: Sequence[Cell], load: Callable[[str], ImageDataset], results: Path) -> list[PlannedCell]:
@@ -89,7 +91,7 @@ def _resolved(data: ImageDataset, cells: Iterable[Cell], results: Path) -> dict[
     found = {}
     for cell in cells:
         run = TrainRun(resolve_protocol(cell.protocol, data), data, torch.device("cpu"), None, cell.notes)
-        found[cell] = PlannedCell(run.protocol, run.notes, run.folder(results), run.run_id)
+        found[cell] = PlannedCell(run.protocol, cell.protocol.dataset, run.notes, run.folder(results), run.run_id)
     return found
 
 

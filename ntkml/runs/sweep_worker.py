@@ -81,7 +81,7 @@ def train_cell(cell: PlannedCell, site: Site, report: Callable[[Report], None], 
 
 
 def _run_of(cell: PlannedCell, site: Site) -> TrainRun:
-    data = _data(cell.protocol.dataset, site.data_root)
+    data = _data(cell.data, site.data_root)
     run = TrainRun(cell.protocol, data, torch_device(site.device), site.chunk, cell.notes)
     if run.run_id != cell.run_id:
         raise ValueError(f"data set {data.name} is not what it was when the sweep began: start the sweep again")

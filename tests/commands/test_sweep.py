@@ -22,6 +22,7 @@ from ntkml.runs.locks import exclusive
 from ntkml.runs.stopping import never
 from ntkml.runs.sweep_plan import planned, state_of
 from ntkml.runs.sweep_worker import Site, train_cell
+from tests.image_files import sound_files, write_files
 from tests.sweeps import SITE, planned_cells, started_sweeps, wait_for, written
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,14 @@ def test_a_sweep_trains_every_cell_in_its_own_folder_and_nothing_twice(run, tmp_
     assert (code, error, written(tmp_path)) == (0, "", times)
     assert "0 of 2 cells as tasks of Slurm job none\n2 of 2 cells are done, 2 were so before" in out
     assert out.count("\n") == 2
+
+
+def test_images_of_ones_own_are_read_by_the_workers_too(run, tmp_path):
+    write_files(tmp_path / "photos", sound_files(per_class=10))
+    asked = ("--datasets", "folder:photos,folder:photos_r90", "--estimators", "none", "--epochs", 1, "--num-data", 20)
+    code, _, error = run("train-digits", "--hparam", "prior", *asked, "--device", "cpu")
+    assert code == 0, error
+    assert sorted(name.rsplit("-", 1)[0] for name in written(tmp_path)) == ["none-photos", "none-photos_r90"]
 
 
 @pytest.mark.slow
