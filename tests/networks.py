@@ -16,15 +16,11 @@ from tests.network_modules import CLASSES
 
 @dataclass(frozen=True)
 class Kind:
-    """How a network is made, the shape of one input (integers below ``vocabulary``), and its modules with exact rows.
-
-    ``no_kfac``: modules without Kronecker factors, those with exact rows unless said otherwise.
-    """
+    """How a network is made, the shape of one input (integers below ``vocabulary``), and its modules with exact rows."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     exact: tuple[str, ...] = ()
-    no_kfac: tuple[str, ...] = ()
     vocabulary: int | None = None
     vectorised: bool = True
 
@@ -60,20 +56,14 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)
     ),
     "Fixup": Kind(modules.FixupBlock, (2, 4, 4)),
-    "embedding": Kind(modules.Words, (5,), no_kfac=("embedding",), vocabulary=6),
-    "sparse embedding with padding": Kind(
-        lambda: modules.Words(padding=1, sparse=True), (5,), no_kfac=("embedding",), vocabulary=6
-    ),
+    "embedding": Kind(modules.Words, (5,), vocabulary=6),
+    "sparse embedding with padding": Kind(lambda: modules.Words(padding=1, sparse=True), (5,), vocabulary=6),
     "tied embedding": Kind(
         lambda: modules.Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
     ),
-    "transformer": Kind(modules.Encoder, (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5),
-    "transformer, norm first": Kind(
-        lambda: modules.Encoder(norm_first=True), (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5
-    ),
-    "transformer behind padding": Kind(
-        lambda: modules.Encoder(padding=0), (4,), exact=ENCODER_EXACT, no_kfac=("embedding",), vocabulary=5
-    ),
+    "transformer": Kind(modules.Encoder, (4,), exact=ENCODER_EXACT, vocabulary=5),
+    "transformer, norm first": Kind(lambda: modules.Encoder(norm_first=True), (4,), exact=ENCODER_EXACT, vocabulary=5),
+    "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), exact=ENCODER_EXACT, vocabulary=5),
     "raw parameters": Kind(modules.OwnParameters, (4,), exact=("",)),
     "module used twice": Kind(modules.Reused, (4,), exact=("layer", "norm")),
     "tied weights": Kind(modules.Tied, (4,), exact=("first", "second")),
@@ -86,7 +76,7 @@ NETWORKS = {
     "sequence first": Kind(lambda: modules.Called("sequence first"), (3, 4), exact=("layer",)),
     "as long a sequence as the check": Kind(lambda: modules.Called("sequence first"), (4, 4), exact=("layer",)),
     "batch sorted by length": Kind(modules.SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
-    "batch cut to its longest": Kind(modules.Trimmed, (4,), no_kfac=("embedding",), vocabulary=3),
+    "batch cut to its longest": Kind(modules.Trimmed, (4,), vocabulary=3),
     "batch sorted by a value": Kind(modules.Dispatched, (4,), exact=("layer",)),
     "layer for a part of the batch": Kind(modules.Routed, (4,), exact=("expert",), vectorised=False),
     "layer under vmap": Kind(modules.UnderVmap, (4,), exact=("layer",)),
@@ -121,8 +111,6 @@ NETWORKS = {
 }
 
 WITH_EXACT_ROWS = [name for name, kind in NETWORKS.items() if kind.exact]
-WITHOUT_KFAC = [name for name, kind in NETWORKS.items() if kind.exact or kind.no_kfac]
-WITH_KFAC = [name for name in NETWORKS if name not in WITHOUT_KFAC]
 
 #: Networks of every kind of rows (captured, elementwise, exact, vectorised and not); the default run takes them in full.
 COVERING = ("Fixup", "BatchNorm", "transformer", "raw parameters", "module used twice", "branch on a value")

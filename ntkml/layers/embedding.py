@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import no_factors, squares_of
+from ntkml.layers.kronecker import KroneckerIndices
+from ntkml.layers.layer_rows import squares_of
 from ntkml.machine.devices import suited
 
 #: Float64 entries of one tile of the direct route, 8 MiB on a CPU and 256 MiB on a GPU, but at least what one token takes.
@@ -21,19 +22,27 @@ _ADDITION = 64
 
 @dataclass(frozen=True)
 class EmbeddingRows:
-    """Indices (n, S * T) and gradients (n, k, S * T, d) of a table of ``num_entries`` vectors.
+    """Indices (n, S * T) of a table of ``num_entries`` vectors, and the output's gradients ``pulled`` (n, k, S * T, d).
 
-    J[n, k, e] = sum over positions t with index e of g[n, k, t]; the gradients at ``padding_idx`` are zero already.
+    J[n, k, e] = sum over positions t with index e of g[n, k, t], where e is not ``padding_idx``.
     """
 
-    layer: str
     indices: Tensor
-    gradients: Tensor
+    pulled: Tensor
     num_entries: int
+    padding_idx: int | None = None
+    num_views: int = 1
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """``pulled``, zero where the index is the padding's."""
+        if self.padding_idx is None:
+            return self.pulled
+        return self.pulled * (self.indices != self.padding_idx)[:, None, :, None]
 
     @property
     def counts(self) -> tuple[int, int]:
-        return self.gradients.shape[0], self.gradients.shape[1]
+        return self.pulled.shape[0], self.pulled.shape[1]
 
     def rows(self) -> dict[str, Tensor]:
         return {"weight": self.row("weight")}
@@ -78,32 +87,48 @@ class EmbeddingRows:
 
     def direct_is_cheaper(self) -> bool:
         """For a pair of rows, at most t shared tokens are multiplied and added up in the place of the whole table."""
-        _, _, t, d = self.gradients.shape
+        _, _, t, d = self.pulled.shape
         return t * (d + _ADDITION) < self.num_entries * d
 
     def rows_are_larger(self) -> bool:
-        n, k, t, d = self.gradients.shape
+        n, k, t, d = self.pulled.shape
         return k * self.num_entries * d > t + k * t * d
 
     def joined(self, others: Sequence[EmbeddingRows]) -> EmbeddingRows | None:
         if any(other.indices.shape[1:] != self.indices.shape[1:] for other in others):
             return None
         indices = torch.cat([self.indices, *(other.indices for other in others)])
-        gradients = torch.cat([self.gradients, *(other.gradients for other in others)])
-        return EmbeddingRows(self.layer, indices, gradients, self.num_entries)
+        pulled = torch.cat([self.pulled, *(other.pulled for other in others)])
+        return replace(self, indices=indices, pulled=pulled)
 
-    def reduced(self) -> KroneckerPart:
-        return no_factors(self.layer, ("weight",), "an embedding has no Kronecker factors of moderate size")
+    def reduced(self) -> KroneckerIndices:
+        """As of a linear layer whose input is zero at the padding. Raises ValueError where the views of an input have other indices."""
+        indices = common_indices(self.indices.unflatten(1, (self.num_views, -1)))
+        summed = self.pulled.unflatten(2, (self.num_views, -1)).sum(2)
+        inputs, gradients = indices[:, None, None], summed.mT.unsqueeze(2)  # (n, 1, 1, T), (n, k, 1, d, T)
+        return KroneckerIndices(lambda: inputs, gradients, True, False, self.num_entries, self.padding_idx)
 
 
-def embedding_rows(layer: str, module: nn.Embedding, inputs: Tensor, pulled: Tensor, num_views: int) -> EmbeddingRows:
+def common_indices(indices: Tensor) -> Tensor:
+    """The indices of all views of an input: only those that are the same have a mean. (n, S, ...) -> (n, ...).
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    if indices.shape[1] > 1 and bool((indices != indices[:, :1]).any()):
+        raise ValueError(
+            "kfac takes an embedding only if all views of an input have the same indices: use ntk, blockdiag or diag, or freeze "
+            "it with requires_grad_(False)"
+        )
+    return indices[:, 0]
+
+
+def embedding_rows(module: nn.Embedding, inputs: Tensor, pulled: Tensor, num_views: int) -> EmbeddingRows:
     """inputs: (n * S, ...) indices; pulled: (n * S, k, ..., d)."""
     indices = inputs.reshape(-1, num_views * inputs.shape[1:].numel()).long()
     n, k = len(indices), pulled.shape[1]
     gradients = pulled.reshape(n, num_views, k, -1, module.embedding_dim).transpose(1, 2).flatten(2, 3)
-    if module.padding_idx is not None:
-        gradients = gradients * (indices != module.padding_idx)[:, None, :, None]
-    return EmbeddingRows(layer, indices, gradients, module.num_embeddings)
+    return EmbeddingRows(indices, gradients, module.num_embeddings, module.padding_idx, num_views)
 
 
 def _range(count: int, beside: Tensor) -> Tensor:

@@ -1,18 +1,22 @@
-"""What KFAC keeps of one layer: Kronecker factors, exact blocks of small tensors, or a refusal by name."""
+"""What KFAC keeps of one layer: Kronecker factors, or blocks of R^T R where no Kronecker product describes its parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ntkml.linalg import gram, scatter
+from ntkml.linalg import eigensystem, gram, scatter, spectrum
 
-#: Largest scale or bias whose block KFAC forms exactly, as one size x size matrix.
-MAX_EXACT_SIZE = 4096
+#: Most multiplications, q m^3, of the eigendecompositions of q blocks of m parameters: some seconds on a core.
+MAX_BLOCK_WORK = 2**33
+
+#: Float64 entries of the rows of some blocks while these are made (128 MiB).
+_TILE_ENTRIES = 2**24
 
 Factors = Mapping[str, tuple[Tensor, ...]]
 
@@ -21,7 +25,8 @@ class KroneckerPart(Protocol):
     """One layer's share of the Kronecker factors; keys are the layer's own parameter names."""
 
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
-        """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean.
+        """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean. A
+        diagonal one may be its diagonal, (q, m).
 
         ``spectra_only``: a factor of fewer vectors than entries may be the Gram of its vectors, whose non-zero
         eigenvalues are the same; such factors of several chunks do not add up. Without ``moments`` only the first factors
@@ -63,13 +68,19 @@ class KroneckerInputs:
         if self.weight:
             factors["weight"] = (summed / num_positions,)
         if self.weight and moments:
-            inputs = self.inputs
-            narrow = spectra_only and n * num_positions < inputs.shape[2]
-            product = _gram_of_vectors if narrow else scatter
-            factors["weight"] += (torch.stack([product(a) for a in inputs.unbind(1)]) / n,)
+            factors["weight"] += (self._second_moment(spectra_only) / n,)
         if self.bias:
             factors["bias"] = (summed,)
         return factors
+
+    def _second_moment(self, spectra_only: bool) -> Tensor:
+        inputs = self.inputs
+        narrow = spectra_only and len(inputs) * inputs.shape[-1] < inputs.shape[2]
+        product = _gram_of_vectors if narrow else scatter
+        return torch.stack([product(a) for a in inputs.unbind(1)])
+
+    def _paired_moment(self, gradient: Tensor) -> Tensor:
+        return _quadratic(gradient, self.inputs)
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
         total = self.gradients.new_zeros(())
@@ -77,7 +88,7 @@ class KroneckerInputs:
         if self.weight:
             summed, second_moment = gradients["weight"]
             total = total + _quadratic(summed / num_positions, self.gradients.flatten(0, 1))
-            total = total + _quadratic(second_moment / num_inputs, self.inputs)
+            total = total + self._paired_moment(second_moment / num_inputs)
         if self.bias:
             total = total + _quadratic(gradients["bias"][0], self.gradients.flatten(0, 1))
         return total
@@ -85,57 +96,90 @@ class KroneckerInputs:
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerInputs:
         gradients = self.gradients[inputs][:, outputs]
         turned = torch.einsum("ncqot,nck->nkqot", gradients, factor.to(gradients))
-        return KroneckerInputs(lambda: self.inputs[inputs], turned, self.weight, self.bias)
+        return replace(self, made_inputs=lambda: self.inputs[inputs], gradients=turned)
+
+
+@dataclass(frozen=True)
+class KroneckerIndices(KroneckerInputs):
+    """An embedding: a linear map of one-hot inputs, whose second moment is diagonal. Inputs are indices, (n, 1, 1, T).
+
+    ``padding``: the index whose vector is not learned, or None.
+    """
+
+    num_entries: int = 0
+    padding: int | None = None
+
+    def _second_moment(self, spectra_only: bool) -> Tensor:
+        """How often every index occurs, (1, num_entries)."""
+        counts = torch.bincount(self.inputs.flatten(), minlength=self.num_entries).double()
+        if self.padding is not None:
+            counts[self.padding] = 0.0
+        return counts.unsqueeze(0)
+
+    def _paired_moment(self, gradient: Tensor) -> Tensor:
+        """Counts are constants."""
+        return self.gradients.new_zeros(())
 
 
 @dataclass(frozen=True)
 class ExactBlocks:
-    """Scales and biases: one factor R^T R each, which is the exact block. ``rows``: (n, k, size) by parameter."""
+    """Parameters that no Kronecker product describes: one factor R^T R each, the exact block while its eigenvalues are affordable.
 
-    layer: str
+    A larger tensor has one block for each leading index, or for each two of them, at last for every entry: the first of
+    these divisions whose work is at most :data:`MAX_BLOCK_WORK`. ``rows``: (n, k, *shape) by parameter.
+    """
+
     rows: Mapping[str, Tensor]
 
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
-        """Raises ValueError where a block would be larger than :data:`MAX_EXACT_SIZE`."""
-        for key, rows in self.rows.items():
-            if rows.shape[-1] > MAX_EXACT_SIZE:
-                raise ValueError(
-                    f"kfac takes scales and biases of up to {MAX_EXACT_SIZE} entries as exact blocks, but {self.layer}.{key} has "
-                    f"{rows.shape[-1]}: use ntk, blockdiag or diag, or freeze it with requires_grad_(False)"
-                )
-        return {key: (gram(rows.flatten(0, 1).T).unsqueeze(0),) for key, rows in self.rows.items()}
+        return {key: (_block_grams(_in_blocks(rows)),) for key, rows in self.rows.items()}
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
-        terms = [_quadratic(gradients[key][0], rows.flatten(0, 1)[:, None, :, None]) for key, rows in self.rows.items()]
+        terms = [_quadratic(gradients[key][0], _in_blocks(rows).unsqueeze(-1)) for key, rows in self.rows.items()]
         return torch.stack(terms).sum()
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:
-        rows = {
-            key: torch.einsum("ncp,nck->nkp", rows[inputs][:, outputs], factor.to(rows))
-            for key, rows in self.rows.items()
-        }
-        return ExactBlocks(self.layer, rows)
-
-
-@dataclass(frozen=True)
-class NoFactors:
-    """Parameters that no Kronecker product describes: KFAC refuses them by name, every other structure takes their rows."""
-
-    names: tuple[str, ...]
-    why: str
-
-    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
-        """Raises ValueError, naming the parameters and what to use."""
-        raise ValueError(
-            f"kfac has no meaning for parameter {', '.join(map(repr, self.names))} ({self.why}): use ntk, blockdiag or diag, or "
-            "freeze it with requires_grad_(False)"
+        return ExactBlocks(
+            {
+                key: torch.einsum("nc...,nck->nk...", rows[inputs][:, outputs], factor.to(rows))
+                for key, rows in self.rows.items()
+            }
         )
 
-    def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
-        raise AssertionError("factors() was refused before")
 
-    def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> NoFactors:
-        return self
+def factor_spectrum(factor: Tensor, name: str) -> Tensor:
+    """The eigenvalues of a factor (q, m, m) of parameter ``name``; what has two dimensions holds them already. (q, m).
+
+    Raises:
+        NotPositiveDefiniteError: see :func:`ntkml.linalg.spectrum`.
+    """
+    return factor if factor.ndim == 2 else spectrum(factor, _described(name))
+
+
+def factor_eigensystem(factor: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+    """What :func:`factor_spectrum` returns, and the eigenvectors (q, m, m), None of a diagonal factor."""
+    return (factor, None) if factor.ndim == 2 else eigensystem(factor, _described(name))
+
+
+def _described(name: str) -> str:
+    return f"{name!r} (structure kfac)"
+
+
+def _in_blocks(rows: Tensor) -> Tensor:
+    """Rows (n, k, *shape) by the blocks of :class:`ExactBlocks`, (n * k, q, m)."""
+    n, k, *shape = rows.shape
+    sizes = [(prod(shape[:leading]), prod(shape[leading:])) for leading in range(len(shape) + 1)]
+    count, size = next((q, m) for q, m in sizes if q * m**3 <= MAX_BLOCK_WORK or m == 1)
+    return rows.reshape(n * k, count, size)
+
+
+def _block_grams(rows: Tensor) -> Tensor:
+    """R^T R of every block in float64. (b, q, m) -> (q, m, m)."""
+    if rows.shape[1] == 1:
+        return gram(rows[:, 0].T).unsqueeze(0)
+    step = max(1, _TILE_ENTRIES // (rows.shape[0] * rows.shape[2]))
+    tiles = (tile.transpose(0, 1).double() for tile in rows.split(step, dim=1))  # (q, b, m)
+    return torch.cat([tile.mT @ tile for tile in tiles])
 
 
 def _gram_of_vectors(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import ExactBlocks, KroneckerPart, NoFactors
+from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
 from ntkml.linalg import gram
 
 #: Squares that are added in the dtype of the rows before their sums are added in float64.
@@ -86,24 +86,20 @@ class PlainRows(ABC):
 
 @dataclass(frozen=True)
 class ElementwiseRows(PlainRows):
-    """Scales and biases, which have as many parameters as channels at most: few enough for exact blocks in KFAC.
+    """Scales and biases: their rows are there at once. ``values``: (n, k, *shape) by parameter."""
 
-    ``values``: (n, k, size) by parameter.
-    """
-
-    layer: str
     values: Mapping[str, Tensor]
 
     @property
     def counts(self) -> tuple[int, int]:
-        n, k, _ = next(iter(self.values.values())).shape
+        n, k, *_ = next(iter(self.values.values())).shape
         return n, k
 
     def rows(self) -> dict[str, Tensor]:
-        return dict(self.values)
+        return {key: values.reshape(*self.counts, -1) for key, values in self.values.items()}
 
     def reduced(self) -> KroneckerPart:
-        return ExactBlocks(self.layer, self.values)
+        return ExactBlocks(self.values)
 
 
 def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,11 +114,6 @@ def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
         for key, row in rows.items()
     }
-
-
-def no_factors(layer: str, keys: tuple[str, ...], why: str) -> NoFactors:
-    """The reduction of a layer that KFAC has no factors for; ``why`` stands in the message."""
-    return NoFactors(tuple(qualified(layer, key) for key in keys), why)
 
 
 def qualified(layer: str, key: str) -> str:

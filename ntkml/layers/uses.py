@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ntkml.layers import conv, elementwise, linear
-from ntkml.layers.embedding import embedding_rows
+from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
 from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
 from ntkml.layers.patches import Patches
@@ -100,11 +100,12 @@ class EmbeddingUse:
     num_views: int
 
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
-        return embedding_rows(self.name, self.module, self.inputs, pulled[0], self.num_views)
+        return embedding_rows(self.module, self.inputs, pulled[0], self.num_views)
 
     def over_views(self) -> EmbeddingUse:
-        """Indices have no mean; KFAC refuses the layer whatever stands here."""
-        return replace(self, inputs=self.inputs[:: self.num_views], num_views=1)
+        """Raises ValueError where the views of an input have other indices."""
+        indices = common_indices(self.inputs.unflatten(0, (-1, self.num_views)))
+        return replace(self, inputs=indices, num_views=1)
 
     def detached(self) -> EmbeddingUse:
         return self
@@ -120,8 +121,8 @@ class ElementwiseUse:
     num_views: int
 
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
-        summed = [g.reshape(-1, self.num_views, g.shape[1], g.shape[2:].numel()).sum(1) for g in pulled]  # (n, k, size)
-        return ElementwiseRows(self.name, dict(zip(self.keys, summed, strict=True)))
+        summed = [g.unflatten(0, (-1, self.num_views)).sum(1) for g in pulled]  # (n, k, *shape)
+        return ElementwiseRows(dict(zip(self.keys, summed, strict=True)))
 
     def over_views(self) -> ElementwiseUse:
         return replace(self, num_views=1)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ntkml.layers.kronecker import factor_spectrum
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
-from ntkml.linalg import gram, spectrum
+from ntkml.linalg import gram
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
 
 #: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or some at a time.
@@ -116,7 +117,7 @@ class ChunkedRows:
             made = merge_factors({layer: rows.reduced()}, self._values_only, moments=first)
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
-                    second_moment = [spectrum(moment, f"{name!r} (structure kfac)") for moment in second_moment]
+                    second_moment = [factor_spectrum(moment, name) for moment in second_moment]
                 if name not in self._factors:
                     self._factors[name] = (scatter, *second_moment)
                     continue

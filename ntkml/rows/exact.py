@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from ntkml.layers.kronecker import KroneckerPart
-from ntkml.layers.layer_rows import LayerRows, PlainRows, no_factors, parted, qualified
+from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
+from ntkml.layers.layer_rows import LayerRows, PlainRows, parted, qualified
 from ntkml.parameters import called_with, without_gradient_hooks
 from ntkml.rows.plain_passes import plain_attention, plain_pass, stored_as_before
 
@@ -45,26 +45,26 @@ class ExactForward:
 
     def __init__(self, model: nn.Module, plan: RowPlan, inputs: Tensor, num_views: int, differentiable: bool):
         """inputs: (n * S, ...), the S views of one datum adjacent. ``differentiable``: rows keep their graph."""
-        self.plan = plan
+        self._plan = plan
         self._model, self._differentiable = model, differentiable
         self._views = inputs.unflatten(0, (-1, num_views))  # (n, S, ...)
 
     def rows_by_layer(self, factor: Tensor) -> dict[str, LayerRows]:
         """The rows of every group, computed together when the first one is asked for. factor: (n, C, k)."""
         pulled = PulledRows(self, factor)
-        return {layer: ExactGroup(layer, keys, pulled) for layer, keys in self.plan.groups().items()}
+        return {layer: ExactGroup(layer, keys, pulled) for layer, keys in self._plan.groups().items()}
 
     def pull_back(self, cotangents: Tensor) -> dict[str, Tensor]:
-        """The row of every input. cotangents: (n, C) -> by parameter (n, size)."""
-        if self.plan.vectorised:
+        """The row of every input. cotangents: (n, C) -> by parameter (n, *shape)."""
+        if self._plan.vectorised:
             outputs, copies = self._together
-            return dict(zip(self.plan.exact, self._gradients(outputs, copies, cotangents), strict=True))
-        weights = [self._model.get_parameter(name) for name in self.plan.exact]
+            return dict(zip(self._plan.exact, self._gradients(outputs, copies, cotangents), strict=True))
+        weights = [self._model.get_parameter(name) for name in self._plan.exact]
         by_input = [
             self._gradients(outputs, weights, v.unsqueeze(0))
             for outputs, v in zip(self._one_by_one, cotangents, strict=True)
         ]
-        return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self.plan.exact)}
+        return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self._plan.exact)}
 
     def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
         with without_gradient_hooks(leaves):
@@ -76,7 +76,7 @@ class ExactForward:
                 create_graph=self._differentiable,
                 allow_unused=True,
             )
-        shapes = [(len(outputs), leaf.numel() // (len(outputs) if self.plan.vectorised else 1)) for leaf in leaves]
+        shapes = [leaf.shape if self._plan.vectorised else (1, *leaf.shape) for leaf in leaves]
         return [
             outputs.new_zeros(shape) if g is None else (g.to_dense() if g.is_sparse else g).reshape(shape)
             for g, shape in zip(found, shapes, strict=True)
@@ -86,7 +86,7 @@ class ExactForward:
     def _together(self) -> tuple[Tensor, list[Tensor]]:
         """Outputs (n, C) and the copies (n, *shape) that their graph leads to; made once for all cotangents."""
         n = len(self._views)
-        weights = {name: self._model.get_parameter(name).detach() for name in self.plan.exact}
+        weights = {name: self._model.get_parameter(name).detach() for name in self._plan.exact}
         copies = {name: w.expand(n, *w.shape).requires_grad_() for name, w in weights.items()}
 
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ class PulledRows:
     """The rows of all planned parameters for one factor (n, C, k), computed when they are first used."""
 
     def __init__(self, forward: ExactForward, factor: Tensor):
-        self.plan, self.counts = forward.plan, (factor.shape[0], factor.shape[2])
+        self.counts = factor.shape[0], factor.shape[2]
         self._forward, self._factor = forward, factor
 
     @cached_property
     def rows(self) -> dict[str, Tensor]:
-        """By parameter, (n, k, size)."""
+        """By parameter, (n, k, *shape)."""
         columns = [self._forward.pull_back(v) for v in self._factor.unbind(-1)]
-        return {name: torch.stack([column[name] for column in columns], dim=1) for name in self.plan.exact}
+        return {name: torch.stack([column[name] for column in columns], dim=1) for name in columns[0]}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,11 @@ class ExactGroup(PlainRows):
         return self.pulled.counts
 
     def rows(self) -> dict[str, Tensor]:
-        return {key: self.pulled.rows[qualified(self.layer, key)] for key in self.keys}
+        return {key: row.reshape(*self.counts, -1) for key, row in self._shaped().items()}
 
     def reduced(self) -> KroneckerPart:
-        return no_factors(self.layer, self.keys, self.pulled.plan.exact[qualified(self.layer, self.keys[0])])
+        return ExactBlocks(self._shaped())
+
+    def _shaped(self) -> dict[str, Tensor]:
+        """(n, k, *shape) by parameter."""
+        return {key: self.pulled.rows[qualified(self.layer, key)] for key in self.keys}

@@ -142,7 +142,7 @@ def _route(model: nn.Module, few: Tensor, exact: Mapping[str, str], looks: Looks
         wrong = [
             name
             for name in exact
-            if not all(_agree(row, look, name) for row, look in zip(rows[name], looks.alone, strict=True))
+            if not all(_agree(row.flatten(), look, name) for row, look in zip(rows[name], looks.alone, strict=True))
         ]
         if not wrong:
             return plan

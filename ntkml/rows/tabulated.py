@@ -8,13 +8,13 @@ weights, noise and rounding for all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
-from ntkml.layers.layer_rows import LayerRows, qualified
-from ntkml.layers.positions import Positions
+from ntkml.layers.layer_rows import qualified
 from ntkml.linalg import channel_gram, gram
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
@@ -193,28 +193,26 @@ class _EmptyTable:
         for name, shape in self.shapes.items():
             self.rows[name] = captured.outputs.new_empty(self.num_inputs, num_outputs, shape.numel())
 
-    def keep(self, name: str, chunk: slice, output: int, layer: LayerRows) -> None:
-        """Add one chunk and output of what KFAC keeps of a layer; scales and biases keep the table's own rows."""
-        if isinstance(layer, Positions):
-            self._keep_positions(name, chunk, output, layer)
-        elif name not in self.kept:
-            reduced = layer.reduced()
-            if isinstance(reduced, ExactBlocks):
-                reduced = ExactBlocks(name, {key: self.rows[qualified(name, key)] for key in reduced.rows})
-            self.kept[name] = reduced
+    def keep(self, name: str, chunk: slice, output: int, reduced: KroneckerPart) -> None:
+        """Add one chunk and output of what KFAC keeps of a layer; exact blocks keep the table's own rows."""
+        if isinstance(reduced, KroneckerInputs):
+            self._keep_inputs(name, chunk, output, reduced)
+        elif name not in self.kept and isinstance(reduced, ExactBlocks):
+            by_key = {key: qualified(name, key) for key in reduced.rows}
+            pairs = self.outputs.shape
+            self.kept[name] = ExactBlocks(
+                {key: self.rows[whole].reshape(*pairs, *self.shapes[whole]) for key, whole in by_key.items()}
+            )
 
-    def _keep_positions(self, name: str, chunk: slice, output: int, positions: Positions) -> None:
+    def _keep_inputs(self, name: str, chunk: slice, output: int, reduced: KroneckerInputs) -> None:
         if output == 0:
-            reduced = positions.reduced()
             own = reduced.inputs
             if name not in self.kept:
                 inputs = own.new_empty(self.num_inputs, *own.shape[1:])
-                gradients = reduced.gradients.new_empty(
-                    self.num_inputs, self.outputs.shape[1], *reduced.gradients.shape[2:]
-                )
-                self.kept[name] = KroneckerInputs(lambda: inputs, gradients, reduced.weight, reduced.bias)
+                gradients = reduced.gradients.new_empty(*self.outputs.shape, *reduced.gradients.shape[2:])
+                self.kept[name] = replace(reduced, made_inputs=lambda: inputs, gradients=gradients)
             self._inputs_of(name).inputs[chunk] = own
-        self._inputs_of(name).gradients[chunk, output] = positions.summed_gradients[:, 0]
+        self._inputs_of(name).gradients[chunk, output] = reduced.gradients[:, 0]
 
     def _inputs_of(self, name: str) -> KroneckerInputs:
         kept = self.kept[name]
@@ -234,4 +232,4 @@ def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecke
             for key, row in layer.rows().items():
                 table.rows[qualified(name, key)][chunk, output] = row[:, 0]
             if kronecker:
-                table.keep(name, chunk, output, layer)
+                table.keep(name, chunk, output, layer.reduced())

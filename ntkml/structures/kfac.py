@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkml.linalg import eigensystem, log_det_from_spectrum, spectrum
+from ntkml.layers.kronecker import factor_eigensystem, factor_spectrum
+from ntkml.linalg import log_det_from_spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
@@ -15,6 +16,9 @@ from ntkml.structures.adjoints import KroneckerAdjoint
 
 class KFAC:
     """sum over tensors and eigenvalue pairs of log(1 + g_i a_j / delta_l); a bias has one factor, a weight two.
+
+    A parameter of another kind (scales, attention, raw, tied or reused ones) has one factor for each of its blocks, which
+    are exact (:class:`ntkml.layers.kronecker.ExactBlocks`).
 
     Exact for one datum of a linear layer and for the weights of a deep linear network under squared loss; elsewhere an
     approximation of blockdiag that may fall on either side of it.
@@ -25,15 +29,16 @@ class KFAC:
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes
         self._num_inputs = rows.num_inputs
-        self._systems: dict[str, list[tuple[Tensor, Tensor]]] = {}  # with eigenvectors, which only the adjoint needs
+        self._systems: dict[
+            str, list[tuple[Tensor, Tensor | None]]
+        ] = {}  # with eigenvectors, which only the adjoint needs
         self._eigenvalues = {}
         for name, factors in rows.kronecker_factors().items():
-            where = f"{name!r} (structure kfac)"
             if rows.adjoint_follows:
-                self._systems[name] = [eigensystem(factor, where) for factor in factors]
+                self._systems[name] = [factor_eigensystem(factor, name) for factor in factors]
                 values = [eigenvalues for eigenvalues, _ in self._systems[name]]
             else:
-                values = [factor if factor.ndim == 2 else spectrum(factor, where) for factor in factors]
+                values = [factor_spectrum(factor, name) for factor in factors]
             self._eigenvalues[name] = _product_spectrum(*values)
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
@@ -67,8 +72,8 @@ def _product_spectrum(first: Tensor, *others: Tensor) -> Tensor:
     return first.flatten()
 
 
-def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor]], precision: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of sum log(1 + g_i a_j / delta) in every factor: U diag(sum over the others) U^T. (q, m, m) each."""
+def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor | None]], precision: Tensor) -> tuple[Tensor, ...]:
+    """Gradient of sum log(1 + g_i a_j / delta) in every factor, shaped like it: U diag(sum over the others) U^T."""
     values = [eigenvalues for eigenvalues, _ in systems]  # (q, m) each
     if len(values) == 1:
         weights = [1.0 / (precision + values[0])]
@@ -77,6 +82,6 @@ def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor]], precision: Tenso
         shared = 1.0 / (precision + g * a)  # (q, o, d)
         weights = [(a * shared).sum(2), (g * shared).sum(1)]
     return tuple(
-        vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
+        weight if vectors is None else vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
         for weight, (_, vectors) in zip(weights, systems, strict=True)
     )

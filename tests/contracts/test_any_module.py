@@ -19,7 +19,7 @@ from ntkml.rows.tabulated import TabulatedRows, tabulate
 from ntkml.structures import structure_named
 from tests.dense import dense_jacobian
 from tests.factories import STRUCTURES, Case, assert_same, generator, make_prior
-from tests.networks import CLASSES, NETWORKS, WITH_EXACT_ROWS, WITH_KFAC, WITHOUT_KFAC, case_of, pairs
+from tests.networks import CLASSES, NETWORKS, WITH_EXACT_ROWS, case_of, pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,35 +56,24 @@ def test_rows_are_those_of_jacrev_and_the_plan_is_as_expected(name, num_views):
     assert_same(rows.total_gram(), expected @ expected.T)
 
 
-@pytest.mark.parametrize(("name", "outputs"), pairs(WITHOUT_KFAC, "C", "1", "tree"))
-def test_kfac_refuses_what_has_no_factors_by_name(name, outputs):
-    case, kind = case_of(name), NETWORKS[name]
-    without = [key for key in case.shapes if module_of(key) in (*kind.exact, *kind.no_kfac)]
-    with pytest.raises(ValueError, match="kfac has no meaning for parameter") as refusal:
-        case.estimate(f"kfac-3-{outputs}")
-    assert any(repr(key) in str(refusal.value) for key in without)
-    assert "use ntk, blockdiag or diag, or freeze it with requires_grad_(False)" in str(refusal.value)
-    for key in without:
-        case.model.get_parameter(key).requires_grad_(False)
-    assert case_of_model(case).estimate(f"kfac-3-{outputs}").log_det > 0
-
-
-@pytest.mark.parametrize(("name", "outputs"), pairs(WITH_KFAC, "C", "1", "tree"))
-def test_kfac_takes_scales_and_biases_as_exact_blocks(name, outputs):
-    """A sum over tensors: leaving scales and biases out leaves their terms of blockdiag out."""
+@pytest.mark.parametrize(("name", "outputs"), pairs(NETWORKS, "C", "1", "tree"))
+def test_kfac_takes_what_is_no_kronecker_product_as_exact_blocks(name, outputs):
+    """A sum over tensors: leaving scales, biases and exact rows out leaves their terms of blockdiag out."""
     case = case_of(name)
-    small = elementwise_parameters(case.model)
-    everything = case.estimate(f"kfac-3-{outputs}").log_det
-    set_trainable(case.model, lambda key: key not in small)
-    others = case_of_model(case).estimate(f"kfac-3-{outputs}").log_det
-    set_trainable(case.model, lambda key: key in small)
-    blocks = torch.zeros(())
-    if small:
-        _, partition = case.partition(f"blockdiag-3-{outputs}")
+    blocks = elementwise_parameters(case.model) | {key for key in case.shapes if module_of(key) in NETWORKS[name].exact}
+    expected = torch.zeros((), dtype=torch.float64)
+    if len(blocks) < len(case.shapes):
+        set_trainable(case.model, lambda key: key not in blocks)
+        expected += case_of_model(case).estimate(f"kfac-3-{outputs}").log_det
+    if blocks:
+        set_trainable(case.model, lambda key: key in blocks)
         alone = case_of_model(case)
-        blocks = alone.bound_log_det("blockdiag", outputs, partition, torch.ones(alone.num_params))
-        assert_same(alone.estimate(f"kfac-3-{outputs}").log_det, blocks)
-    assert_same(everything, others + blocks)
+        _, partition = alone.partition(f"blockdiag-3-{outputs}")
+        exact = alone.bound_log_det("blockdiag", outputs, partition, torch.ones(alone.num_params))
+        assert_same(alone.estimate(f"kfac-3-{outputs}").log_det, exact)
+        expected += exact
+    set_trainable(case.model, lambda key: True)
+    assert_same(case_of_model(case).estimate(f"kfac-3-{outputs}").log_det, expected)
 
 
 def elementwise_parameters(model):
@@ -137,7 +126,8 @@ def test_a_batch_that_is_cut_has_other_positions_in_every_chunk(estimator):
 @pytest.mark.parametrize(("name", "num_views"), pairs(TABULATED, 3, 1))
 def test_tables_hold_the_same_rows(name, num_views):
     case = case_of(name, num_inputs=4)
-    x = NETWORKS[name].inputs(4 * num_views)
+    kind = NETWORKS[name]
+    x = kind.inputs(4 * num_views) if kind.vocabulary is None else kind.inputs(4).repeat_interleave(num_views, 0)
     table = tabulate(
         case.model, lambda start, stop: x[start * num_views : stop * num_views], 4, case.plan, num_views, chunk=3
     )
@@ -150,10 +140,6 @@ def test_tables_hold_the_same_rows(name, num_views):
     captured = capture(case.model, views, num_views, plan=check_model(case.model, x))
     fresh = CapturedRows(captured, factor[block], case.shapes, keep_graph=True)
     for structure in STRUCTURES:
-        if structure == "kfac" and name in WITHOUT_KFAC:
-            with pytest.raises(ValueError, match="kfac has no meaning for parameter"):
-                structure_named(structure)(cut)
-            continue
         prior = make_prior("layerwise", case)
         kept, made = (structure_named(structure)(rows).log_det(prior) for rows in (cut, fresh))
         assert_same(kept, made)
@@ -194,7 +180,7 @@ def test_the_log_names_exact_rows_once(name, caplog):
         )
 
 
-@pytest.mark.parametrize("name", WITH_KFAC)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WITH_EXACT_ROWS])
 def test_captured_networks_say_nothing(name, caplog):
     case_of(name).estimate("ntk-3-1")
     assert not caplog.records

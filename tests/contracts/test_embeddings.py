@@ -11,15 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ntkml.layers import embedding as embedding_module
 from ntkml.layers.embedding import EmbeddingRows
+from ntkml.objective import MarginalLikelihood
 from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
 from ntkml.rows.pulled import rows_by_layer
-from tests.factories import (
-    assert_same,
-    generator,
-    seeded,
-)
+from tests.factories import assert_same, generator, seeded
 from tests.layer_examples import dense_rows
+from tests.objectives import Slope, everything
 
 
 def pairs_of_words(num_inputs, num_entries):
@@ -56,7 +54,7 @@ def test_the_kernel_of_an_embedding_holds_no_pairs_of_positions(vocabulary):
     """Texts that share few tokens, many or all of them, some several times."""
     n, k, t, d = 3, 2, 60, 5
     indices = torch.randint(vocabulary, (n, t), generator=generator(7))
-    rows = EmbeddingRows("", indices, torch.randn(n, k, t, d, generator=generator(8), dtype=torch.float64), vocabulary)
+    rows = EmbeddingRows(indices, torch.randn(n, k, t, d, generator=generator(8), dtype=torch.float64), vocabulary)
     expected = rows.row("weight").flatten(0, 1)
     with largest() as sizes:
         found = rows.gram("weight")
@@ -84,3 +82,62 @@ def test_embeddings_whose_gradient_is_no_derivative_are_refused(setting):
     model = seeded(nn.Sequential(nn.Embedding(5, 4, **setting), nn.Flatten(), nn.Linear(8, 3)))
     with pytest.raises(ValueError, match=f"Embedding '0' has {next(iter(setting))}, under which .*leave it out"):
         check_model(model, pairs_of_words(3, 5))
+
+
+class Repeated(nn.Module):
+    """Views of an input that are all the same."""
+
+    def __init__(self, num_views):
+        super().__init__()
+        self.num_views = num_views
+
+    def draw(self, num_inputs, generator=None):
+        return torch.zeros(num_inputs, self.num_views)
+
+    def forward(self, x, noise):
+        return x.repeat_interleave(self.num_views, 0)
+
+
+def one_hot(indices, num_entries, padding):
+    vectors = nn.functional.one_hot(indices, num_entries).double()
+    if padding is not None:
+        vectors[..., padding] = 0.0
+    return vectors
+
+
+@pytest.mark.parametrize("padding", [None, 1])
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("estimator", ["kfac-N-C", "kfac-3-1", "kfac-4-tree"])
+def test_kfac_takes_an_embedding_as_a_linear_layer_of_one_hot_vectors(estimator, num_views, padding):
+    rest = [Slope(), nn.Flatten(), nn.Linear(8, 3)]
+    words = seeded(nn.Sequential(nn.Embedding(6, 4, padding_idx=padding), *rest))
+    linear = nn.Linear(6, 4, bias=False).double()
+    with torch.no_grad():
+        if padding is not None:
+            words[0].weight[padding] = 0.0
+        linear.weight.copy_(words[0].weight.T)
+    x, y = pairs_of_words(7, 6), torch.arange(7) % 3
+    found = []
+    for model, inputs in ((words, x), (nn.Sequential(linear, *rest), one_hot(x, 6, padding))):
+        for chunk in (None, 2):
+            views = Repeated(num_views)
+            objective = MarginalLikelihood(model, estimator, prior="layerwise", augmentation=views, chunk=chunk)
+            objective.resample(inputs, y, generator(2))
+            found.append({**everything(objective, inputs, y), "estimate": objective.estimate(inputs, y).total})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for key, value in other.items():
+            assert_same(value, found[0][key])
+
+
+def test_kfac_refuses_views_with_other_indices():
+    class Shifted(Repeated):
+        def forward(self, x, noise):
+            return (x.unsqueeze(1) + torch.arange(self.num_views).unsqueeze(1)).flatten(0, 1)
+
+    model = seeded(nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.Linear(8, 3)))
+    x, y = pairs_of_words(7, 6), torch.arange(7) % 3
+    MarginalLikelihood(model, "ntk-4-1", augmentation=Shifted(2)).backward(x, y)
+    objective = MarginalLikelihood(model, "kfac-4-1", augmentation=Shifted(2))
+    with pytest.raises(ValueError, match="an embedding only if all views of an input have the same indices: use ntk"):
+        objective.backward(x, y)

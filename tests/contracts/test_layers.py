@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml import log_marginal_likelihood
+from ntkml import Categorical, log_marginal_likelihood
 from ntkml.layers import LAYER_TYPES, kronecker, positions
 from ntkml.layers.fixup import Bias, Scale
+from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
-from tests.factories import (
-    assert_same,
-    generator,
-)
+from tests.dense import dense_log_det
+from tests.factories import assert_same, generator
 from tests.layer_examples import LAYERS, dense_rows, example, shapes_of, surrounded
 
 
@@ -131,10 +130,24 @@ def test_what_is_kept_of_a_scale_does_not_grow_with_its_input():
     assert pulled[0][0].shape == (6, 1)
 
 
-def test_kfac_refuses_exact_blocks_that_are_too_large(monkeypatch):
-    monkeypatch.setattr(kronecker, "MAX_EXACT_SIZE", 3)
-    model = surrounded(nn.LayerNorm(4), (4,))
-    x = torch.randn(3, 4, generator=generator(), dtype=torch.float64)
-    message = r"up to 3 entries as exact blocks, but 1.weight has 4: use ntk, blockdiag or diag, or freeze it"
-    with pytest.raises(ValueError, match=message):
-        log_marginal_likelihood(model, x, torch.zeros(3, dtype=torch.long), "kfac-N-C")
+@pytest.mark.parametrize(
+    ("most_work", "size"), [(24**3, 24), (24**3 - 1, 12), (2 * 12**3 - 1, 4), (6 * 4**3 - 1, 1), (0, 1)]
+)
+def test_kfac_divides_what_is_too_large_for_one_block_by_leading_indices(most_work, size, monkeypatch):
+    """Exact blocks of a LayerNorm over (2, 3, 4): all entries, 2 x 12, 6 x 4, or the diagonal."""
+    monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", most_work)
+    model = surrounded(nn.LayerNorm((2, 3, 4), bias=False), (2, 3, 4), trainable_head=False)
+    x = torch.randn(3, 2, 3, 4, generator=generator(), dtype=torch.float64)
+    y = torch.zeros(3, dtype=torch.long)
+    factor = Categorical().factor(model(x).detach(), "C", None)
+    rows = dense_rows(model, x, factor, 1)["1.weight"]
+    expected = dense_log_det(rows.T @ rows, torch.full((24,), 0.3, dtype=torch.float64), [size] * (24 // size))
+    assert_same(log_marginal_likelihood(model, x, y, "kfac-N-C", prior=0.3).log_det, expected)
+
+
+def test_many_blocks_are_made_some_at_a_time(monkeypatch):
+    rows = torch.randn(5, 1, 7, 2, generator=generator())
+    expected = torch.einsum("bkqm,bkqn->qmn", rows.double(), rows.double())
+    monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 7 * 2**3)
+    monkeypatch.setattr(kronecker, "_TILE_ENTRIES", 25)
+    assert_same(ExactBlocks({"weight": rows}).factors(True, True)["weight"][0], expected)
