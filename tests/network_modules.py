@@ -63,6 +63,45 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.embedding(x)).mean(1))
 
 
+class Attending(nn.Module):
+    """Attention, ``of`` kinds: to its own inputs, under masks, to others, or with the batch behind the sequence."""
+
+    def __init__(self, of: str = "", **settings: object) -> None:
+        super().__init__()
+        self.of = of
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": of != "sequence first", **settings})
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return self.head(torch.tanh(self.attended(x)).mean(1))
+
+    def attended(self, x: Tensor) -> Tensor:
+        causal = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        if self.of == "causal":
+            return self.attention(x, x, x, attn_mask=causal, need_weights=False, is_causal=True)[0]
+        if self.of == "two masks":
+            return self.attention(x, x, x, (x[..., 0] > 2.0).double().neg(), attn_mask=causal.double().mul(-0.7))[0]
+        if self.of == "a mask for every head":
+            near = (x[..., :2].unsqueeze(1) - x[..., :2].unsqueeze(2)).abs() < 3.0  # (n, T, T, heads)
+            return self.attention(x, x, x, attn_mask=~near.permute(0, 3, 1, 2).flatten(0, 1))[0]
+        if self.of == "other inputs":
+            return self.attention(x[:, :1], x, x)[0]
+        if self.of == "fewer channels":
+            return self.attention(x, x[..., :3], x[..., :3])[0]
+        if self.of == "sequence first":
+            x = x.transpose(0, 1)
+            return self.attention(x, x, x)[0].transpose(0, 1)
+        if self.of == "weights":
+            attended, weights = self.attention(x, x, x)
+            return attended + weights.sum(1).unsqueeze(-1)
+        if self.of == "twice":
+            x = self.attention(x, x, x)[0]
+        if self.of == "keywords":
+            return self.attention(query=x, key=x, value=x)[0]
+        return self.attention(x, x, x)[0]
+
+
 class OwnParameters(nn.Module):
     """Raw parameters beside layers."""
 

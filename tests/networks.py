@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -33,8 +34,6 @@ class Kind:
         return torch.randn(num_inputs, *self.shape, generator=generator(5), dtype=torch.float64)
 
 
-ENCODER_EXACT = ("encoder.self_attn", "encoder.self_attn.out_proj")
-
 NETWORKS = {
     "residual": Kind(modules.Residual, (4,)),
     "in-place ReLU": Kind(
@@ -61,9 +60,28 @@ NETWORKS = {
     "tied embedding": Kind(
         lambda: modules.Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
     ),
-    "transformer": Kind(modules.Encoder, (4,), exact=ENCODER_EXACT, vocabulary=5),
-    "transformer, norm first": Kind(lambda: modules.Encoder(norm_first=True), (4,), exact=ENCODER_EXACT, vocabulary=5),
-    "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), exact=ENCODER_EXACT, vocabulary=5),
+    "transformer": Kind(modules.Encoder, (4,), vocabulary=5),
+    "transformer, norm first": Kind(lambda: modules.Encoder(norm_first=True), (4,), vocabulary=5),
+    "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), vocabulary=5),
+    **{
+        f"attention: {of or 'plain'}": Kind(partial(modules.Attending, of), (3, 4))
+        for of in ("", "causal", "two masks", "a mask for every head")
+    },
+    "attention without bias": Kind(lambda: modules.Attending(bias=False), (3, 4)),
+    **{
+        f"attention: {of}": Kind(partial(modules.Attending, of), (3, 4), exact=("attention", "attention.out_proj"))
+        for of in ("other inputs", "sequence first", "twice", "keywords")
+    },
+    "attention with keys added": Kind(
+        lambda: modules.Attending(add_bias_kv=True), (3, 4), exact=("attention", "attention.out_proj")
+    ),
+    "attention to zeros": Kind(
+        lambda: modules.Attending(add_zero_attn=True), (3, 4), exact=("attention", "attention.out_proj")
+    ),
+    "attention with keys of another size": Kind(
+        lambda: modules.Attending("fewer channels", kdim=3, vdim=3), (3, 4), exact=("attention", "attention.out_proj")
+    ),
+    "attention: weights": Kind(lambda: modules.Attending("weights"), (3, 4), exact=("attention",)),
     "raw parameters": Kind(modules.OwnParameters, (4,), exact=("",)),
     "module used twice": Kind(modules.Reused, (4,), exact=("layer", "norm")),
     "tied weights": Kind(modules.Tied, (4,), exact=("first", "second")),

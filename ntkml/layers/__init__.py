@@ -2,7 +2,7 @@
 
 Linear and convolutional layers are one shared linear map applied at many positions: a linear layer on vectors has one
 position, a convolution one per output pixel, and an average over S augmentation views multiplies the positions by S.
-Embeddings are such a map of one-hot inputs; normalisation, scale and bias layers act elementwise. Every use of a layer
+The projections of attention are linear layers, embeddings such a map of one-hot inputs; normalisation, scale and bias layers act elementwise. Every use of a layer
 gives its :class:`~ntkml.layers.layer_rows.LayerRows`; everything above knows only those.
 """
 
@@ -13,7 +13,13 @@ from torch import nn
 from ntkml.layers import elementwise
 
 #: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.rows.exact`).
-LAYER_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.Embedding, *elementwise.TYPES)
+LAYER_TYPES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    *elementwise.TYPES,
+)
 
 
 def computes_as_known(module: nn.Module) -> bool:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: The names of weight and bias.
+PARAMETERS = ("weight", "bias")
+
 
 def unsupported(module: nn.Conv2d) -> str | None:
     """Padding that im2col does not reproduce."""

@@ -106,7 +106,7 @@ class EmbeddingRows:
         indices = common_indices(self.indices.unflatten(1, (self.num_views, -1)))
         summed = self.pulled.unflatten(2, (self.num_views, -1)).sum(2)
         inputs, gradients = indices[:, None, None], summed.mT.unsqueeze(2)  # (n, 1, 1, T), (n, k, 1, d, T)
-        return KroneckerIndices(lambda: inputs, gradients, True, False, self.num_entries, self.padding_idx)
+        return KroneckerIndices(lambda: inputs, gradients, "weight", "", self.num_entries, self.padding_idx)
 
 
 def common_indices(indices: Tensor) -> Tensor:

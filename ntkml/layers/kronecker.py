@@ -44,13 +44,14 @@ class KroneckerPart(Protocol):
 class KroneckerInputs:
     """The reduced inputs (n, q, d, T) and gradients (n, k, q, o, T) of a linear map shared by T positions.
 
-    ``made_inputs`` makes the inputs where they are asked for: patches are not held beside those of other layers.
+    ``made_inputs`` makes the inputs where they are asked for: patches are not held beside those of other layers. ``weight`` and
+    ``bias``: the names of the parameters, or "".
     """
 
     made_inputs: Callable[[], Tensor]
     gradients: Tensor
-    weight: bool
-    bias: bool
+    weight: str
+    bias: str
 
     @property
     def inputs(self) -> Tensor:
@@ -66,11 +67,11 @@ class KroneckerInputs:
         summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
         factors: dict[str, tuple[Tensor, ...]] = {}
         if self.weight:
-            factors["weight"] = (summed / num_positions,)
+            factors[self.weight] = (summed / num_positions,)
         if self.weight and moments:
-            factors["weight"] += (self._second_moment(spectra_only) / n,)
+            factors[self.weight] += (self._second_moment(spectra_only) / n,)
         if self.bias:
-            factors["bias"] = (summed,)
+            factors[self.bias] = (summed,)
         return factors
 
     def _second_moment(self, spectra_only: bool) -> Tensor:
@@ -86,11 +87,11 @@ class KroneckerInputs:
         total = self.gradients.new_zeros(())
         num_positions = self.gradients.shape[-1]
         if self.weight:
-            summed, second_moment = gradients["weight"]
+            summed, second_moment = gradients[self.weight]
             total = total + _quadratic(summed / num_positions, self.gradients.flatten(0, 1))
             total = total + self._paired_moment(second_moment / num_inputs)
         if self.bias:
-            total = total + _quadratic(gradients["bias"][0], self.gradients.flatten(0, 1))
+            total = total + _quadratic(gradients[self.bias][0], self.gradients.flatten(0, 1))
         return total
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerInputs:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+#: The names of weight and bias.
+PARAMETERS = ("weight", "bias")
+
 
 def fan_in(module: nn.Linear) -> int:
     """Entries of one row of the weight."""

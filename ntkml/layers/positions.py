@@ -29,16 +29,16 @@ class Positions:
 
     Shapes: ``inputs`` (n, S, q, d, T), ``gradients`` (n, S, k, q, o, T), with S views, q groups of channels, fan-in d,
     fan-out o and T positions. ``patches`` takes the inputs of every position, where they are asked for, from ``source``, what
-    the layer was given; ``weight`` and ``bias`` say which of the two parameters exists and is trainable; ``grouped`` is the
-    shorter way to the rows of a convolution, where there is one.
+    the layer was given; ``weight`` and ``bias`` are the names of the two parameters, "" of one that does not exist or is not
+    trainable; ``grouped`` is the shorter way to the rows of a convolution, where there is one.
     """
 
     source: Tensor
     patches: Patches
     fan_in: int
     gradients: Tensor
-    weight: bool
-    bias: bool
+    weight: str
+    bias: str
     grouped: GroupedConvolution | None = None
 
     @property
@@ -58,11 +58,11 @@ class Positions:
 
     def rows(self) -> dict[str, Tensor]:
         """Explicit Jacobian rows by parameter. Shape (n, k, size) each."""
-        return {key: self.row(key) for key, there in (("weight", self.weight), ("bias", self.bias)) if there}
+        return {key: self.row(key) for key in (self.weight, self.bias) if key}
 
     def row(self, key: str) -> Tensor:
-        """Explicit Jacobian rows of "weight" or "bias". Shape (n, k, size)."""
-        return self._weight_rows() if key == "weight" else self._bias_rows()
+        """Explicit Jacobian rows of one parameter. Shape (n, k, size)."""
+        return self._weight_rows() if key == self.weight else self._bias_rows()
 
     def _bias_rows(self) -> Tensor:
         """(n, k, q * o)."""
@@ -80,16 +80,16 @@ class Positions:
         # One position: (g a^T)^2 = g^2 (a^2)^T entry by entry, summed over inputs and cotangents without any row.
         g = self.gradients.square().sum((1, 2, 5)).double()  # (n, q, o)
         a = self.inputs.square().sum((1, 4)).double()  # (n, q, d)
-        squares = {"weight": torch.einsum("nqo,nqd->qod", g, a).flatten()}
-        return squares | (squares_of({"bias": self._bias_rows()}) if self.bias else {})
+        squares = {self.weight: torch.einsum("nqo,nqd->qod", g, a).flatten()}
+        return squares | (squares_of({self.bias: self._bias_rows()}) if self.bias else {})
 
     def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """See :class:`~ntkml.layers.layer_rows.LayerRows`; <V, g a^T> is taken as <V a, g>, so that no row is made."""
         total = self.gradients.new_zeros(())
         if self.weight:
-            total = total + self._paired_weight(gradients["weight"])
+            total = total + self._paired_weight(gradients[self.weight])
         if self.bias:
-            total = total + (gradients["bias"] * self._bias_rows()).sum()
+            total = total + (gradients[self.bias] * self._bias_rows()).sum()
         return total
 
     def _paired_weight(self, gradient: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ class Positions:
         return product.transpose(1, 2).reshape(n, k, q * o * d)
 
     def gram(self, key: str) -> Tensor:
-        """Float64 Gram matrix of "weight" or "bias" over all (input, cotangent) pairs by the direct route, without rows.
+        """Float64 Gram matrix of one parameter over all (input, cotangent) pairs by the direct route, without rows.
 
         <J[n,k], J[m,j]> = sum over pairs of positions of <a[n,v,t], a[m,w,s]> <g[n,k,v,t], g[m,j,w,s]>.
         Shape (n * k, n * k), index order (input, cotangent).
         """
-        return self._weight_gram() if key == "weight" else gram(self._bias_rows().flatten(0, 1))
+        return self._weight_gram() if key == self.weight else gram(self._bias_rows().flatten(0, 1))
 
     def _weight_gram(self) -> Tensor:
         n, views, k, q, o, t = self.gradients.shape
@@ -160,7 +160,7 @@ class Positions:
 
     def rows_are_larger(self) -> bool:
         n, views, k, q, o, t = self.gradients.shape
-        return self.weight and n * k * q * o * self.fan_in > self.source.numel() + self.gradients.numel()
+        return bool(self.weight) and n * k * q * o * self.fan_in > self.source.numel() + self.gradients.numel()
 
     def joined(self, others: Sequence[Positions]) -> Positions | None:
         if any(other.source.shape[1:] != self.source.shape[1:] for other in others):

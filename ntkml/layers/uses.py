@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ntkml.layers import conv, elementwise, linear
+from ntkml.layers import attention, conv, elementwise, linear
 from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
 from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
@@ -43,7 +43,7 @@ class LayerUse(Protocol):
 
 @dataclass(frozen=True)
 class PositionsUse:
-    """A linear or convolutional layer: its input, kept, and the edge of its output."""
+    """A linear or convolutional layer, or a projection within attention: its input, kept, and the edge of its output."""
 
     name: str
     keys: tuple[str, ...]
@@ -58,13 +58,14 @@ class PositionsUse:
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
+        weight, bias = (key if key in self.keys else "" for key in code.PARAMETERS)
         return Positions(
             source=self.inputs,
             patches=self._patches,
             fan_in=code.fan_in(self.module),
             gradients=code.gradients(self.module, pulled[0], self.num_views),
-            weight="weight" in self.keys,
-            bias="bias" in self.keys,
+            weight=weight,
+            bias=bias,
             grouped=self.grouped(pulled[0]),
         )
 
@@ -137,26 +138,50 @@ def average_views(values: Tensor, num_views: int) -> Tensor:
 
 
 def use_of(
-    name: str, module: nn.Module, keys: tuple[str, ...], inputs: Tensor, output: Tensor, num_views: int, graph: bool
-) -> tuple[LayerUse, Tensor | None]:
-    """The use of a layer, and what its output is to be replaced by (None: it stays).
+    name: str,
+    module: nn.Module,
+    keys: tuple[str, ...],
+    given: tuple[Any, ...],
+    named: Mapping[str, Any],
+    output: Tensor,
+    num_views: int,
+    graph: bool,
+) -> tuple[LayerUse | None, Tensor | None]:
+    """The use of a layer, None without ``keys``, and what its output is to be replaced by (None: it stays).
 
-    inputs: (n * S, ...); output: what the layer gave for them; graph: whether inputs are kept with theirs.
+    given, named: the arguments of the call, the first one the inputs (n * S, ...); output: what the layer gave for them;
+    graph: whether inputs are kept with theirs.
     """
+    inputs: Tensor = given[0]
     if isinstance(module, elementwise.TYPES):
         own = elementwise.copies(module, len(inputs))
         edges = tuple(get_gradient_edge(own[key]) for key in keys)
         return ElementwiseUse(name, keys, edges, num_views), elementwise.output(module, inputs, own)
+    replaced = None
+    if isinstance(module, nn.MultiheadAttention):
+        output = attention.projected(module, inputs)
+        replaced = attention.output(module, output, given, named)
+        if not keys:
+            return None, replaced
     edge, kept = (get_gradient_edge(output),), inputs if graph else inputs.detach()
     if isinstance(module, nn.Embedding):
         return EmbeddingUse(name, keys, edge, module, kept, num_views), None
-    return PositionsUse(name, keys, edge, module, kept, num_views), None
+    return PositionsUse(name, keys, edge, module, kept, num_views), replaced
 
 
 def unsupported(module: nn.Module) -> str | None:
     """Why the rows of a module of a supported type would be wrong at its settings, or None."""
+    if isinstance(module, nn.MultiheadAttention):
+        return attention.unsupported(module)
     return conv.unsupported(module) if isinstance(module, nn.Conv2d) else None
 
 
+def unsupported_call(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Why the rows of a module would be wrong in a call with these arguments, or None."""
+    return attention.unsupported_call(module, given, named) if isinstance(module, nn.MultiheadAttention) else None
+
+
 def _code(module: nn.Module) -> ModuleType:
+    if isinstance(module, nn.MultiheadAttention):
+        return attention
     return conv if isinstance(module, nn.Conv2d) else linear

@@ -124,7 +124,7 @@ def _marked(
             flat = flat if flat.is_floating_point() else flat.double()
             marks[name] = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
 
-    with layer_hooks(model, RowPlan(reasons), lambda name, keys, module, given, output: mark(name, given)):
+    with layer_hooks(model, RowPlan(reasons), lambda name, keys, module, given, named, output: mark(name, given)):
         return model(inputs.clone()), marks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse, unsupported, use_of
+from ntkml.layers.uses import ElementwiseUse, LayerUse, unsupported, unsupported_call, use_of
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 
@@ -21,8 +21,10 @@ ROW_TYPES = (torch.float32, torch.float64)
 
 
 @contextmanager
-def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Call hook(name, keys, module, given, output) after every layer that can be captured.
+def layer_hooks(
+    model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | tuple[Tensor, ...] | None]
+) -> Iterator[None]:
+    """Call hook(name, keys, module, given, named, output) after every layer that can be captured.
 
     Before its owner's hooks, whatever those make of its output: they are a part of the network behind it. Not in the passes
     of other threads.
@@ -30,10 +32,11 @@ def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | No
     own = get_ident()
     handles = [
         module.register_forward_hook(
-            lambda module, given, output, name=name, keys=keys: (
-                hook(name, keys, module, given, output) if get_ident() == own else None
+            lambda module, given, named, output, name=name, keys=keys: (
+                hook(name, keys, module, given, named, output) if get_ident() == own else None
             ),
             prepend=True,
+            with_kwargs=True,
         )
         for name, keys, module in _captured_layers(model, plan)
     ]
@@ -45,15 +48,23 @@ def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | No
 
 
 def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
-    """Layers of a known type whose trainable parameters are all their own and take no exact rows."""
+    """Layers of a known type whose trainable parameters are all their own and take no exact rows.
+
+    Attention is among them for the layer inside it too, which only its hook calls; then without parameters of its own.
+    """
     weights = trainable_parameters(model)
-    for name, module in model.named_modules():
+
+    def captured(name: str, module: nn.Module) -> tuple[str, ...]:
         keys = tuple(key for key, parameter in module.named_parameters(recurse=False) if is_weight(parameter))
         full = [qualified(name, key) for key in keys]
-        if not keys or not computes_as_known(module) or unsupported(module) is not None:
-            continue
-        if all(key in weights and key not in plan.exact for key in full):
-            yield name, keys, module
+        return keys if all(key in weights and key not in plan.exact for key in full) else ()
+
+    for name, module in model.named_modules():
+        if computes_as_known(module) and unsupported(module) is None:
+            keys = captured(name, module)
+            inner = isinstance(module, nn.MultiheadAttention) and captured(qualified(name, "out_proj"), module.out_proj)
+            if keys or inner:
+                yield name, keys, module
 
 
 class Recorder:
@@ -68,32 +79,40 @@ class Recorder:
         self._versions: dict[str, tuple[Tensor, int]] = {}
 
     def record(
-        self, name: str, keys: tuple[str, ...], module: nn.Module, given: tuple[Any, ...], output: Tensor
-    ) -> Tensor | None:
+        self,
+        name: str,
+        keys: tuple[str, ...],
+        module: nn.Module,
+        given: tuple[Any, ...],
+        named: Mapping[str, Any],
+        output: Tensor | tuple[Tensor, ...],
+    ) -> Tensor | tuple[Tensor, ...] | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
-        problem = self._problem(name, given)
-        if not output.requires_grad:
-            if not torch._C._functorch.is_functorch_wrapped_tensor(output):
+        first, *others = output if isinstance(output, tuple) else (output,)  # attention gives its weights too
+        problem = self._problem(name, given) or unsupported_call(module, given, named)
+        if not first.requires_grad:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(first):
                 raise ValueError(
                     f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
                     "checkpoint use_reentrant=False"
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
-        check_row_type(f"layer {name!r} computes in", output)
+        check_row_type(f"layer {name!r} computes in", first)
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
-        use, replaced = use_of(name, module, keys, given[0], output, self._num_views, self._graph)
-        if not (self._checked or replaced is None or _close(replaced, output)):
+        use, replaced = use_of(name, module, keys, given, named, first, self._num_views, self._graph)
+        if not (self._checked or replaced is None or _close(replaced, first)):
             self.problems[name] = "a hook of all modules or a subclass changes what it computes"
             return None
-        self._seen[name] = use
+        if use is not None:
+            self._seen[name] = use
         if not self._checked:
             self.layer_inputs[name] = given[0].detach().clone()  # what comes after the layer may write over it
         bias_alone = isinstance(module, nn.Linear) and "weight" not in keys
-        if replaced is None and not bias_alone:  # torch's convolution keeps its input for a bias too
+        if not isinstance(use, ElementwiseUse) and not bias_alone:  # torch's convolution keeps its input for a bias too
             self._versions[name] = given[0], given[0]._version
-        return replaced
+        return (replaced, *others) if others and replaced is not None else replaced
 
     def _problem(self, name: str, given: tuple[Any, ...]) -> str | None:
         if not given:

@@ -21,8 +21,9 @@ from tests.layer_examples import LAYERS, dense_rows, example, shapes_of, surroun
 
 
 def test_every_supported_layer_type_is_covered_here():
-    """Embeddings, whose inputs are indices, have tests of their own."""
-    assert {type(make()) for make, _ in LAYERS.values()} | {nn.Embedding} == set(LAYER_TYPES)
+    """Embeddings, whose inputs are indices, have tests of their own; attention is among the networks of tests/networks."""
+    others = {nn.Embedding, nn.MultiheadAttention}
+    assert {type(make()) for make, _ in LAYERS.values()} | others == set(LAYER_TYPES)
 
 
 @pytest.mark.parametrize("num_views", [1, 3])
@@ -92,8 +93,8 @@ def test_a_frozen_parameter_stays_out(name, frozen):
 def test_the_cheaper_route_is_chosen():
     """Many inputs of one position and a wide layer: kernels of a and g; many positions and few weights: rows."""
     as_given = Patches(lambda inputs: inputs, lambda positions, shape: positions)
-    wide = Positions(torch.ones(9, 1, 1, 200, 1), as_given, 200, torch.ones(9, 1, 1, 1, 200, 1), True, True)
-    narrow = Positions(torch.ones(9, 1, 1, 2, 100), as_given, 2, torch.ones(9, 1, 1, 1, 2, 100), True, True)
+    wide = Positions(torch.ones(9, 1, 1, 200, 1), as_given, 200, torch.ones(9, 1, 1, 1, 200, 1), "weight", "bias")
+    narrow = Positions(torch.ones(9, 1, 1, 2, 100), as_given, 2, torch.ones(9, 1, 1, 1, 2, 100), "weight", "bias")
     assert wide.direct_is_cheaper()
     assert not narrow.direct_is_cheaper()
 

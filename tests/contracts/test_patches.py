@@ -60,7 +60,7 @@ def test_a_pairing_has_the_gradients_of_explicit_rows(name, by_view, monkeypatch
     pulled = torch.randn(len(source), k, *outputs.shape[1:], generator=generator(), dtype=torch.float64)
     gradients = code.gradients(module, pulled, num_views).requires_grad_()
     taking = Patches(lambda x: code.taken(module, num_views, x), lambda p, like: code.added(module, p, like))
-    layer = Positions(source, taking, code.fan_in(module), gradients, True, False)
+    layer = Positions(source, taking, code.fan_in(module), gradients, "weight", "")
     given = torch.randn(layer.row("weight").shape, generator=generator(), dtype=torch.float64)
     paired, explicit = layer.pair({"weight": given}), (given * layer.row("weight")).sum()
     assert_same(paired, explicit)
@@ -76,7 +76,7 @@ def test_a_pairing_refuses_a_second_derivative():
     """What it saves does not know where it comes from: a wrong number would follow."""
     source = torch.randn(2, 4, generator=generator(), requires_grad=True)
     taking = Patches(lambda x: linear.taken(None, 1, x), lambda p, like: linear.added(None, p, like))
-    layer = Positions(source, taking, 4, torch.ones(2, 1, 1, 1, 3, 1), True, False)
+    layer = Positions(source, taking, 4, torch.ones(2, 1, 1, 1, 3, 1), "weight", "")
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(layer.pair({"weight": torch.ones(2, 1, 12)}), source, create_graph=True)
 
