@@ -2,8 +2,9 @@
 
 Linear and convolutional layers are one shared linear map applied at many positions: a linear layer on vectors has one
 position, a convolution one per output pixel, and an average over S augmentation views multiplies the positions by S.
-The projections of attention are linear layers, embeddings such a map of one-hot inputs; normalisation, scale and bias layers act elementwise. Every use of a layer
-gives its :class:`~ntkml.layers.layer_rows.LayerRows`; everything above knows only those.
+The projections of attention are linear layers, and embeddings such maps of one-hot inputs; normalisation, scale and bias
+layers act elementwise. Every use of a layer gives its :class:`~ntkml.layers.layer_rows.LayerRows`; everything above knows
+only those.
 """
 
 from __future__ import annotations
