@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from ntkml.layers import elementwise
+from ntkml.layers import conv, elementwise
 
 #: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.rows.exact`).
 LAYER_TYPES: tuple[type[nn.Module], ...] = (
     nn.Linear,
-    nn.Conv2d,
+    *conv.TYPES,
     nn.Embedding,
     nn.MultiheadAttention,
     *elementwise.TYPES,

@@ -1,8 +1,9 @@
-"""nn.Conv2d: one position per output pixel, with the input patch under it (im2col)."""
+"""nn.Conv2d: one position per output pixel, with the input patch under it (im2col). nn.Conv1d: the same of images of height 1."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,13 @@ from torch.nn import functional as F
 PARAMETERS = ("weight", "bias")
 
 
-def unsupported(module: nn.Conv2d) -> str | None:
+#: Module types of this file.
+TYPES = (nn.Conv1d, nn.Conv2d)
+
+Convolution = nn.Conv1d | nn.Conv2d
+
+
+def unsupported(module: Convolution) -> str | None:
     """Padding that im2col does not reproduce."""
     if module.padding_mode != "zeros" and any(module._reversed_padding_repeated_twice):
         return f"it pads with {module.padding_mode!r}"
@@ -22,21 +29,21 @@ def unsupported(module: nn.Conv2d) -> str | None:
     return None
 
 
-def fan_in(module: nn.Conv2d) -> int:
+def fan_in(module: Convolution) -> int:
     """Entries of one filter; of its settings, because a parametrised weight is computed when it is read."""
     return module.in_channels // module.groups * math.prod(module.kernel_size)
 
 
-def taken(module: nn.Conv2d, num_views: int, inputs: Tensor) -> Tensor:
-    """inputs: (n * S, channels, height, width) -> (n, S, q, d, T), channel-major like the weight."""
-    groups, size = module.groups, fan_in(module)
+def taken(module: Convolution, num_views: int, inputs: Tensor) -> Tensor:
+    """inputs: (n * S, channels, [height,] width) -> (n, S, q, d, T), channel-major like the weight."""
+    groups, size, inputs = module.groups, fan_in(module), as_images(module, inputs)
     if by_im2col(module, inputs):
-        columns = F.unfold(inputs, module.kernel_size, **geometry(module))  # (n * S, channels * kh * kw, T)
+        columns = F.unfold(inputs, kernel_size(module), **geometry(module))  # (n * S, channels * kh * kw, T)
         return columns.reshape(-1, num_views, groups, size, columns.shape[2])
     down, right = padding(module)
     windows = F.pad(inputs, (right, right, down, down))
     for dimension in (0, 1):  # (n * S, channels, h, w, kh, kw)
-        windows = windows.unfold(2 + dimension, module.kernel_size[dimension], module.stride[dimension])
+        windows = windows.unfold(2 + dimension, kernel_size(module)[dimension], geometry(module)["stride"][dimension])
     windows = windows.unflatten(0, (-1, num_views)).unflatten(2, (groups, -1))
     # The views of an input lie behind its channels, so that whoever wants them as positions copies nothing.
     return (
@@ -46,7 +53,7 @@ def taken(module: nn.Conv2d, num_views: int, inputs: Tensor) -> Tensor:
     )
 
 
-def by_im2col(module: nn.Conv2d, inputs: Tensor) -> bool:
+def by_im2col(module: Convolution, inputs: Tensor) -> bool:
     """Whether to copy patches by im2col, not from a view of overlapping windows, which knows no dilation.
 
     On a GPU im2col starts a kernel for every image: the view's one copy took a fraction of its time.
@@ -54,30 +61,46 @@ def by_im2col(module: nn.Conv2d, inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" or any(d != 1 for d in module.dilation)
 
 
-def added(module: nn.Conv2d, positions: Tensor, shape: torch.Size) -> Tensor:
+def added(module: Convolution, positions: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of :func:`taken` (col2im). positions: (n, S, q, d, T) -> ``shape``, that of the inputs."""
     columns = positions.flatten(0, 1).flatten(1, 2)
-    return F.fold(columns, (shape[-2], shape[-1]), module.kernel_size, **geometry(module))
+    size = (shape[-2] if isinstance(module, nn.Conv2d) else 1, shape[-1])
+    return F.fold(columns, size, kernel_size(module), **geometry(module)).reshape(shape)
 
 
-def geometry(module: nn.Conv2d) -> dict[str, Any]:
-    """Where the filters stand, as torch's convolutions and im2col take it."""
-    return {"stride": module.stride, "padding": padding(module), "dilation": module.dilation}
+def as_images(module: Convolution, values: Tensor) -> Tensor:
+    """Inputs or outputs (..., channels, [height,] width) with a height, 1 of what has none."""
+    return values if isinstance(module, nn.Conv2d) else values.unsqueeze(-2)
 
 
-def gradients(module: nn.Conv2d, pulled: Tensor, num_views: int) -> Tensor:
-    """pulled: (n * S, k, out, height, width) -> (n, S, k, q, o, T)."""
+def kernel_size(module: Convolution) -> tuple[int, ...]:
+    """(height, width)."""
+    return _both(module.kernel_size, 1)
+
+
+def geometry(module: Convolution) -> dict[str, Any]:
+    """Where the filters stand, as torch's convolutions and im2col of images take it."""
+    return {"stride": _both(module.stride, 1), "padding": padding(module), "dilation": _both(module.dilation, 1)}
+
+
+def gradients(module: Convolution, pulled: Tensor, num_views: int) -> Tensor:
+    """pulled: (n * S, k, out, [height,] width) -> (n, S, k, q, o, T)."""
     fan_out = module.out_channels // module.groups
-    return pulled.reshape(-1, num_views, pulled.shape[1], module.groups, fan_out, pulled.shape[-2:].numel())
+    return pulled.reshape(-1, num_views, pulled.shape[1], module.groups, fan_out, pulled.shape[3:].numel())
 
 
-def padding(module: nn.Conv2d) -> tuple[int, ...]:
-    """Zeros at either side, by dimension."""
+def padding(module: Convolution) -> tuple[int, ...]:
+    """Zeros at either side, (height, width)."""
     if not isinstance(module.padding, str):
-        return tuple(module.padding)
-    return (0, 0) if module.padding == "valid" else tuple(total // 2 for total in _same_padding(module))
+        return _both(module.padding, 0)
+    return (0, 0) if module.padding == "valid" else _both([total // 2 for total in _same_padding(module)], 0)
 
 
-def _same_padding(module: nn.Conv2d) -> list[int]:
+def _same_padding(module: Convolution) -> list[int]:
     """Both sides together, by dimension."""
     return [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+
+
+def _both(values: Sequence[int], of_height: int) -> tuple[int, ...]:
+    """(height, width) of settings for each dimension of a layer, which may have no height."""
+    return (of_height,) * (2 - len(values)) + tuple(values)

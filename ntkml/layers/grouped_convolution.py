@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
@@ -21,7 +21,7 @@ from ntkml.layers import conv
 class GroupedConvolution:
     """A convolution ``module`` with its inputs (n * S, channels, height, width) and k cotangents (n * S, k, out, h, w) each."""
 
-    module: nn.Conv2d
+    module: conv.Convolution
     inputs: Tensor
     pulled: Tensor
     num_views: int
@@ -53,7 +53,7 @@ class GroupedConvolution:
     @property
     def _filter(self) -> tuple[int, ...]:
         """Shape of one filter: (channels of a group, height, width)."""
-        return self.module.in_channels // self.module.groups, *self.module.kernel_size
+        return self.module.in_channels // self.module.groups, *conv.kernel_size(self.module)
 
     @property
     def _images(self) -> Tensor:

@@ -77,8 +77,10 @@ class PositionsUse:
     def grouped(self, pulled: Tensor) -> GroupedConvolution | None:
         """The way to its rows without patches, where that is the faster one."""
         module = self.module
-        if isinstance(module, nn.Conv2d) and grouped_is_faster(self.inputs, pulled, self.num_views, module.groups):
-            return GroupedConvolution(module, self.inputs, pulled, self.num_views)
+        if isinstance(module, conv.TYPES):
+            inputs, pulled = (conv.as_images(module, values) for values in (self.inputs, pulled))
+            if grouped_is_faster(inputs, pulled, self.num_views, module.groups):
+                return GroupedConvolution(module, inputs, pulled, self.num_views)
         return None
 
     def over_views(self) -> PositionsUse:
@@ -173,7 +175,7 @@ def unsupported(module: nn.Module) -> str | None:
     """Why the rows of a module of a supported type would be wrong at its settings, or None."""
     if isinstance(module, nn.MultiheadAttention):
         return attention.unsupported(module)
-    return conv.unsupported(module) if isinstance(module, nn.Conv2d) else None
+    return conv.unsupported(module) if isinstance(module, conv.TYPES) else None
 
 
 def unsupported_call(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
@@ -184,4 +186,4 @@ def unsupported_call(module: nn.Module, given: tuple[Any, ...], named: Mapping[s
 def _code(module: nn.Module) -> ModuleType:
     if isinstance(module, nn.MultiheadAttention):
         return attention
-    return conv if isinstance(module, nn.Conv2d) else linear
+    return conv if isinstance(module, conv.TYPES) else linear

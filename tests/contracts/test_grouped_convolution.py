@@ -21,6 +21,11 @@ CONVOLUTIONS = {
     "depthwise": {"groups": 4, "padding": 1},
     "valid": {"padding": "valid", "bias": False},
 }
+SEQUENCES = {
+    "sequences": {"padding": 0},
+    "sequences, stride and padding": {"stride": 2, "padding": 1},
+    "sequences, dilated groups": {"dilation": 2, "groups": 2, "padding": "same"},
+}
 
 
 def captured_layers(settings, grouped, num_views, columns, monkeypatch, dtype=torch.float64):
@@ -29,10 +34,11 @@ def captured_layers(settings, grouped, num_views, columns, monkeypatch, dtype=to
     ``grouped`` None leaves the choice of the route to the layers.
     """
     source = generator()
-    model = nn.Sequential(nn.Conv2d(2, 4, 2), nn.Tanh(), nn.Conv2d(4, 8, 3, **settings), nn.Tanh(), nn.Flatten())
-    model.append(nn.Linear(model(torch.zeros(1, 2, 8, 7)).shape[1], 3))
+    kind, size = (nn.Conv1d, (9,)) if settings in SEQUENCES.values() else (nn.Conv2d, (8, 7))
+    model = nn.Sequential(kind(2, 4, 2), nn.Tanh(), kind(4, 8, 3, **settings), nn.Tanh(), nn.Flatten())
+    model.append(nn.Linear(model(torch.zeros(1, 2, *size)).shape[1], 3))
     seeded(model).to(dtype)
-    x = torch.randn(3 * num_views, 2, 8, 7, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
+    x = torch.randn(3 * num_views, 2, *size, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
     factor = torch.randn(3, 3, columns, generator=source, dtype=torch.float64)
     with monkeypatch.context() as patched:
         if grouped is not None:
@@ -43,7 +49,7 @@ def captured_layers(settings, grouped, num_views, columns, monkeypatch, dtype=to
 
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("num_views", [1, 4])
-@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("settings", [*CONVOLUTIONS.values(), *SEQUENCES.values()], ids=[*CONVOLUTIONS, *SEQUENCES])
 def test_rows_products_and_their_gradients_are_those_of_im2col(settings, num_views, columns, monkeypatch):
     found = []
     for grouped in (True, False):

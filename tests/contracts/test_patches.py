@@ -20,7 +20,7 @@ from tests.layer_examples import LAYERS, surrounded
 CONVOLUTIONS = {
     name: (module, shape)
     for name, (make, shape) in LAYERS.items()
-    if isinstance(module := seeded(make()), nn.Conv2d) and all(d == 1 for d in module.dilation)
+    if isinstance(module := seeded(make()), conv.TYPES) and all(d == 1 for d in module.dilation)
 }
 
 
@@ -39,7 +39,7 @@ def test_patches_of_windows_are_those_of_im2col(name, num_views, monkeypatch):
 def test_adding_patches_up_is_the_transpose_of_taking_them(name):
     make, shape = LAYERS[name]
     module = seeded(make())
-    code = conv if isinstance(module, nn.Conv2d) else linear
+    code = conv if isinstance(module, conv.TYPES) else linear
     x = torch.randn(6, *shape, generator=generator(), dtype=torch.float64)
     taken = code.taken(module, 3, x)
     given = torch.randn(taken.shape, generator=generator(), dtype=torch.float64)
@@ -56,7 +56,7 @@ def test_a_pairing_has_the_gradients_of_explicit_rows(name, by_view, monkeypatch
     module, num_views, k = seeded(make()).double(), 3, 2
     monkeypatch.setattr(patches, "by_view", lambda gradients: by_view)
     source = torch.randn(2 * num_views, *shape, generator=generator(), dtype=torch.float64, requires_grad=True)
-    code, outputs = (conv if isinstance(module, nn.Conv2d) else linear), module(source.detach())
+    code, outputs = (conv if isinstance(module, conv.TYPES) else linear), module(source.detach())
     pulled = torch.randn(len(source), k, *outputs.shape[1:], generator=generator(), dtype=torch.float64)
     gradients = code.gradients(module, pulled, num_views).requires_grad_()
     taking = Patches(lambda x: code.taken(module, num_views, x), lambda p, like: code.added(module, p, like))
