@@ -90,7 +90,8 @@ def _resolved(data: ImageDataset, cells: Iterable[Cell], results: Path) -> dict[
     """The runs of cells on one data set."""
     found = {}
     for cell in cells:
-        run = TrainRun(resolve_protocol(cell.protocol, data), data, torch.device("cpu"), None, cell.notes)
+        protocol = resolve_protocol(cell.protocol, data)
+        run = TrainRun(protocol, data, torch.device("cpu"), None, replace(cell, protocol=protocol).notes)
         found[cell] = PlannedCell(run.protocol, cell.protocol.dataset, run.notes, run.folder(results), run.run_id)
     return found
 

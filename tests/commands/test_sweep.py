@@ -69,6 +69,8 @@ def test_images_of_ones_own_are_read_by_the_workers_too(run, tmp_path):
     code, _, error = run("train-digits", "--hparam", "prior", *asked, "--device", "cpu")
     assert code == 0, error
     assert sorted(name.rsplit("-", 1)[0] for name in written(tmp_path)) == ["none-photos", "none-photos_r90"]
+    [manifest] = (tmp_path / "results" / "train").glob("none-photos-*/manifest.json")
+    assert "dataset photos instead of digits" in json.loads(manifest.read_text())["notes"][0]
 
 
 @pytest.mark.slow
