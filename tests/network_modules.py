@@ -77,7 +77,7 @@ class Attending(nn.Module):
         return self.head(torch.tanh(self.attended(x)).mean(1))
 
     def attended(self, x: Tensor) -> Tensor:
-        causal = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        causal = torch.ones(x.shape[1], x.shape[1], device=x.device).triu(1).bool()
         if self.of == "causal":
             return self.attention(x, x, x, attn_mask=causal, need_weights=False, is_causal=True)[0]
         if self.of == "two masks":

@@ -114,7 +114,9 @@ class KroneckerIndices(KroneckerInputs):
         """How often every index occurs, (1, num_entries)."""
         indices = self.inputs.flatten()
         counts = torch.zeros(self.num_entries, dtype=torch.float64, device=indices.device)
-        counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))  # bincount would make the host wait
+        counts.index_add_(
+            0, indices, torch.ones_like(indices, dtype=torch.float64)
+        )  # bincount would make the host wait
         if self.padding is not None:
             counts[self.padding] = 0.0
         return counts.unsqueeze(0)

@@ -244,11 +244,21 @@ def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, est
 
 @pytest.mark.parametrize(("device", "name"), ANY_NETWORK)
 def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
+    check_estimate(device, name, "ntk-3-C")
+
+
+@pytest.mark.parametrize("name", ["embedding", "transformer", "raw parameters", "one-dimensional convolution"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_factors_of_any_network_are_those_of_the_cpu(device, name):
+    check_estimate(device, name, "kfac-3-C")
+
+
+def check_estimate(device, name, estimator):
     kind = networks.NETWORKS[name]
     x, y = kind.inputs(5), targets("categorical", 5, networks.CLASSES)
     found = []
     for place in (torch.device("cpu"), device_called(device)):
-        objective = ntkml.MarginalLikelihood(kind.build().to(place), "ntk-3-C", chunk=2).to(place)
+        objective = ntkml.MarginalLikelihood(kind.build().to(place), estimator, chunk=2).to(place)
         numbers = everything(objective, x.to(place), y.to(place), blocks=1)
         found.append({name: number.cpu() for name, number in numbers.items()})
     theirs, ours = found
