@@ -241,6 +241,15 @@ def test_cells_that_differ_in_other_settings_say_so_and_equal_runs_stand_once(tm
     assert [PlannedCell.from_json(cell.as_json()).label for cell in found] == [cell.label for cell in found]
 
 
+def test_notes_are_of_the_run_that_is_trained_as_those_of_train_are(tmp_path):
+    asked = load_train("train-digits", "prior", estimator="sampled-4")
+    cell = Cell(protocol=replace(asked, dataset="folder:photos", num_data=60), asked=asked)
+    [found] = planned([cell], lambda name: replace(load_dataset("digits"), name="photos"), tmp_path)
+    changes = "dataset photos instead of digits, num data 60 instead of 1000, hyper steps 1 instead of 10"
+    assert found.notes == (f"Against protocol train-digits: {changes}.",)
+    assert (found.data, found.protocol.dataset, found.protocol.hyper_steps) == ("folder:photos", "photos", 1)
+
+
 def test_data_sets_are_read_once_and_let_go_when_their_cells_are_planned(tmp_path):
     asked = replace(load_train("train-digits", "prior"), estimator="ntk-20-1", num_data=60)
     names = ("digits", "digits_r90", "digits", "digits_r180")
