@@ -25,6 +25,7 @@ from ntkml.machine.peak_memory import begin_peak, peak_bytes
 from ntkml.objective import MarginalLikelihood
 from ntkml.protocols.cells import Cell
 from ntkml.protocols.pareto import ParetoProtocol
+from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
 from ntkml.records import pareto as pareto_records
 from ntkml.records import train as train_records
@@ -90,10 +91,11 @@ def resolve_cells(protocol: ParetoProtocol, data: Mapping[str, ImageDataset]) ->
     Raises:
         ValueError: more data than there are, or an estimator that cannot be built on them.
     """
-    cells = [
-        replace(cell, protocol=resolve_protocol(cell.protocol, data[cell.protocol.dataset])) for cell in protocol.cells
-    ]
-    return replace(protocol, cells=tuple(dict.fromkeys(cells)))
+    once: dict[TrainProtocol, Cell] = {}
+    for cell in protocol.cells:
+        ours = resolve_protocol(cell.protocol, data[cell.protocol.dataset])
+        once.setdefault(ours, replace(cell, protocol=ours))
+    return replace(protocol, cells=tuple(once.values()))
 
 
 def only_finished(run: ParetoRun, results: Path) -> ParetoRun:

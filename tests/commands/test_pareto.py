@@ -12,7 +12,7 @@ from ntkml.datasets import load_dataset
 from ntkml.learning.state import new_learner
 from ntkml.models import build_model
 from ntkml.protocols.cells import changed
-from ntkml.protocols.pareto import load_pareto
+from ntkml.protocols.pareto import load_pareto, restricted
 from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.records import pareto as pareto_records
@@ -241,6 +241,14 @@ def test_finished_controls_alone_are_not_compared(tmp_path):
         pareto_run.only_finished(run, tmp_path)
     finish(run.cell(cells[0]).folder(tmp_path))
     assert pareto_run.only_finished(run, tmp_path) is run
+
+
+def test_estimators_that_are_the_same_on_few_data_are_one_run():
+    few = restricted(load_pareto("figure-13", "prior"), None, None, {"num_data": 500})
+    compared = pareto_run.resolve_cells(few, {"mnist": load_dataset("digits")}).compared
+    seeds = {name: [cell.protocol.seed for cell in cells] for name, cells in compared.items()}
+    assert {name: seeds[name] for name in ("ntk-N-C", "ntk-N-1")} == {"ntk-N-C": [0], "ntk-N-1": [0, 1, 2]}
+    assert all(len(set(own)) == len(own) for own in seeds.values())
 
 
 def test_the_first_estimate_is_not_timed(monkeypatch):
