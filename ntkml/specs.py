@@ -136,6 +136,11 @@ def resolve_estimator(spec: EstimatorSpec, num_inputs: int, num_outputs: int, so
         raise ValueError(
             f"{spec}: a categorical likelihood needs two outputs or more, the network has {num_outputs}: use bernoulli"
         )
+    return in_one_spelling(spec, num_inputs)
+
+
+def in_one_spelling(spec: EstimatorSpec, num_inputs: int) -> EstimatorSpec:
+    """``spec`` on ``num_inputs`` inputs: a block of so many holds all of them, is called N and groups nothing."""
     return replace(spec, inputs=None, grouping="") if spec.inputs == num_inputs else spec
 
 

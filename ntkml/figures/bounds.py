@@ -37,7 +37,9 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
     Raises:
         ValueError: the rows hold none of the figure's estimators, or mix settings.
     """
-    protocol = load_figure(name)
+    protocol, sizes = load_figure(name), rows["num_data"].unique()
+    if len(sizes) == 1:
+        protocol = protocol.on(int(sizes[0]))
     curves = {hparam: curves_of(rows, hparam) for hparam in HPARAMS}
     wanted = {estimator for facet in protocol.facets for estimator in facet.estimators} - {EXACT}
     if not any(wanted & set(panel) for panel in curves.values()):

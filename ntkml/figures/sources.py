@@ -26,15 +26,19 @@ def runs_for(name: str, results: Path) -> list[Run]:
     Raises:
         ValueError: no run holds the estimators; the message says what to run.
     """
-    needed = set(load_figure(name).estimators) if name in figure_names() else set()
-    runs = [run for run in finished_runs(results, "bound-grid") if needed <= set(run.manifest["estimators"])]
+    figure = load_figure(name) if name in figure_names() else None
+    runs = [
+        run
+        for run in finished_runs(results, "bound-grid")
+        if not figure or set(figure.on(run.settings["num_data"]).estimators) <= set(run.manifest["estimators"])
+    ]
     if not runs:
-        protocol = f" --protocol {name}" if needed else ""
+        protocol = f" --protocol {name}" if figure else ""
         raise ValueError(
             f"no finished bound-grid run under {results} holds the estimators of {name}; "
             f"run: ntkml bound-grid --hparam prior{protocol} (and rotation), or name files with --csv"
         )
-    hparams = HPARAMS if needed else [runs[0].settings["hparam"]]
+    hparams = HPARAMS if figure else [runs[0].settings["hparam"]]
     chosen = []
     for hparam in hparams:
         fitting = [run for run in runs if run.settings["hparam"] == hparam and run.setup == runs[0].setup]

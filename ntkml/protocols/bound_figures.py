@@ -6,12 +6,13 @@ A file with ``[[facets]]`` says which estimators are drawn together, in panels w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols.tables import BOUNDS, names_of, read_tables
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import unknown_name
+from ntkml.specs import in_one_spelling, parse_estimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,10 @@ class FigureProtocol:
         """What a run must hold to draw this figure, each once."""
         return tuple(dict.fromkeys(name for facet in self.facets if not facet.optional for name in facet.estimators))
 
+    def on(self, num_data: int) -> FigureProtocol:
+        """The figure of runs on ``num_data`` inputs, whose rows call blocks of so many by the name of all."""
+        return replace(self, facets=tuple(_facet_on(facet, num_data) for facet in self.facets))
+
 
 def figure_names() -> list[str]:
     """Names that ``load_figure`` knows: protocols that say what is drawn together."""
@@ -82,6 +87,11 @@ def figure_of(name: str, table: dict[str, Any]) -> FigureProtocol:
         num_outputs=table["num_outputs"],
         **table.get("figure", {}),
     )
+
+
+def _facet_on(facet: Facet, num_data: int) -> Facet:
+    names = (str(in_one_spelling(parse_estimator(name), num_data)) for name in facet.estimators)
+    return replace(facet, estimators=tuple(dict.fromkeys(names)))
 
 
 def with_tuples(table: dict[str, Any]) -> dict[str, Any]:

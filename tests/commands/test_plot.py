@@ -80,6 +80,15 @@ def test_the_newest_finished_run_with_the_estimators_is_taken(run, blank_picture
     assert out.splitlines()[:2] == [f"Read {path.relative_to(folder)}" for path in (newest, rotation)]
 
 
+def test_a_run_on_as_few_data_as_a_block_holds_is_drawn(folder):
+    """Its rows call that block by the name of all data."""
+    names = [name.replace("-500-", "-N-") for name in load_bound_grid("figure-5", "prior").estimators]
+    path = write_run(folder / "results", dict.fromkeys(names), "prior", points=5, num_data=500)
+    drawn = draw("figure-5", [], folder / "results")
+    assert drawn.files == (path,)
+    assert "Missing" not in caption_of(drawn.figure)
+
+
 def test_other_seeds_of_the_newest_run_are_averaged(run, blank_pictures, folder):
     results = folder / "results"
     paths = [
