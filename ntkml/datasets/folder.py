@@ -41,7 +41,8 @@ class FolderName:
     @property
     def dataset_name(self) -> str:
         """How rows and results call the data set: as the folder, but never as one that ntkml knows."""
-        base = as_utf8(self.path.absolute().name)
+        path = self.path.resolve() if self.path.name == ".." else self.path.absolute()
+        base = as_utf8(path.name)
         base = base[: len(base) - len(archive_suffix(self.path))]  # in whatever case it is written
         if split_name(base)[0] in DATASETS:  # tables would take it for the published data
             base += "-folder"

@@ -85,6 +85,12 @@ def test_a_size_fills_the_frame_and_cuts_both_sides_evenly(tmp_path):
     assert load_dataset(f"folder:{tmp_path / 'wide'}@4x6").input_shape == (3, 4, 6)
 
 
+@pytest.mark.parametrize(("where", "spelled"), [("", "."), ("train", ".."), ("train/cat", "../..")])
+def test_a_folder_that_is_spelled_in_dots_is_called_by_its_name(photos, monkeypatch, where, spelled):
+    monkeypatch.chdir(photos / where)
+    assert load_dataset(f"folder:{spelled}").name == "photos"
+
+
 @pytest.mark.parametrize("name", ["cifar10", "mnist_r180", "scaled_cifar10"])
 def test_a_folder_is_not_called_like_published_data(photos, tmp_path, name):
     photos.rename(tmp_path / name)
