@@ -88,6 +88,8 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
 def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
     """The sweep with what the command line says instead."""
     cells = list(protocol.cells)
+    if options["samples"] is not None and all(cell.protocol.hparam != "invariance" for cell in cells):
+        raise click.BadParameter("belongs to cells that learn the invariance; none does", param_hint="--samples")
     if options["estimators"] is not None:
         cells = cell_protocols.with_estimators(cells, options["estimators"])
     for name, of_cell in (("datasets", "dataset"), ("num_data", "num_data")):

@@ -131,6 +131,10 @@ def test_options_replace_what_the_protocol_says(run):
         (["sweep-digits", "--estimators", "ntk-1"], "Invalid value for '--estimators'"),
         (["sweep-digits", "--num-data", "60"], "ntk-100-1 needs 100 inputs but there are 60"),
         (["sweep-digits", "--workers", "0"], "Invalid value for '--workers'"),
+        (
+            ["train-digits", "--hparam", "prior", "--samples", "2"],
+            "--samples: belongs to cells that learn the invariance",
+        ),
         (["sweep-digits", "--epochs", "3"], "in 3 epochs no hyperparameter is updated"),
     ],
 )
