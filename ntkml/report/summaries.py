@@ -32,6 +32,7 @@ class Table:
 _TRAINING = {
     "data set": "dataset",
     "model": "model",
+    "likelihood": "likelihood",
     "learned": "hparam",
     "estimator": "estimator",
     "proven bound": "certified",
@@ -78,13 +79,15 @@ _COMPARISON = {
 
 
 def training_table(rows: pandas.DataFrame) -> Table:
-    """The last epoch of every run; its log q / N is the last one recorded."""
+    """The last epoch of every run; its log q / N is the last one recorded. Log columns of two likelihoods do not compare."""
     last = rows.groupby("run_id", sort=False).last(skipna=True).reset_index()
     last = last.sort_values(["dataset", "hparam", "estimator", "seed"], kind="stable")
     caption = (
         "One line per training run: its last recorded values. log q / N is the run's own estimate, of single blocks; "
         "prior median: of two middle values the lower one."
     )
+    if (last["likelihood"] == "categorical").all():  # which goes without saying where there is no other
+        last = last.drop(columns="likelihood")
     return table("Training runs", caption, last, _TRAINING)
 
 

@@ -114,6 +114,13 @@ def test_a_run_is_shown_by_its_last_recorded_values():
     assert shown.rows[0][shown.columns.index("log q / N")].text == "-7"
 
 
+def test_the_likelihood_is_shown_where_runs_have_another_than_that_of_classes():
+    rows, other = (pandas.DataFrame(training_rows("ntk-100-1", "prior", seed, epochs=12)) for seed in (0, 1))
+    assert "likelihood" not in training_table(rows).columns
+    shown = training_table(pandas.concat([rows, other.assign(likelihood="gaussian")]))
+    assert [row[shown.columns.index("likelihood")].text for row in shown.rows] == ["categorical", "gaussian"]
+
+
 def test_compared_systems_are_shown_the_best_of_each_data_set_first(blank_pictures, tmp_path):
     reference = Path(__file__).parents[2] / "results/reference/comparison"
     for name in ("invariance-digits_r180", "prior-digits"):
