@@ -9,6 +9,7 @@ import pandas
 
 from ntkml.figures.captions import data_and_network, grouped, listed, seeds_of
 from ntkml.figures.pareto_marks import each
+from ntkml.protocols.bound_figures import names_on
 
 
 def sentences(
@@ -42,7 +43,7 @@ def sentences(
         said.append("Exact values: at the end of the first seed's run.")
     if exact.notna().any() and exact.isna().any():
         said.append(f"Without an exact value: {listed(rows.loc[exact.isna(), 'estimator'])}.")
-    expected = dict.fromkeys((*asked, *manifest.get("estimators", ())))
+    expected = names_on((*asked, *manifest.get("estimators", ())), int(rows["num_data"].iloc[0]))
     if absent := [name for name in expected if name not in set(rows["estimator"])]:
         said.append(f"Missing: {listed(absent)}.")
     return said

@@ -49,6 +49,10 @@ class TrainingRun:
         return str(self.rows["estimator"].iloc[0])
 
     @property
+    def num_data(self) -> int:
+        return int(self.rows["num_data"].iloc[0])
+
+    @property
     def dataset(self) -> str:
         return str(self.rows["dataset"].iloc[0])
 
@@ -130,7 +134,7 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
         ValueError: no run learns what the figure shows with one of its estimators.
     """
     learned = [run for run in runs if run.rows["hparam"].iloc[0] == figure.hparam]
-    known = [run for run in learned if run.estimator in figure.estimators]
+    known = [run for run in learned if run.estimator in figure.on(run.num_data).estimators]
     if not known:
         held = first_few(dict.fromkeys(f"{run.estimator} ({run.rows['hparam'].iloc[0]})" for run in runs))
         drawn = f"{figure.name} draws runs that learn the {figure.hparam} by {first_few(figure.estimators)}"

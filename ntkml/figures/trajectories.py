@@ -42,7 +42,9 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
     Raises:
         ValueError: the rows hold no run of the figure's estimators, or mix settings.
     """
-    figure = load_trajectory_figure(name)
+    figure, sizes = load_trajectory_figure(name), rows["num_data"].unique()
+    if len(sizes) == 1:
+        figure = figure.on(int(sizes[0]))
     chosen = rows[(rows["hparam"] == figure.hparam) & rows["estimator"].isin(figure.estimators)]
     if chosen.empty:
         raise ValueError(f"these rows hold no run of {name}; run: ntkml pareto --hparam {figure.hparam}")

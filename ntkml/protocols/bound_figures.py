@@ -6,8 +6,9 @@ A file with ``[[facets]]`` says which estimators are drawn together, in panels w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from ntkml.protocols.tables import BOUNDS, names_of, read_tables
 from ntkml.records.bound_grid import HPARAMS
@@ -34,6 +35,10 @@ class Facet:
     estimators: tuple[str, ...]
     optional: bool = False
 
+    def on(self, num_data: int) -> Self:
+        """The facet of runs on ``num_data`` inputs."""
+        return replace(self, estimators=names_on(self.estimators, num_data))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FigureProtocol:
@@ -56,8 +61,8 @@ class FigureProtocol:
         return tuple(dict.fromkeys(name for facet in self.facets if not facet.optional for name in facet.estimators))
 
     def on(self, num_data: int) -> FigureProtocol:
-        """The figure of runs on ``num_data`` inputs, whose rows call blocks of so many by the name of all."""
-        return replace(self, facets=tuple(_facet_on(facet, num_data) for facet in self.facets))
+        """The figure of runs on ``num_data`` inputs."""
+        return replace(self, facets=tuple(facet.on(num_data) for facet in self.facets))
 
 
 def figure_names() -> list[str]:
@@ -89,9 +94,9 @@ def figure_of(name: str, table: dict[str, Any]) -> FigureProtocol:
     )
 
 
-def _facet_on(facet: Facet, num_data: int) -> Facet:
-    names = (str(in_one_spelling(parse_estimator(name), num_data)) for name in facet.estimators)
-    return replace(facet, estimators=tuple(dict.fromkeys(names)))
+def names_on(estimators: Iterable[str], num_data: int) -> tuple[str, ...]:
+    """Estimators as rows of runs on ``num_data`` inputs name them, each once: a block of so many is one of all inputs."""
+    return tuple(dict.fromkeys(str(in_one_spelling(parse_estimator(name), num_data)) for name in estimators))
 
 
 def with_tuples(table: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of the run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ntkml.dataset_names import split_name
 from ntkml.protocols.bound_figures import Facet, with_tuples
@@ -44,6 +44,10 @@ class TrajectoryFigure:
     def estimators(self) -> tuple[str, ...]:
         """Every estimator of the figure, each once."""
         return tuple(dict.fromkeys(name for facet in self.facets for name in facet.estimators))
+
+    def on(self, num_data: int) -> TrajectoryFigure:
+        """The figure of runs on ``num_data`` inputs."""
+        return replace(self, facets=tuple(facet.on(num_data) for facet in self.facets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,13 @@ def test_of_one_seed_no_first_is_said(tmp_path):
     assert "first seed" not in caption_of(pareto.draw("pareto", read(tmp_path, "prior", NAMES[:3], seeds=(0,))))
 
 
+def test_blocks_that_are_all_data_are_not_missed_beside_them(tmp_path):
+    rows = read(tmp_path, "prior", [name for name in NAMES if "-500-" not in name])
+    assert "500" in caption_of(pareto.draw("figure-13", rows)).partition("Missing: ")[2]
+    few_data = caption_of(pareto.draw("figure-13", rows.assign(num_data=500)))
+    assert "500" not in few_data.partition("Missing: ")[2]
+
+
 def test_one_estimator_alone_can_be_drawn(tmp_path):
     figure = pareto.draw("pareto", read(tmp_path, "prior", ["ntk-100-1"]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["ntk-100-1"]

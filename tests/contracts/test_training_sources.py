@@ -79,6 +79,16 @@ def test_the_figures_own_data_come_first_and_others_serve_where_there_are_none(t
     assert not any("left out" in note for note in notes)
 
 
+def test_blocks_of_all_data_are_those_of_the_figure_where_they_have_its_size(tmp_path):
+    path = write_training_run(tmp_path, "blockdiag-N-C", "prior")
+    figure, rows = load_trajectory_figure("figure-11"), read_rows(path)
+    with pytest.raises(ValueError, match="figure-11 draws runs that learn the prior by"):
+        choose(figure, training_runs([path]))
+    write_rows(path, as_rows(rows.assign(num_data=500)), COLUMNS)
+    [run], _ = choose(figure, training_runs([path]))
+    assert (run.estimator, run.num_data) == ("blockdiag-N-C", 500)
+
+
 def test_a_file_without_its_manifest_is_drawn_and_said(tmp_path):
     paths = [write_training_run(tmp_path, name, "prior") for name in ("ntk-100-C", "ntk-50-C")]
     paths[0].with_name("manifest.json").unlink()

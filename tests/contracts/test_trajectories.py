@@ -204,6 +204,13 @@ def test_one_seed_has_no_bands_and_runs_without_values_empty_panels(tmp_path):
     assert words["test_log_likelihood: parametric"] == ["no runs"]
 
 
+def test_on_as_few_data_as_a_block_holds_it_is_drawn_by_the_name_of_all(tmp_path):
+    rows = read(tmp_path, training_rows("blockdiag-N-C", "prior") + training_rows("ntk-N-1", "prior"))
+    figure = trajectories.draw("figure-11", rows.assign(num_data=500))
+    assert {estimator for _, estimator, _ in lines_of(figure)} == {"blockdiag-N-C", "ntk-N-1"}
+    assert "Missing: ntk-N-C, blockdiag-{250, 100, 50, 20, 10}-C, ntk-{250, 100" in caption_of(figure)
+
+
 @pytest.mark.parametrize("column", ["dataset", "model", "num_data", "num_params"])
 def test_rows_of_several_settings_are_refused(all_rows, column):
     rows = all_rows["figure-8"].copy()
