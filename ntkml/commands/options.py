@@ -87,4 +87,5 @@ def check_hparam(hparam: str, options: Mapping[str, Any]) -> None:
     """
     for name, owner in _OF_ONE_HPARAM.items():
         if options.get(name) is not None and hparam != owner:
-            raise click.BadParameter(f"belongs to --hparam {owner}", param_hint=f"--{name.replace('_', '-')}")
+            option = "--fresh-blocks/--kept-blocks" if name == "fresh_blocks" else f"--{name.replace('_', '-')}"
+            raise click.BadParameter(f"belongs to --hparam {owner}", param_hint=option)

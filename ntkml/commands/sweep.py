@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import computing_options, setting
+from ntkml.commands.options import computing_options, fresh_blocks_option, setting
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASETS, NUMBERS, SAMPLES, SEEDS, SYSTEMS, LearnedHparam
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
+from ntkml.protocols.train import draws_blocks
 from ntkml.records.provenance import cores
 from ntkml.runs.sweep_states import DONE, FAILED
 
@@ -36,6 +37,21 @@ Examples:
 """
 
 
+def _has_views(cell: cell_protocols.Cell) -> bool:
+    return cell.protocol.learns_invariance
+
+
+def _draws_blocks(cell: cell_protocols.Cell) -> bool:
+    return not cell.protocol.learns_invariance and draws_blocks(cell.protocol.estimator)
+
+
+#: Settings that mean something to some cells alone: the option as it is written, which cells take it, and what those do.
+_OF_SOME_CELLS = (
+    ("samples", "--samples", _has_views, "learns the invariance"),
+    ("fresh_blocks", "--fresh-blocks/--kept-blocks", _draws_blocks, "learns the prior from blocks that are drawn"),
+)
+
+
 @click.command("sweep", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.argument("protocol")
 @click.option(
@@ -49,6 +65,7 @@ Examples:
 @setting("--num-data", NUMBERS, "Comma-separated numbers of images N.")
 @setting("--epochs", COUNT, "Epochs of every cell.")
 @setting("--samples", SAMPLES, "Augmentation samples S (invariance).")
+@fresh_blocks_option
 @click.option("--workers", type=COUNT, default=1, help="Processes on this machine.")
 @click.option("--cluster", type=click.Choice(("slurm",)), help="Train on a cluster, --workers cells at a time.")
 @click.option(
@@ -88,8 +105,6 @@ def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
 def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
     """The sweep with what the command line says instead."""
     cells = list(protocol.cells)
-    if options["samples"] is not None and all(cell.protocol.hparam != "invariance" for cell in cells):
-        raise click.BadParameter("belongs to cells that learn the invariance; none does", param_hint="--samples")
     if options["estimators"] is not None:
         cells = cell_protocols.with_estimators(cells, options["estimators"])
     for name, of_cell in (("datasets", "dataset"), ("num_data", "num_data")):
@@ -97,16 +112,15 @@ def _chosen(protocol: SweepProtocol, options: dict[str, Any]) -> SweepProtocol:
             cells = cell_protocols.with_values(cells, of_cell, options[name])
     if options["epochs"] is not None:
         cells = cell_protocols.with_values(cells, "epochs", [options["epochs"]])
-    if options["samples"] is not None:
-        cells = [_with_samples(cell, options["samples"]) for cell in cells]
+    for name, hint, takes_it, whose in _OF_SOME_CELLS:
+        if options[name] is not None:
+            if not any(map(takes_it, cells)):
+                raise click.BadParameter(f"no cell {whose}", param_hint=hint)
+            own = {name: options[name]}
+            cells = [cell_protocols.changed(cell, own) if takes_it(cell) else cell for cell in cells]
     if options["seeds"] is not None:
         cells = cell_protocols.with_seeds(cells, options["seeds"])
     return replace(protocol, cells=tuple(cells))
-
-
-def _with_samples(cell: cell_protocols.Cell, samples: int) -> cell_protocols.Cell:
-    """Cells that learn the prior alone have one view."""
-    return cell_protocols.changed(cell, {"samples": samples}) if cell.protocol.hparam == "invariance" else cell
 
 
 def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None:

@@ -151,7 +151,7 @@ def _overridden(asked: TrainProtocol, options: dict[str, Any]) -> TrainProtocol:
     check_hparam(asked.hparam, options)
     if options["fresh_blocks"] is not None and not draws_blocks(estimator := options["estimator"] or asked.estimator):
         raise click.BadParameter(
-            f"{estimator} has no blocks to draw from; leave the option out", param_hint="--fresh-blocks"
+            f"{estimator} has no blocks to draw from; leave the option out", param_hint="--fresh-blocks/--kept-blocks"
         )
     names = [field.name for field in fields(TrainProtocol) if field.name not in _HELD_OUT]
     return replace(asked, **{name: options[name] for name in names if options[name] is not None})

@@ -168,8 +168,8 @@ def test_comparisons_keep_the_ids_of_the_reference_results(hparam):
         (["--epochs", "4", "--systems", "hoag"], 2, "in 4 epochs no hyperparameter is updated"),
         (["--num-data", "5000"], 2, "--num-data 5000: digits has 1297 training images"),
         (["--samples", "4"], 2, "--samples: belongs to --hparam invariance"),
-        (["--hparam", "rotation", "--fresh-blocks"], 2, "--fresh-blocks: belongs to --hparam prior"),
-        (["--hparam", "rotation", "--kept-blocks"], 2, "--fresh-blocks: belongs to --hparam prior"),
+        (["--hparam", "rotation", "--fresh-blocks"], 2, "--kept-blocks: belongs to --hparam prior"),
+        (["--hparam", "rotation", "--kept-blocks"], 2, "--kept-blocks: belongs to --hparam prior"),
         (["--figures", "/dev/null"], 1, "is a file, expected a folder to write to; choose another with --figures"),
     ],
 )

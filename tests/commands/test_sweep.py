@@ -107,7 +107,7 @@ def test_options_replace_what_the_protocol_says(run):
             "--datasets",
             "digits,digits_r90",
         ),
-        *("--num-data", "80,100", "--epochs", 30, "--samples", 2),
+        *("--num-data", "80,100", "--epochs", 30),
     )
     assert code == 0, error
     lines = out.splitlines()
@@ -118,6 +118,18 @@ def test_options_replace_what_the_protocol_says(run):
     for words in ("none digits_r90 N=80 seed 5", "ntk-50-1 digits N=100 seed 4"):
         assert words in out
     assert out.index("seed 4") < out.index("seed 5")
+
+
+def test_settings_of_some_cells_leave_the_others_as_they_are(run):
+    def folders(*arguments):
+        return [line.split()[-1] for line in run(*arguments, "--list")[1].splitlines()[:-1]]
+
+    few = ("train-digits", "--hparam", "prior", "--estimators", "none,ntk-20-1", *SMALL)
+    kept, fresh = (folders(*few, option) for option in ("--kept-blocks", "--fresh-blocks"))
+    assert (kept[0] == fresh[0], kept[1] == fresh[1]) == (True, False)
+    both = ("sweep-digits", "--seeds", "0")
+    changed = {old != new for old, new in zip(folders(*both), folders(*both, "--samples", "2"), strict=True)}
+    assert changed == {True, False}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,11 @@ def test_options_replace_what_the_protocol_says(run):
         (["sweep-digits", "--workers", "0"], "Invalid value for '--workers'"),
         (
             ["train-digits", "--hparam", "prior", "--samples", "2"],
-            "--samples: belongs to cells that learn the invariance",
+            "--samples: no cell learns the invariance",
+        ),
+        (
+            ["train-digits", "--hparam", "prior", "--estimators", "none,kfac-N-C", "--kept-blocks"],
+            "--fresh-blocks/--kept-blocks: no cell learns the prior from blocks that are drawn",
         ),
         (["sweep-digits", "--epochs", "3"], "in 3 epochs no hyperparameter is updated"),
     ],
