@@ -187,5 +187,5 @@ def _checked(outputs: Any, inputs: Tensor) -> Tensor:
         raise ValueError(
             "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"
         )
-    check_row_type("the network's outputs are", outputs)
+    check_row_type("the network's outputs are", outputs.dtype)
     return outputs

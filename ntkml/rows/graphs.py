@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+
+#: What rows are computed in.
+ROW_TYPES = (torch.float32, torch.float64)
 
 #: From here on, torch's index of no padding (-1) without its sign.
 _NO_PADDING = 2**63
@@ -20,6 +24,15 @@ def uses_of(outputs: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, i
         if name is not None:
             counts[name] += 1
     return counts
+
+
+def fewer_digits(outputs: Tensor) -> torch.dtype | None:
+    """A real type other than float32 and float64 that an operation of the graph behind the outputs computes in, or None."""
+    for node in _nodes(_root(outputs)):
+        for made in getattr(node, "_input_metadata", ()):  # of the gradients that it takes: as its own results are
+            if made.dtype.is_floating_point and made.dtype not in ROW_TYPES:
+                return made.dtype
+    return None
 
 
 def vmap_forgets_padding(outputs: Tensor, parameters: Sequence[nn.Parameter]) -> bool:

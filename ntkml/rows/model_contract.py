@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.exact import RowPlan
+from ntkml.rows.graphs import ROW_TYPES, fewer_digits
 from ntkml.rows.looks import looks_at, out_of_place
 from ntkml.rows.plans import not_captured, plan_rows
-from ntkml.rows.recorder import ROW_TYPES
+from ntkml.rows.recorder import check_row_type
 
 
 @full_precision()
@@ -39,6 +40,8 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
     reasons = not_captured(model)
     looks = looks_at(model, few, reasons)
+    if kind := fewer_digits(looks.together.captured.outputs):
+        check_row_type("an operation of the network computes in", kind)
     problems = looks.problems
     problems.update(out_of_place(model, many, reasons, problems))
     return plan_rows(model, few, looks, reasons, problems)

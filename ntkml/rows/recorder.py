@@ -15,9 +15,7 @@ from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import ElementwiseUse, LayerUse, unsupported, unsupported_call, use_of
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
-
-#: What rows are computed in.
-ROW_TYPES = (torch.float32, torch.float64)
+from ntkml.rows.graphs import ROW_TYPES
 
 
 @contextmanager
@@ -97,7 +95,7 @@ class Recorder:
                     "checkpoint use_reentrant=False"
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
-        check_row_type(f"layer {name!r} computes in", first)
+        check_row_type(f"layer {name!r} computes in", first.dtype)
         if problem is not None:
             self.problems.setdefault(name, problem)
             return None
@@ -133,11 +131,11 @@ class Recorder:
                 )
 
 
-def check_row_type(what: str, output: Tensor) -> None:
-    """Raise ValueError where an output, ``what`` in the error, is of a type of fewer digits, as autocast makes it."""
-    if output.dtype not in ROW_TYPES:
+def check_row_type(what: str, kind: torch.dtype) -> None:
+    """Raise ValueError where the type of an output, ``what`` in the error, has fewer digits, as autocast makes it."""
+    if kind not in ROW_TYPES:
         raise ValueError(
-            f"{what} {output.dtype}, but rows need float32 or float64: leave torch.autocast out of forward, or give it "
+            f"{what} {kind}, but rows need float32 or float64: leave torch.autocast out of forward, or give it "
             "enabled=self.training and call model.eval()"
         )
 

@@ -199,6 +199,26 @@ def test_autocast_inside_forward_is_refused_unless_training_alone_takes_it(finis
         log_marginal_likelihood(Cast(True).eval(), x, y, "ntk-N-C")
 
 
+def test_autocast_around_raw_parameters_is_refused_and_around_frozen_layers_is_not():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.eye(4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                x = x @ self.weight
+            return self.head(x.float())
+
+    x, y, model = vectors().float(), torch.zeros(6, dtype=torch.long), Cast()
+    with pytest.raises(
+        ValueError, match="an operation of the network computes in torch.bfloat16, but rows need float32"
+    ):
+        log_marginal_likelihood(model, x, y, "ntk-N-C")
+    model.weight.requires_grad_(False)
+    assert log_marginal_likelihood(model, x, y, "ntk-N-C").log_det > 0
+
+
 def test_complex_weights_are_refused_with_the_way_to_hold_them():
     class Spectral(nn.Module):
         def __init__(self):
