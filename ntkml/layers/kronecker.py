@@ -136,7 +136,12 @@ class ExactBlocks:
         return {key: (_block_grams(_in_blocks(rows)),) for key, rows in self.rows.items()}
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
-        terms = [_quadratic(gradients[key][0], _in_blocks(rows).unsqueeze(-1)) for key, rows in self.rows.items()]
+        terms = []
+        for key, rows in self.rows.items():
+            vectors = _in_blocks(rows).transpose(
+                0, 1
+            )  # (q, b, m): multiplied row by row, every row would take a copy of V
+            terms.append(_quadratic(gradients[key][0], vectors.mT.unsqueeze(0)))
         return torch.stack(terms).sum()
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:

@@ -17,6 +17,7 @@ from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_log_det
 from tests.factories import assert_same, generator
+from tests.largest_tensor import LargestTensor
 from tests.layer_examples import LAYERS, dense_rows, example, shapes_of, surrounded
 
 
@@ -152,3 +153,16 @@ def test_many_blocks_are_made_some_at_a_time(monkeypatch):
     monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 7 * 2**3)
     monkeypatch.setattr(kronecker, "_TILE_ENTRIES", 25)
     assert_same(ExactBlocks({"weight": rows}).factors(True, True)["weight"][0], expected)
+
+
+def test_exact_blocks_are_paired_without_a_copy_of_them_for_every_row():
+    rows = torch.randn(20, 2, 6, 5, generator=generator(), dtype=torch.float64)
+    gradient = torch.randn(6, 5, 5, generator=generator(1), dtype=torch.float64)
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        LargestTensor() as largest,
+    ):
+        patched.setattr(kronecker, "MAX_BLOCK_WORK", 6 * 5**3)
+        paired = ExactBlocks({"weight": rows}).pair({"weight": (gradient,)}, 20)
+    assert_same(paired, torch.einsum("nkqi,qij,nkqj->", rows, gradient, rows))
+    assert largest.numel == rows.numel()
