@@ -71,17 +71,20 @@ class Capture:
         """As :meth:`pull_back`, with None where the outputs do not depend on an edge."""
         if not self.layers:
             return []
-        found = iter(
-            torch.autograd.grad(
-                self.outputs,
-                [edge for layer in self.layers for edge in layer.edges],
-                cotangents.to(self.outputs),
-                retain_graph=keep_graph or self.differentiable,
-                create_graph=self.differentiable,
-                materialize_grads=False,
-                allow_unused=True,
+        with (
+            plain_attention() if self.differentiable else nullcontext()
+        ):  # checkpointing runs parts of the network again
+            found = iter(
+                torch.autograd.grad(
+                    self.outputs,
+                    [edge for layer in self.layers for edge in layer.edges],
+                    cotangents.to(self.outputs),
+                    retain_graph=keep_graph or self.differentiable,
+                    create_graph=self.differentiable,
+                    materialize_grads=False,
+                    allow_unused=True,
+                )
             )
-        )
         return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
 
 
