@@ -22,7 +22,7 @@ from ntkml.parameters import trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan
 from ntkml.rows.graphs import uses_of
-from ntkml.rows.plain_passes import plain_attention, plain_pass
+from ntkml.rows.plain_passes import attention_by_layers, plain_attention, plain_pass
 from ntkml.rows.recorder import Recorder, check_row_type, layer_hooks
 
 _REMEDY = (
@@ -170,7 +170,7 @@ def survey(
         no_random_numbers(inputs.device, again),
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
-        plain_attention() if differentiable else nullcontext(),
+        plain_attention() if differentiable else attention_by_layers(),
         plain_pass(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):

@@ -152,3 +152,26 @@ def test_a_checkpointed_layer_gives_the_same_estimate(estimator):
     assert set(check_model(again, X[:5]).exact) == {
         name for name, _ in again.named_parameters() if "attn" in name or "norm" in name
     }
+
+
+class Padded(nn.Module):
+    """An encoder whose first layer is frozen, behind a mask of padding; torch's own forward pass fails in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, CLASSES)
+        self.encoder.layers[0].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = (x[..., 0] > 0.5) & (torch.arange(3) > 0)
+        hidden = self.encoder(x, src_key_padding_mask=padded)
+        return self.head(hidden.masked_fill(padded.unsqueeze(-1), 0.0).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_encoders_with_a_frozen_first_layer_have_rows():
+    model = seeded(Padded()).eval()
+    ours = log_marginal_likelihood(model, X[:5], Y[:5], "ntk-N-C").log_det
+    model.encoder.enable_nested_tensor = False
+    assert_same(ours, dense_log_det(model, X[:5]))
