@@ -68,9 +68,12 @@ def mixed_values(
     return F.scaled_dot_product_attention(queries, keys, values, mask).transpose(1, 2).flatten(2)
 
 
-def output(module: nn.MultiheadAttention, mixed: Tensor) -> Tensor:
-    """What the module gives. (n, T, E) -> (n, T, E)."""
-    return F.linear(mixed, module.out_proj.weight, module.out_proj.bias)
+def output(module: nn.MultiheadAttention, mixed: Tensor, own: Tensor) -> Tensor:
+    """What the module gives: the same as ``own``, torch's output, no number where that is none. (n, T, E) each.
+
+    torch gives NaN for a query whose keys are all masked if it gives the weights too, and zeros otherwise.
+    """
+    return F.linear(mixed, module.out_proj.weight, module.out_proj.bias) + 0.0 * own.detach()
 
 
 def _arguments(module: nn.MultiheadAttention, given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def uses_in_call(
     if isinstance(module, nn.MultiheadAttention):
         projected = attention.projected(module, inputs)
         mixed = attention.mixed_values(module, projected, given, named)
-        replaced = attention.output(module, mixed)
+        replaced = attention.output(module, mixed, output)
         both = (module, inputs, projected), (module.out_proj, mixed, replaced)
         calls = dict(zip(inside(name, module), both, strict=True))
     uses: list[LayerUse] = []

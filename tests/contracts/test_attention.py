@@ -14,6 +14,8 @@ from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, Case, assert_same, generator, seeded, targets
 from tests.network_modules import CLASSES, Attending
 
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
 X, Y = torch.randn(40, 3, 4, generator=generator(5), dtype=torch.float64), targets("categorical", 40, CLASSES)
 
 
@@ -175,3 +177,29 @@ def test_encoders_with_a_frozen_first_layer_have_rows():
     ours = log_marginal_likelihood(model, X[:5], Y[:5], "ntk-N-C").log_det
     model.encoder.enable_nested_tensor = False
     assert_same(ours, dense_log_det(model, X[:5]))
+
+
+class Masked(Attending):
+    """Pads the inputs whose first value is positive, in full."""
+
+    def __init__(self, need_weights: bool) -> None:
+        super().__init__()
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = (x[:, :1, 0] > 0).expand(-1, x.shape[1])
+        attended = self.attention(x, x, x, key_padding_mask=padded, need_weights=self.need_weights)[0]
+        return self.head(torch.tanh(self.norm(attended)).mean(1))
+
+
+def test_a_query_without_keys_is_no_number_where_it_is_none_for_torch():
+    """In an input that the network was not checked on."""
+    x = X.clone()
+    x[:, 0, 0] = -1.0
+    x[7, 0, 0] = 1.0
+    model = seeded(Masked(need_weights=False)).eval()
+    assert_same(log_marginal_likelihood(model, x, Y, "ntk-N-C").log_det, dense_log_det(model, x))
+    model = seeded(Masked(need_weights=True)).eval()
+    assert check_model(model, x).exact == {}
+    with pytest.raises(ValueError, match="the rows hold NaN"):
+        log_marginal_likelihood(model, x, Y, "ntk-N-C")
