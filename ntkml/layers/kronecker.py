@@ -15,6 +15,9 @@ from ntkml.linalg import eigensystem, gram, scatter, spectrum
 #: Most multiplications, q m^3, of the eigendecompositions of q blocks of m parameters: some seconds on a core.
 MAX_BLOCK_WORK = 2**33
 
+#: Most float64 entries, q m^2, of those blocks (64 MiB): made anew for every chunk and column, they soon take longer than their eigenvalues.
+MAX_BLOCK_ENTRIES = 2**23
+
 #: Float64 entries of the rows of some blocks while these are made (128 MiB).
 _TILE_ENTRIES = 2**24
 
@@ -127,7 +130,7 @@ class ExactBlocks:
     """Parameters that no Kronecker product describes: one factor R^T R each, the exact block while its eigenvalues are affordable.
 
     A larger tensor has one block for each leading index, or for each two of them, at last for every entry: the first of
-    these divisions whose work is at most :data:`MAX_BLOCK_WORK`. ``rows``: (n, k, *shape) by parameter.
+    these divisions within :data:`MAX_BLOCK_WORK` and :data:`MAX_BLOCK_ENTRIES`. ``rows``: (n, k, *shape) by parameter.
     """
 
     rows: Mapping[str, Tensor]
@@ -175,7 +178,9 @@ def _in_blocks(rows: Tensor) -> Tensor:
     """Rows (n, k, *shape) by the blocks of :class:`ExactBlocks`, (n * k, q, m)."""
     n, k, *shape = rows.shape
     sizes = [(prod(shape[:leading]), prod(shape[leading:])) for leading in range(len(shape) + 1)]
-    count, size = next((q, m) for q, m in sizes if q * m**3 <= MAX_BLOCK_WORK or m == 1)
+    count, size = next(
+        (q, m) for q, m in sizes if (q * m**3 <= MAX_BLOCK_WORK and q * m**2 <= MAX_BLOCK_ENTRIES) or m == 1
+    )
     return rows.reshape(n * k, count, size)
 
 

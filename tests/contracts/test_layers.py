@@ -132,12 +132,24 @@ def test_what_is_kept_of_a_scale_does_not_grow_with_its_input():
     assert pulled[0][0].shape == (6, 1)
 
 
+WORK, ENTRIES = "MAX_BLOCK_WORK", "MAX_BLOCK_ENTRIES"
+
+
 @pytest.mark.parametrize(
-    ("most_work", "size"), [(24**3, 24), (24**3 - 1, 12), (2 * 12**3 - 1, 4), (6 * 4**3 - 1, 1), (0, 1)]
+    ("limit", "most", "size"),
+    [
+        *((WORK, most, size) for most, size in ((24**3, 24), (24**3 - 1, 12), (2 * 12**3 - 1, 4), (6 * 4**3 - 1, 1))),
+        *(
+            (ENTRIES, most, size)
+            for most, size in ((24**2, 24), (24**2 - 1, 12), (2 * 12**2 - 1, 4), (6 * 4**2 - 1, 1))
+        ),
+        (WORK, 0, 1),
+        (ENTRIES, 0, 1),
+    ],
 )
-def test_kfac_divides_what_is_too_large_for_one_block_by_leading_indices(most_work, size, monkeypatch):
+def test_kfac_divides_what_is_too_large_for_one_block_by_leading_indices(limit, most, size, monkeypatch):
     """Exact blocks of a LayerNorm over (2, 3, 4): all entries, 2 x 12, 6 x 4, or the diagonal."""
-    monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", most_work)
+    monkeypatch.setattr(kronecker, limit, most)
     model = surrounded(nn.LayerNorm((2, 3, 4), bias=False), (2, 3, 4), trainable_head=False)
     x = torch.randn(3, 2, 3, 4, generator=generator(), dtype=torch.float64)
     y = torch.zeros(3, dtype=torch.long)
