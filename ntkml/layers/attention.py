@@ -1,7 +1,7 @@
 """nn.MultiheadAttention of sequences to themselves: between its two projections, which are linear layers, nothing is learned.
 
 torch computes all of it in one function, which calls no layer. Its output is replaced by that of the same operations one after
-another: so the projection of the inputs has an edge, and the projection of the outputs is called as the layer that it is.
+another, so that both projections have edges. ``out_proj`` is not called here either: torch never runs its hooks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ __all__ = ["added", "gradients", "taken"]  # the projection of the inputs has th
 #: The names of the weight and bias that project the inputs.
 PARAMETERS = ("in_proj_weight", "in_proj_bias")
 
+_CALL = signature(nn.MultiheadAttention.forward)
+
 
 def unsupported(module: nn.MultiheadAttention) -> str | None:
     """Settings under which a batch is not attended to as below."""
@@ -35,7 +37,10 @@ def unsupported(module: nn.MultiheadAttention) -> str | None:
 
 def unsupported_call(module: nn.MultiheadAttention, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
     """Why the rows of a call would be wrong, or None."""
-    called = _arguments(module, given, named)
+    try:
+        called = _arguments(module, given, named)
+    except TypeError:
+        return "it is called with other arguments than nn.MultiheadAttention"
     if not (called["query"] is called["key"] is called["value"]):
         return "it attends to other inputs than its own"
     return None if called["query"].ndim == 3 else "it does not see the batch in its first dimension"
@@ -51,22 +56,27 @@ def projected(module: nn.MultiheadAttention, inputs: Tensor) -> Tensor:
     return F.linear(inputs, module.in_proj_weight, module.in_proj_bias)
 
 
-def output(
+def mixed_values(
     module: nn.MultiheadAttention, projected: Tensor, given: tuple[Any, ...], named: Mapping[str, Any]
 ) -> Tensor:
-    """What the module gives for its projected inputs, in a call with these arguments. (n, T, E)."""
+    """The inputs of ``out_proj`` in a call with these arguments. projected: (n, T, 3 E) -> (n, T, E)."""
     called = _arguments(module, given, named)
-    queries, keys, values = projected.unflatten(-1, (3, module.num_heads, -1)).permute(
-        2, 0, 3, 1, 4
-    )  # (n, heads, T, e)
+    by_head = projected.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, n, heads, T, e)
+    queries, keys, values = by_head.unbind(0)
     mask = _mask(called["attn_mask"], called["key_padding_mask"], queries)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
-    result: Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
-    return result
+    return F.scaled_dot_product_attention(queries, keys, values, mask).transpose(1, 2).flatten(2)
+
+
+def output(module: nn.MultiheadAttention, mixed: Tensor, own: Tensor) -> Tensor:
+    """What the module gives: the same as ``own``, torch's output, no number where that is none. (n, T, E) each.
+
+    torch gives NaN for a query whose keys are all masked if it gives the weights too, and zeros otherwise.
+    """
+    return F.linear(mixed, module.out_proj.weight, module.out_proj.bias) + 0.0 * own.detach()
 
 
 def _arguments(module: nn.MultiheadAttention, given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    bound = signature(module.forward).bind(*given, **named)
+    bound = _CALL.bind(module, *given, **named)
     bound.apply_defaults()
     return bound.arguments
 

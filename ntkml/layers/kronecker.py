@@ -15,6 +15,10 @@ from ntkml.linalg import eigensystem, gram, scatter, spectrum
 #: Most multiplications, q m^3, of the eigendecompositions of q blocks of m parameters: some seconds on a core.
 MAX_BLOCK_WORK = 2**33
 
+#: Most float64 entries, q m^2, of those blocks (64 MiB): made anew for every chunk and column, more would take longer than
+#: their eigenvalues.
+MAX_BLOCK_ENTRIES = 2**23
+
 #: Float64 entries of the rows of some blocks while these are made (128 MiB).
 _TILE_ENTRIES = 2**24
 
@@ -114,9 +118,8 @@ class KroneckerIndices(KroneckerInputs):
         """How often every index occurs, (1, num_entries)."""
         indices = self.inputs.flatten()
         counts = torch.zeros(self.num_entries, dtype=torch.float64, device=indices.device)
-        counts.index_add_(
-            0, indices, torch.ones_like(indices, dtype=torch.float64)
-        )  # bincount would make the host wait
+        # bincount would make the host wait for a GPU.
+        counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
         if self.padding is not None:
             counts[self.padding] = 0.0
         return counts.unsqueeze(0)
@@ -131,7 +134,7 @@ class ExactBlocks:
     """Parameters that no Kronecker product describes: one factor R^T R each, the exact block while its eigenvalues are affordable.
 
     A larger tensor has one block for each leading index, or for each two of them, at last for every entry: the first of
-    these divisions whose work is at most :data:`MAX_BLOCK_WORK`. ``rows``: (n, k, *shape) by parameter.
+    these divisions within :data:`MAX_BLOCK_WORK` and :data:`MAX_BLOCK_ENTRIES`. ``rows``: (n, k, *shape) by parameter.
     """
 
     rows: Mapping[str, Tensor]
@@ -140,8 +143,9 @@ class ExactBlocks:
         return {key: (_block_grams(_in_blocks(rows)),) for key, rows in self.rows.items()}
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
-        terms = [_quadratic(gradients[key][0], _in_blocks(rows).unsqueeze(-1)) for key, rows in self.rows.items()]
-        return torch.stack(terms).sum()
+        # (1, q, m, b): multiplied row by row, every row would take a copy of V.
+        vectors = {key: _in_blocks(rows).permute(1, 2, 0).unsqueeze(0) for key, rows in self.rows.items()}
+        return torch.stack([_quadratic(gradients[key][0], own) for key, own in vectors.items()]).sum()
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:
         return ExactBlocks(
@@ -174,8 +178,10 @@ def _in_blocks(rows: Tensor) -> Tensor:
     """Rows (n, k, *shape) by the blocks of :class:`ExactBlocks`, (n * k, q, m)."""
     n, k, *shape = rows.shape
     sizes = [(prod(shape[:leading]), prod(shape[leading:])) for leading in range(len(shape) + 1)]
-    count, size = next((q, m) for q, m in sizes if q * m**3 <= MAX_BLOCK_WORK or m == 1)
-    return rows.reshape(n * k, count, size)
+    for count, size in sizes:
+        if count * size**3 <= MAX_BLOCK_WORK and count * size**2 <= MAX_BLOCK_ENTRIES:
+            break
+    return rows.reshape(n * k, count, size)  # at last its entries
 
 
 def _block_grams(rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ntkml.layers import attention, conv, elementwise, linear
 from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
-from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
+from ntkml.layers.layer_rows import ElementwiseRows, LayerRows, qualified
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 
@@ -30,6 +30,10 @@ class LayerUse(Protocol):
 
     @property
     def edges(self) -> tuple[GradientEdge, ...]: ...
+
+    @property
+    def kept(self) -> Tensor | None:
+        """What its rows, or torch's own gradient, are made of beside the edges: it must not be overwritten in place."""
 
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         """The rows for k cotangents pulled back to every edge, (n * S, k, ...) each."""
@@ -51,6 +55,12 @@ class PositionsUse:
     module: nn.Module
     inputs: Tensor
     num_views: int
+
+    @property
+    def kept(self) -> Tensor | None:
+        code = _code(self.module)
+        # A bias alone needs no inputs, but torch's convolution keeps them for it too.
+        return self.inputs if code is conv or code.PARAMETERS[0] in self.keys else None
 
     def num_patches(self) -> int:
         """Numbers of the input at every position: nine times those of the input at 3 x 3."""
@@ -102,6 +112,10 @@ class EmbeddingUse:
     inputs: Tensor
     num_views: int
 
+    @property
+    def kept(self) -> Tensor | None:
+        return self.inputs
+
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         return embedding_rows(self.module, self.inputs, pulled[0], self.num_views)
 
@@ -123,6 +137,10 @@ class ElementwiseUse:
     edges: tuple[GradientEdge, ...]
     num_views: int
 
+    @property
+    def kept(self) -> Tensor | None:
+        return None
+
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         summed = [g.unflatten(0, (-1, self.num_views)).sum(1) for g in pulled]  # (n, k, *shape)
         return ElementwiseRows(dict(zip(self.keys, summed, strict=True)))
@@ -139,36 +157,54 @@ def average_views(values: Tensor, num_views: int) -> Tensor:
     return values if num_views == 1 else values.unflatten(0, (-1, num_views)).mean(1)
 
 
-def use_of(
+def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a call of a module computes, by name: itself, and the projection of the outputs inside attention."""
+    found = {name: module}
+    if isinstance(module, nn.MultiheadAttention):
+        found[qualified(name, "out_proj")] = module.out_proj
+    return found
+
+
+def replaces(module: nn.Module) -> bool:
+    """Whether the output of a call is replaced by another computation of the same."""
+    return isinstance(module, (*elementwise.TYPES, nn.MultiheadAttention))
+
+
+def uses_in_call(
     name: str,
     module: nn.Module,
-    keys: tuple[str, ...],
+    keys: Mapping[str, tuple[str, ...]],
     given: tuple[Any, ...],
     named: Mapping[str, Any],
     output: Tensor,
     num_views: int,
     graph: bool,
-) -> tuple[LayerUse | None, Tensor | None]:
-    """The use of a layer, None without ``keys``, and what its output is to be replaced by (None: it stays).
+) -> tuple[list[LayerUse], Tensor | None]:
+    """The uses of layers in a call of one, and what its output is to be replaced by (None: it stays).
 
-    given, named: the arguments of the call, the first one the inputs (n * S, ...); output: what the layer gave for them;
-    graph: whether inputs are kept with theirs.
+    keys: the parameters to capture by layer, of :func:`inside`; given, named: the arguments of the call, the first one the inputs
+    (n * S, ...); output: what the layer gave for them; graph: whether inputs are kept with theirs.
     """
     inputs: Tensor = given[0]
     if isinstance(module, elementwise.TYPES):
         own = elementwise.copies(module, len(inputs))
-        edges = tuple(get_gradient_edge(own[key]) for key in keys)
-        return ElementwiseUse(name, keys, edges, num_views), elementwise.output(module, inputs, own)
-    replaced = None
-    if isinstance(module, nn.MultiheadAttention):
-        output = attention.projected(module, inputs)
-        replaced = attention.output(module, output, given, named)
-        if not keys:
-            return None, replaced
-    edge, kept = (get_gradient_edge(output),), inputs if graph else inputs.detach()
+        edges = tuple(get_gradient_edge(own[key]) for key in keys[name])
+        return [ElementwiseUse(name, keys[name], edges, num_views)], elementwise.output(module, inputs, own)
     if isinstance(module, nn.Embedding):
-        return EmbeddingUse(name, keys, edge, module, kept, num_views), None
-    return PositionsUse(name, keys, edge, module, kept, num_views), replaced
+        return [EmbeddingUse(name, keys[name], (get_gradient_edge(output),), module, inputs.detach(), num_views)], None
+    calls, replaced = {name: (module, inputs, output)}, None
+    if isinstance(module, nn.MultiheadAttention):
+        projected = attention.projected(module, inputs)
+        mixed = attention.mixed_values(module, projected, given, named)
+        replaced = attention.output(module, mixed, output)
+        both = (module, inputs, projected), (module.out_proj, mixed, replaced)
+        calls = dict(zip(inside(name, module), both, strict=True))
+    uses: list[LayerUse] = []
+    for layer, own_keys in keys.items():
+        called, source, result = calls[layer]
+        kept = source if graph else source.detach()
+        uses.append(PositionsUse(layer, own_keys, (get_gradient_edge(result),), called, kept, num_views))
+    return uses, replaced
 
 
 def unsupported(module: nn.Module) -> str | None:

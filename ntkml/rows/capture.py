@@ -22,7 +22,7 @@ from ntkml.parameters import trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan
 from ntkml.rows.graphs import uses_of
-from ntkml.rows.plain_passes import plain_attention, plain_pass
+from ntkml.rows.plain_passes import attention_by_layers, plain_attention, plain_pass
 from ntkml.rows.recorder import Recorder, check_row_type, layer_hooks
 
 _REMEDY = (
@@ -71,17 +71,19 @@ class Capture:
         """As :meth:`pull_back`, with None where the outputs do not depend on an edge."""
         if not self.layers:
             return []
-        found = iter(
-            torch.autograd.grad(
-                self.outputs,
-                [edge for layer in self.layers for edge in layer.edges],
-                cotangents.to(self.outputs),
-                retain_graph=keep_graph or self.differentiable,
-                create_graph=self.differentiable,
-                materialize_grads=False,
-                allow_unused=True,
+        # Checkpointing runs parts of the network again.
+        with plain_attention() if self.differentiable else nullcontext():
+            found = iter(
+                torch.autograd.grad(
+                    self.outputs,
+                    [edge for layer in self.layers for edge in layer.edges],
+                    cotangents.to(self.outputs),
+                    retain_graph=keep_graph or self.differentiable,
+                    create_graph=self.differentiable,
+                    materialize_grads=False,
+                    allow_unused=True,
+                )
             )
-        )
         return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
 
 
@@ -167,7 +169,7 @@ def survey(
         no_random_numbers(inputs.device, again),
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
-        plain_attention() if differentiable else nullcontext(),
+        plain_attention() if differentiable else attention_by_layers(),
         plain_pass(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):

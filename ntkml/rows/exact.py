@@ -67,7 +67,7 @@ class ExactForward:
         return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self._plan.exact)}
 
     def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
-        with without_gradient_hooks(leaves):
+        with without_gradient_hooks(leaves), plain_attention():  # checkpointing runs parts of the network again
             found = torch.autograd.grad(
                 outputs,
                 leaves,

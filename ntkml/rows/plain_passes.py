@@ -43,7 +43,10 @@ _NOT_COMPILED = SharedSetting(lambda: torch.compiler.set_stance("force_eager"))
 
 
 def attention_by_layers() -> AbstractContextManager[None]:
-    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode."""
+    """Attention that calls its layers, instead of the one operation that torch takes for all of them in evaluation mode.
+
+    torch takes it for frozen encoder layers too, and hands their nested tensors on to learned layers, which refuse those.
+    """
     return _NO_FAST_PATH.changed()
 
 

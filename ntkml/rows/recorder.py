@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import ElementwiseUse, LayerUse, unsupported, unsupported_call, use_of
+from ntkml.layers.uses import LayerUse, inside, replaces, unsupported, unsupported_call, uses_in_call
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES
@@ -22,21 +22,21 @@ from ntkml.rows.graphs import ROW_TYPES
 def layer_hooks(
     model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | tuple[Tensor, ...] | None]
 ) -> Iterator[None]:
-    """Call hook(name, keys, module, given, named, output) after every layer that can be captured.
+    """Call hook(name, module, keys, given, named, output) after every layer that can be captured.
 
-    Before its owner's hooks, whatever those make of its output: they are a part of the network behind it. Not in the passes
-    of other threads.
+    ``keys``: the parameters to capture by layer, of which a call of attention computes two. Before the owner's hooks, whatever those
+    make of the output: they are a part of the network behind it. Not in the passes of other threads.
     """
     own = get_ident()
     handles = [
         module.register_forward_hook(
             lambda module, given, named, output, name=name, keys=keys: (
-                hook(name, keys, module, given, named, output) if get_ident() == own else None
+                hook(name, module, keys, given, named, output) if get_ident() == own else None
             ),
             prepend=True,
             with_kwargs=True,
         )
-        for name, keys, module in _captured_layers(model, plan)
+        for name, module, keys in _captured_layers(model, plan)
     ]
     try:
         yield
@@ -45,11 +45,8 @@ def layer_hooks(
             handle.remove()
 
 
-def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tuple[str, ...], nn.Module]]:
-    """Layers of a known type whose trainable parameters are all their own and take no exact rows.
-
-    Attention is among them for the layer inside it too, which only its hook calls; then without parameters of its own.
-    """
+def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, nn.Module, dict[str, tuple[str, ...]]]]:
+    """Layers of a known type whose trainable parameters are all their own and take no exact rows, with those by layer."""
     weights = trainable_parameters(model)
 
     def captured(name: str, module: nn.Module) -> tuple[str, ...]:
@@ -59,10 +56,9 @@ def _captured_layers(model: nn.Module, plan: RowPlan) -> Iterator[tuple[str, tup
 
     for name, module in model.named_modules():
         if computes_as_known(module) and unsupported(module) is None:
-            keys = captured(name, module)
-            inner = isinstance(module, nn.MultiheadAttention) and captured(qualified(name, "out_proj"), module.out_proj)
-            if keys or inner:
-                yield name, keys, module
+            keys = {layer: found for layer, part in inside(name, module).items() if (found := captured(layer, part))}
+            if keys:
+                yield name, module, keys
 
 
 class Recorder:
@@ -79,15 +75,15 @@ class Recorder:
     def record(
         self,
         name: str,
-        keys: tuple[str, ...],
         module: nn.Module,
+        keys: Mapping[str, tuple[str, ...]],
         given: tuple[Any, ...],
         named: Mapping[str, Any],
         output: Tensor | tuple[Tensor, ...],
     ) -> Tensor | tuple[Tensor, ...] | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
         first, *others = output if isinstance(output, tuple) else (output,)  # attention gives its weights too
-        problem = self._problem(name, given) or unsupported_call(module, given, named)
+        problem = self._problem(keys, given) or unsupported_call(module, given, named)
         if not first.requires_grad:
             if not torch._C._functorch.is_functorch_wrapped_tensor(first):
                 raise ValueError(
@@ -96,28 +92,30 @@ class Recorder:
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
         check_row_type(f"layer {name!r} computes in", first.dtype)
+        if problem is None and replaces(module) and _checkpointed():
+            problem = "torch.utils.checkpoint computes it again: leave that out in eval mode"
+        if problem is None:
+            uses, replaced = uses_in_call(name, module, keys, given, named, first, self._num_views, self._graph)
+            if not (self._checked or replaced is None or _close(replaced, first)):
+                problem = "a hook of all modules or a subclass changes what it computes"
         if problem is not None:
-            self.problems.setdefault(name, problem)
+            self.problems = {**dict.fromkeys(keys, problem), **self.problems}
             return None
-        use, replaced = use_of(name, module, keys, given, named, first, self._num_views, self._graph)
-        if not (self._checked or replaced is None or _close(replaced, first)):
-            self.problems[name] = "a hook of all modules or a subclass changes what it computes"
-            return None
-        if use is not None:
-            self._seen[name] = use
-        if not self._checked:
-            self.layer_inputs[name] = given[0].detach().clone()  # what comes after the layer may write over it
-        bias_alone = isinstance(module, nn.Linear) and "weight" not in keys
-        if not isinstance(use, ElementwiseUse) and not bias_alone:  # torch's convolution keeps its input for a bias too
-            self._versions[name] = given[0], given[0]._version
+        seen = None if self._checked else given[0].detach().clone()  # what comes after the layer may write over it
+        for use in uses:
+            self._seen[use.name] = use
+            if seen is not None:
+                self.layer_inputs[use.name] = seen
+            if use.kept is not None:
+                self._versions[use.name] = use.kept, use.kept._version
         return (replaced, *others) if others and replaced is not None else replaced
 
-    def _problem(self, name: str, given: tuple[Any, ...]) -> str | None:
+    def _problem(self, layers: Iterable[str], given: tuple[Any, ...]) -> str | None:
         if not given:
             return "it is called with a keyword"
         if given[0].ndim == 0 or len(given[0]) != self._num_inputs:
             return "it does not see the batch in its first dimension"
-        return "it is used more than once in a forward pass" if name in self._seen else None
+        return "it is used more than once in a forward pass" if any(name in self._seen for name in layers) else None
 
     def uses(self) -> tuple[LayerUse, ...]:
         return tuple(use for name, use in self._seen.items() if name not in self.problems)
@@ -138,6 +136,13 @@ def check_row_type(what: str, kind: torch.dtype) -> None:
             f"{what} {kind}, but rows need float32 or float64: leave torch.autocast out of forward, or give it "
             "enabled=self.training and call model.eval()"
         )
+
+
+def _checkpointed() -> bool:
+    """Whether this part of the forward pass is computed again in the backward pass, where no hook of a capture replaces anything."""
+    # No public function tells. A torch without this one raises an error of its own.
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
 def _close(replaced: Tensor, output: Tensor) -> bool:

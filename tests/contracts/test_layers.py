@@ -17,6 +17,7 @@ from ntkml.rows.capture import capture
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_log_det
 from tests.factories import assert_same, generator
+from tests.largest_tensor import LargestTensor
 from tests.layer_examples import LAYERS, dense_rows, example, shapes_of, surrounded
 
 
@@ -131,12 +132,24 @@ def test_what_is_kept_of_a_scale_does_not_grow_with_its_input():
     assert pulled[0][0].shape == (6, 1)
 
 
+WORK, ENTRIES = "MAX_BLOCK_WORK", "MAX_BLOCK_ENTRIES"
+
+
 @pytest.mark.parametrize(
-    ("most_work", "size"), [(24**3, 24), (24**3 - 1, 12), (2 * 12**3 - 1, 4), (6 * 4**3 - 1, 1), (0, 1)]
+    ("limit", "most", "size"),
+    [
+        *((WORK, most, size) for most, size in ((24**3, 24), (24**3 - 1, 12), (2 * 12**3 - 1, 4), (6 * 4**3 - 1, 1))),
+        *(
+            (ENTRIES, most, size)
+            for most, size in ((24**2, 24), (24**2 - 1, 12), (2 * 12**2 - 1, 4), (6 * 4**2 - 1, 1))
+        ),
+        (WORK, 0, 1),
+        (ENTRIES, 0, 1),
+    ],
 )
-def test_kfac_divides_what_is_too_large_for_one_block_by_leading_indices(most_work, size, monkeypatch):
+def test_kfac_divides_what_is_too_large_for_one_block_by_leading_indices(limit, most, size, monkeypatch):
     """Exact blocks of a LayerNorm over (2, 3, 4): all entries, 2 x 12, 6 x 4, or the diagonal."""
-    monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", most_work)
+    monkeypatch.setattr(kronecker, limit, most)
     model = surrounded(nn.LayerNorm((2, 3, 4), bias=False), (2, 3, 4), trainable_head=False)
     x = torch.randn(3, 2, 3, 4, generator=generator(), dtype=torch.float64)
     y = torch.zeros(3, dtype=torch.long)
@@ -152,3 +165,16 @@ def test_many_blocks_are_made_some_at_a_time(monkeypatch):
     monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 7 * 2**3)
     monkeypatch.setattr(kronecker, "_TILE_ENTRIES", 25)
     assert_same(ExactBlocks({"weight": rows}).factors(True, True)["weight"][0], expected)
+
+
+def test_exact_blocks_are_paired_without_a_copy_of_them_for_every_row():
+    rows = torch.randn(20, 2, 6, 5, generator=generator(), dtype=torch.float64)
+    gradient = torch.randn(6, 5, 5, generator=generator(1), dtype=torch.float64)
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        LargestTensor() as largest,
+    ):
+        patched.setattr(kronecker, "MAX_BLOCK_WORK", 6 * 5**3)
+        paired = ExactBlocks({"weight": rows}).pair({"weight": (gradient,)}, 20)
+    assert_same(paired, torch.einsum("nkqi,qij,nkqj->", rows, gradient, rows))
+    assert largest.numel == rows.numel()
