@@ -8,6 +8,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -193,6 +194,9 @@ def uses_in_call(
     if isinstance(module, nn.Embedding):
         return [EmbeddingUse(name, keys[name], (get_gradient_edge(output),), module, inputs.detach(), num_views)], None
     calls, replaced = {name: (module, inputs, output)}, None
+    if output._is_view():
+        # Of a linear layer over tokens. Overwriting a view in place would take its edge out of the graph: give the same memory as none.
+        replaced = torch.ops.aten._unsafe_view(output, output.shape)
     if isinstance(module, nn.MultiheadAttention):
         projected = attention.projected(module, inputs)
         mixed = attention.mixed_values(module, projected, given, named)

@@ -246,3 +246,28 @@ def test_estimates_work_where_gradients_are_switched_off(name):
     expected = case.estimate(name)
     with torch.no_grad():
         assert_same(case.estimate(name).total, expected.total)
+
+
+class InPlace(nn.Module):
+    """Overwrites in place what linear layers give for tokens, which are views: by an activation, a residual and a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.register_forward_hook(lambda module, given, output: output.mul_(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.elu(self.first(x), inplace=True)
+        output = self.second(hidden)
+        output += hidden
+        return self.head(output.tanh().mean(1))
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_what_a_layer_gives_for_tokens_may_be_overwritten(differentiable):
+    model, x = seeded(InPlace()), torch.randn(5, 3, 4, generator=generator(1), dtype=torch.float64)
+    assert check_model(model, x).exact == {}
+    every = torch.eye(3, dtype=torch.float64).expand(5, -1, -1)
+    rows = CapturedRows(capture(model, x, differentiable=differentiable), every, parameter_shapes(model))
+    jacobian = torch.cat([rows.explicit(name) for name in parameter_shapes(model)], dim=1)
+    assert_same(jacobian, dense_jacobian(model, x).flatten(0, 1))
