@@ -166,8 +166,8 @@ def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def replaces(module: nn.Module) -> bool:
-    """Whether the output of a call is replaced by another computation of the same."""
+def computes_anew(module: nn.Module) -> bool:
+    """Whether what replaces a module's output is another computation of the same."""
     return isinstance(module, (*elementwise.TYPES, nn.MultiheadAttention))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse, inside, replaces, unsupported, unsupported_call, uses_in_call
+from ntkml.layers.uses import LayerUse, computes_anew, inside, unsupported, unsupported_call, uses_in_call
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES
@@ -92,11 +92,11 @@ class Recorder:
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
         check_row_type(f"layer {name!r} computes in", first.dtype)
-        if problem is None and replaces(module) and _checkpointed():
+        if problem is None and computes_anew(module) and _checkpointed():
             problem = "torch.utils.checkpoint computes it again: leave that out in eval mode"
         if problem is None:
             uses, replaced = uses_in_call(name, module, keys, given, named, first, self._num_views, self._graph)
-            if not (self._checked or replaced is None or _close(replaced, first)):
+            if not self._checked and replaced is not None and computes_anew(module) and not _close(replaced, first):
                 problem = "a hook of all modules or a subclass changes what it computes"
         if problem is not None:
             self.problems = {**dict.fromkeys(keys, problem), **self.problems}
