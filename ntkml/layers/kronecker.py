@@ -61,19 +61,23 @@ class KroneckerInputs:
     def inputs(self) -> Tensor:
         return self.made_inputs()
 
+    @property
+    def num_positions(self) -> int:
+        """T."""
+        return self.gradients.shape[-1]
+
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the authors' code.
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block sum_{n,k,t} g g^T, (q, o, o).
         """
-        n, _, _, _, num_positions = self.gradients.shape
         summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
         factors: dict[str, tuple[Tensor, ...]] = {}
         if self.weight:
-            factors[self.weight] = (summed / num_positions,)
+            factors[self.weight] = (summed / self.num_positions,)
         if self.weight and moments:
-            factors[self.weight] += (self._second_moment(spectra_only) / n,)
+            factors[self.weight] += (self._second_moment(spectra_only) / len(self.gradients),)
         if self.bias:
             factors[self.bias] = (summed,)
         return factors
@@ -89,10 +93,9 @@ class KroneckerInputs:
 
     def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
         total = self.gradients.new_zeros(())
-        num_positions = self.gradients.shape[-1]
         if self.weight:
             summed, second_moment = gradients[self.weight]
-            total = total + _quadratic(summed / num_positions, self.gradients.flatten(0, 1))
+            total = total + _quadratic(summed / self.num_positions, self.gradients.flatten(0, 1))
             total = total + self._paired_moment(second_moment / num_inputs)
         if self.bias:
             total = total + _quadratic(gradients[self.bias][0], self.gradients.flatten(0, 1))

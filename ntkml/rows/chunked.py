@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import factor_spectrum
+from ntkml.layers.kronecker import KroneckerInputs, KroneckerPart, factor_spectrum
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
@@ -50,6 +50,7 @@ class ChunkedRows:
         self._kept: dict[str, list[LayerRows]] = {}
         self._forgotten: set[str] = set()
         self._factors: dict[str, tuple[Tensor, ...]] = {}
+        self._positions: dict[str, int] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
             self._load(self._add_factors)
@@ -114,7 +115,9 @@ class ChunkedRows:
         inputs, _ = next(iter(chunk.values())).counts
         share = inputs / (self.num_inputs + inputs)
         for layer, rows in chunk.items():
-            made = merge_factors({layer: rows.reduced()}, self._values_only, moments=first)
+            part = rows.reduced()
+            self._check_positions(layer, part)
+            made = merge_factors({layer: part}, self._values_only, moments=first)
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
                     second_moment = [factor_spectrum(moment, name) for moment in second_moment]
@@ -125,6 +128,17 @@ class ChunkedRows:
                 old_scatter.add_(scatter)
                 for old, new in zip(old_moment, second_moment, strict=True) if first else ():
                     old.lerp_(new, share)
+
+    def _check_positions(self, layer: str, part: KroneckerPart) -> None:
+        """Factors are means over positions, of which a network that cuts its batch to the longest sequence makes others in every chunk."""
+        if (
+            isinstance(part, KroneckerInputs)
+            and self._positions.setdefault(layer, part.num_positions) != part.num_positions
+        ):
+            raise ValueError(
+                f"layer {layer!r} has {self._positions[layer]} positions in one chunk of a block and {part.num_positions} in another, over "
+                "which kfac takes means: give all inputs one length, or a chunk that holds a block"
+            )
 
     def _add_squares(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         for name, squares in merge_squares(chunk).items():

@@ -123,6 +123,16 @@ def test_a_batch_that_is_cut_has_other_positions_in_every_chunk(estimator):
     assert_same(values[2], values[0], 1e-12)
 
 
+def test_kfac_refuses_other_positions_in_every_chunk_of_a_block():
+    x = torch.tensor([[1, 2, 0, 0], [1, 0, 0, 0], [2, 1, 1, 2], [1, 1, 0, 0]])
+    model, y = NETWORKS["batch cut to its longest"].build(), torch.arange(4) % CLASSES
+    assert MarginalLikelihood(model, "kfac-N-C", chunk=4).estimate(x, y).log_det > 0
+    with pytest.raises(
+        ValueError, match="layer '.*' has 2 positions in one chunk of a block and 4 in another, .*one length"
+    ):
+        MarginalLikelihood(model, "kfac-N-C", chunk=2).estimate(x, y)
+
+
 @pytest.mark.parametrize(("name", "num_views"), pairs(TABULATED, 3, 1))
 def test_tables_hold_the_same_rows(name, num_views):
     case = case_of(name, num_inputs=4)
