@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from ntkml.layers import attention, conv, elementwise, linear
+from ntkml.layers import attention, conv, linear
 from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
-from ntkml.layers.layer_rows import ElementwiseRows, LayerRows, qualified
+from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 
@@ -156,71 +155,6 @@ class ElementwiseUse:
 def average_views(values: Tensor, num_views: int) -> Tensor:
     """Means over the S adjacent views of one datum. (n * S, ...) -> (n, ...)."""
     return values if num_views == 1 else values.unflatten(0, (-1, num_views)).mean(1)
-
-
-def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:
-    """The layers that a call of a module computes, by name: itself, and the projection of the outputs inside attention."""
-    found = {name: module}
-    if isinstance(module, nn.MultiheadAttention):
-        found[qualified(name, "out_proj")] = module.out_proj
-    return found
-
-
-def computes_anew(module: nn.Module) -> bool:
-    """Whether what replaces a module's output is another computation of the same."""
-    return isinstance(module, (*elementwise.TYPES, nn.MultiheadAttention))
-
-
-def uses_in_call(
-    name: str,
-    module: nn.Module,
-    keys: Mapping[str, tuple[str, ...]],
-    given: tuple[Any, ...],
-    named: Mapping[str, Any],
-    output: Tensor,
-    num_views: int,
-    graph: bool,
-) -> tuple[list[LayerUse], Tensor | None]:
-    """The uses of layers in a call of one, and what its output is to be replaced by (None: it stays).
-
-    keys: the parameters to capture by layer, of :func:`inside`; given, named: the arguments of the call, the first one the inputs
-    (n * S, ...); output: what the layer gave for them; graph: whether inputs are kept with theirs.
-    """
-    inputs: Tensor = given[0]
-    if isinstance(module, elementwise.TYPES):
-        own = elementwise.copies(module, len(inputs))
-        edges = tuple(get_gradient_edge(own[key]) for key in keys[name])
-        return [ElementwiseUse(name, keys[name], edges, num_views)], elementwise.output(module, inputs, own)
-    if isinstance(module, nn.Embedding):
-        return [EmbeddingUse(name, keys[name], (get_gradient_edge(output),), module, inputs.detach(), num_views)], None
-    calls, replaced = {name: (module, inputs, output)}, None
-    if output._is_view():
-        # Of a linear layer over tokens. Overwriting a view in place would take its edge out of the graph: give the same memory as none.
-        replaced = torch.ops.aten._unsafe_view(output, output.shape)
-    if isinstance(module, nn.MultiheadAttention):
-        projected = attention.projected(module, inputs)
-        mixed = attention.mixed_values(module, projected, given, named)
-        replaced = attention.output(module, mixed, output)
-        both = (module, inputs, projected), (module.out_proj, mixed, replaced)
-        calls = dict(zip(inside(name, module), both, strict=True))
-    uses: list[LayerUse] = []
-    for layer, own_keys in keys.items():
-        called, source, result = calls[layer]
-        kept = source if graph else source.detach()
-        uses.append(PositionsUse(layer, own_keys, (get_gradient_edge(result),), called, kept, num_views))
-    return uses, replaced
-
-
-def unsupported(module: nn.Module) -> str | None:
-    """Why the rows of a module of a supported type would be wrong at its settings, or None."""
-    if isinstance(module, nn.MultiheadAttention):
-        return attention.unsupported(module)
-    return conv.unsupported(module) if isinstance(module, conv.TYPES) else None
-
-
-def unsupported_call(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
-    """Why the rows of a module would be wrong in a call with these arguments, or None."""
-    return attention.unsupported_call(module, given, named) if isinstance(module, nn.MultiheadAttention) else None
 
 
 def _code(module: nn.Module) -> ModuleType:

@@ -6,14 +6,14 @@ network was given, or sees them in another order, is named: its captured rows wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ntkml.layers.calls import Call
 from ntkml.parameters import trainable_parameters, without_gradient_hooks
 from ntkml.rows.capture import Capture, survey
 from ntkml.rows.exact import RowPlan
@@ -118,15 +118,15 @@ def _marked(
     """Outputs, and one number for every input of a layer, by its name: the inputs themselves could fill the memory."""
     marks: dict[str, Tensor] = {}
 
-    def mark(layers: Iterable[str], given: tuple[Any, ...]) -> None:
-        wanted = [name for name in layers if name not in known]
-        if given and wanted:
-            flat = given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
+    def mark(call: Call) -> None:
+        wanted = [name for name in call.keys if name not in known]
+        if call.given and wanted:
+            flat = call.given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             own = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
             marks.update(dict.fromkeys(wanted, own))
 
-    with layer_hooks(model, RowPlan(reasons), lambda name, module, keys, given, named, output: mark(keys, given)):
+    with layer_hooks(model, RowPlan(reasons), mark):
         return model(inputs.clone()), marks
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
+from ntkml.layers.calls import unsupported
 from ntkml.layers.layer_rows import layer_of, qualified
-from ntkml.layers.uses import unsupported
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import ExactForward, RowPlan
 from ntkml.rows.graphs import uses_of, vmap_forgets_padding

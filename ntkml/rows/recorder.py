@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
+from ntkml.layers.calls import Call, inside, unsupported
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse, computes_anew, inside, unsupported, unsupported_call, uses_in_call
+from ntkml.layers.uses import LayerUse
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES
@@ -20,18 +20,18 @@ from ntkml.rows.graphs import ROW_TYPES
 
 @contextmanager
 def layer_hooks(
-    model: nn.Module, plan: RowPlan, hook: Callable[..., Tensor | tuple[Tensor, ...] | None]
+    model: nn.Module, plan: RowPlan, hook: Callable[[Call], Tensor | tuple[Tensor, ...] | None]
 ) -> Iterator[None]:
-    """Call hook(name, module, keys, given, named, output) after every layer that can be captured.
+    """Call ``hook`` after every layer that can be captured; what it returns replaces the output.
 
-    ``keys``: the parameters to capture by layer, of which a call of attention computes two. Before the owner's hooks, whatever those
-    make of the output: they are a part of the network behind it. Not in the passes of other threads.
+    Before the owner's hooks, whatever those make of the output: they are a part of the network behind it. Not in the passes of
+    other threads.
     """
     own = get_ident()
     handles = [
         module.register_forward_hook(
             lambda module, given, named, output, name=name, keys=keys: (
-                hook(name, module, keys, given, named, output) if get_ident() == own else None
+                hook(Call(name, module, keys, given, named, output)) if get_ident() == own else None
             ),
             prepend=True,
             with_kwargs=True,
@@ -72,50 +72,42 @@ class Recorder:
         self._seen: dict[str, LayerUse] = {}
         self._versions: dict[str, tuple[Tensor, int]] = {}
 
-    def record(
-        self,
-        name: str,
-        module: nn.Module,
-        keys: Mapping[str, tuple[str, ...]],
-        given: tuple[Any, ...],
-        named: Mapping[str, Any],
-        output: Tensor | tuple[Tensor, ...],
-    ) -> Tensor | tuple[Tensor, ...] | None:
+    def record(self, call: Call) -> Tensor | tuple[Tensor, ...] | None:
         """Keep one call of a layer; returns what replaces its output, or None."""
-        first, *others = output if isinstance(output, tuple) else (output,)  # attention gives its weights too
-        problem = self._problem(keys, given) or unsupported_call(module, given, named)
-        if not first.requires_grad:
-            if not torch._C._functorch.is_functorch_wrapped_tensor(first):
+        problem = self._problem(call)
+        if not call.result.requires_grad:
+            if not torch._C._functorch.is_functorch_wrapped_tensor(call.result):
                 raise ValueError(
-                    f"layer {name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and give "
-                    "checkpoint use_reentrant=False"
+                    f"layer {call.name!r} ran without autograd: leave torch.inference_mode(), keep torch.no_grad() out of forward, and "
+                    "give checkpoint use_reentrant=False"
                 )
             problem = "it is called under torch.vmap"  # where no tensor says that it requires a gradient
-        check_row_type(f"layer {name!r} computes in", first.dtype)
-        if problem is None and computes_anew(module) and _checkpointed():
+        check_row_type(f"layer {call.name!r} computes in", call.result.dtype)
+        if problem is None and call.computed_anew and _checkpointed():
             problem = "torch.utils.checkpoint computes it again: leave that out in eval mode"
         if problem is None:
-            uses, replaced = uses_in_call(name, module, keys, given, named, first, self._num_views, self._graph)
-            if not self._checked and replaced is not None and computes_anew(module) and not _close(replaced, first):
+            uses, replaced = call.uses(self._num_views, self._graph)
+            if call.computed_anew and replaced is not None and not (self._checked or _close(replaced, call.result)):
                 problem = "a hook of all modules or a subclass changes what it computes"
         if problem is not None:
-            self.problems = {**dict.fromkeys(keys, problem), **self.problems}
+            self.problems = {**dict.fromkeys(call.keys, problem), **self.problems}
             return None
-        seen = None if self._checked else given[0].detach().clone()  # what comes after the layer may write over it
+        seen = None if self._checked else call.given[0].detach().clone()  # what comes after the layer may write over it
         for use in uses:
             self._seen[use.name] = use
             if seen is not None:
                 self.layer_inputs[use.name] = seen
             if use.kept is not None:
                 self._versions[use.name] = use.kept, use.kept._version
-        return (replaced, *others) if others and replaced is not None else replaced
+        return None if replaced is None else call.with_result(replaced)
 
-    def _problem(self, layers: Iterable[str], given: tuple[Any, ...]) -> str | None:
-        if not given:
-            return "it is called with a keyword"
-        if given[0].ndim == 0 or len(given[0]) != self._num_inputs:
+    def _problem(self, call: Call) -> str | None:
+        if problem := call.unsupported():
+            return problem
+        inputs = call.given[0]
+        if inputs.ndim == 0 or len(inputs) != self._num_inputs:
             return "it does not see the batch in its first dimension"
-        return "it is used more than once in a forward pass" if any(name in self._seen for name in layers) else None
+        return "it is used more than once in a forward pass" if any(name in self._seen for name in call.keys) else None
 
     def uses(self) -> tuple[LayerUse, ...]:
         return tuple(use for name, use in self._seen.items() if name not in self.problems)

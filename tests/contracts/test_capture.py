@@ -156,7 +156,7 @@ def test_an_input_that_is_overwritten_before_its_gradient_is_taken_is_refused(la
 
 def test_a_pass_in_another_thread_is_not_taken_for_the_one_that_is_captured():
     model, seen = network(nn.Linear(4, 3)), []
-    with layer_hooks(model, RowPlan(), lambda name, *_: seen.append(name)):
+    with layer_hooks(model, RowPlan(), lambda call: seen.append(call.name)):
         other = Thread(target=model, args=(vectors(),))
         other.start()
         other.join()

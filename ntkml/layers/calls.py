@@ -1,0 +1,103 @@
+"""One call of a layer in a forward pass: the layers that it computes, and whether their rows would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ntkml.layers import attention, conv, elementwise
+from ntkml.layers.layer_rows import qualified
+from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsUse
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the layer ``name``.
+
+    ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs
+    (n * S, ...). ``output``: what the layer gave for them; attention gives its weights too, or None.
+    """
+
+    name: str
+    module: nn.Module
+    keys: Mapping[str, tuple[str, ...]]
+    given: tuple[Any, ...]
+    named: Mapping[str, Any]
+    output: Tensor | tuple[Tensor, ...]
+
+    @property
+    def result(self) -> Tensor:
+        """What the layer made of its inputs."""
+        return self.output[0] if isinstance(self.output, tuple) else self.output
+
+    @property
+    def computed_anew(self) -> bool:
+        """Whether what replaces the result is another computation of the same."""
+        return isinstance(self.module, (*elementwise.TYPES, nn.MultiheadAttention))
+
+    def unsupported(self) -> str | None:
+        """Why the rows would be wrong with these arguments, or None."""
+        if not self.given:
+            return "it is called with a keyword"
+        if isinstance(self.module, nn.MultiheadAttention):
+            return attention.unsupported_call(self.module, self.given, self.named)
+        return None
+
+    def uses(self, num_views: int, graph: bool) -> tuple[list[LayerUse], Tensor | None]:
+        """The uses of layers, and what the result is to be replaced by (None: it stays).
+
+        ``graph``: whether inputs are kept with theirs.
+        """
+        name, module, inputs = self.name, self.module, self.given[0]
+        if isinstance(module, elementwise.TYPES):
+            own = elementwise.copies(module, len(inputs))
+            edges = tuple(get_gradient_edge(own[key]) for key in self.keys[name])
+            return [ElementwiseUse(name, self.keys[name], edges, num_views)], elementwise.output(module, inputs, own)
+        if isinstance(module, nn.Embedding):
+            edge = get_gradient_edge(self.result)
+            return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], None
+        maps, replaced = self._linear_maps()
+        uses: list[LayerUse] = []
+        for layer, keys in self.keys.items():
+            of, source, result = maps[layer]
+            kept = source if graph else source.detach()
+            uses.append(PositionsUse(layer, keys, (get_gradient_edge(result),), of, kept, num_views))
+        return uses, replaced
+
+    def with_result(self, replaced: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The output with another result."""
+        return (replaced, *self.output[1:]) if isinstance(self.output, tuple) else replaced
+
+    def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Tensor | None]:
+        """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own result."""
+        name, module, inputs, result = self.name, self.module, self.given[0], self.result
+        if isinstance(module, nn.MultiheadAttention):
+            projected = attention.projected(module, inputs)
+            mixed = attention.mixed_values(module, projected, self.given, self.named)
+            replaced = attention.output(module, mixed, result)
+            both = (module, inputs, projected), (module.out_proj, mixed, replaced)
+            return dict(zip(inside(name, module), both, strict=True)), replaced
+        # A linear layer over tokens gives a view. Overwriting one in place would take its edge out of the graph, overwriting the
+        # same memory as none does not.
+        as_none = torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else None
+        return {name: (module, inputs, result)}, as_none
+
+
+def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a call of a module computes, by name: itself, and the projection of the outputs inside attention."""
+    found = {name: module}
+    if isinstance(module, nn.MultiheadAttention):
+        found[qualified(name, "out_proj")] = module.out_proj
+    return found
+
+
+def unsupported(module: nn.Module) -> str | None:
+    """Why the rows of a module of a supported type would be wrong at its settings, or None."""
+    if isinstance(module, nn.MultiheadAttention):
+        return attention.unsupported(module)
+    return conv.unsupported(module) if isinstance(module, conv.TYPES) else None
