@@ -102,9 +102,7 @@ def test_augmentations_are_differentiated_through_views(name, chunk):
     assert found == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("name", "estimator"), [*((name, "ntk-4-1") for name in NETWORKS), *((name, "kfac-4-C") for name in NETWORKS)]
-)
+@pytest.mark.parametrize(("name", "estimator"), pairs(NETWORKS, "ntk-4-1", "kfac-4-C"))
 def test_chunks_change_nothing(name, estimator):
     results = []
     for chunk in (None, 2):
