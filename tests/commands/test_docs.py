@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.slow
 def test_the_python_blocks_of_the_tutorial_run(monkeypatch, tmp_path, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results/reference")
     torch.manual_seed(0)
