@@ -22,7 +22,7 @@ test:
 
 # Every process of the tests would start as many threads as there are cores.
 test-gpu:
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m gpu tests/contracts/test_accelerators.py
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m gpu tests/contracts/test_accelerators.py tests/contracts/test_networks_elsewhere.py
 
 figures:
 	for name in $(FIGURES); do $(PYTHON) cli.py plot $$name --results results/reference --out figures/reference --format png || exit 1; done

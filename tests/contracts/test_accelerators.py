@@ -28,20 +28,16 @@ from ntkml.runs.train import TrainRun, run_train
 from ntkml.runs.train_checks import resolve_protocol
 from ntkml.runs.train_journal import Pace
 from ntkml.systems import System
-from tests import networks
-from tests.factories import assert_same, targets
+from tests.devices import DEVICES, ON_A_GPU, device_called, replaced_parameters
+from tests.factories import assert_same
 from tests.objectives import everything
-from tests.simulated_device import DEVICE, FIRST_TORCH, NAME, counted_reads
+from tests.simulated_device import NAME, counted_reads
 
-ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-DEVICES = [pytest.param("cuda", marks=ON_A_GPU), NAME]
-#: Every kind of rows; on the simulated device no ties (moved parameters lose them, below), sparse tensors and recurrent layers.
-ANY_NETWORK = [
-    *(pytest.param("cuda", name, marks=ON_A_GPU) for name in networks.NETWORKS),
-    *((NAME, name) for name in networks.NETWORKS if not any(word in name for word in ("tied", "sparse", "recurrent"))),
-]
 #: (device, model): the simulated one starts every operation in Python, so that its networks are small.
-NETWORKS = [*(pytest.param("cuda", model, marks=ON_A_GPU) for model in ("resnet18-16", "mlp")), (NAME, "mininet")]
+MODELS = [*(pytest.param("cuda", model, marks=ON_A_GPU) for model in ("resnet18-16", "mlp")), (NAME, "mininet")]
+
+__all__ = ["replaced_parameters"]  # a fixture
+pytestmark = pytest.mark.usefixtures("replaced_parameters")
 
 DATA_PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 SETTINGS = {"num_data": 48, "epochs": 2, "batch_size": 16, "burn_in": 1, "update_every": 1, "hyper_steps": 2, "seed": 0}
@@ -53,25 +49,6 @@ def images(num_data=48, size=8):
     stream = torch.Generator().manual_seed(0)
     x, y = torch.rand(num_data, 3, size, size, generator=stream), torch.arange(num_data) % 3
     return ImageDataset("made-up", x, y, x[:30], y[:30], 3, "made-up")
-
-
-@pytest.fixture(autouse=True)
-def parameters_are_replaced_where_they_move(request):
-    """A parameter of the simulated device is of another class, which cannot take the old one's place in memory."""
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
-    simulated = (
-        getattr(request.node, "callspec", None) is not None and request.node.callspec.params.get("device") == NAME
-    )
-    torch.__future__.set_overwrite_module_params_on_conversion(before or simulated)
-    yield
-    torch.__future__.set_overwrite_module_params_on_conversion(before)
-
-
-def device_called(name: str) -> torch.device:
-    device = DEVICE if name == NAME else torch.device(name)
-    if device is None:
-        pytest.skip(f"a GPU is tested itself, and torch before {FIRST_TORCH} has no devices made in Python")
-    return device
 
 
 @contextmanager
@@ -118,7 +95,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("hparam", "settings"), CASES)
-@pytest.mark.parametrize(("device", "model"), NETWORKS)
+@pytest.mark.parametrize(("device", "model"), MODELS)
 def test_rows_are_those_of_the_cpu(device, model, hparam, settings, tmp_path):
     devices = (device_called(device), torch.device("cpu"))
     ours, theirs = (rows_on(device, tmp_path, hparam, model=model, **settings) for device in devices)
@@ -225,7 +202,7 @@ def test_recorded_steps_are_the_steps(model, likelihood, precision, monkeypatch)
 
 
 @pytest.mark.parametrize("estimator", ["ntk-12-1", "ntk-12-tree", "kfac-12-1", "diag-12-C"])
-@pytest.mark.parametrize(("device", "model"), NETWORKS)
+@pytest.mark.parametrize(("device", "model"), MODELS)
 def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, estimator):
     """What it waits for is counted by block (a draw, a check, a factorisation): as often with one chunk as with many."""
     data, device = images(), device_called(device)
@@ -240,33 +217,6 @@ def test_the_host_does_not_wait_for_the_chunks_of_an_estimate(device, model, est
             objective.backward(x, y, 1, torch.Generator().manual_seed(0))
         counts.append(len(waits))
     assert counts[1] == counts[2] > 0
-
-
-@pytest.mark.parametrize(("device", "name"), ANY_NETWORK)
-def test_estimates_of_any_network_are_those_of_the_cpu(device, name):
-    check_estimate(device, name, "ntk-3-C")
-
-
-@pytest.mark.parametrize("name", ["embedding", "transformer", "raw parameters", "one-dimensional convolution"])
-@pytest.mark.parametrize("device", DEVICES)
-def test_factors_of_any_network_are_those_of_the_cpu(device, name):
-    check_estimate(device, name, "kfac-3-C")
-
-
-def check_estimate(device, name, estimator):
-    kind = networks.NETWORKS[name]
-    x, y = kind.inputs(5), targets("categorical", 5, networks.CLASSES)
-    found = []
-    for place in (torch.device("cpu"), device_called(device)):
-        objective = ntkml.MarginalLikelihood(kind.build().to(place), estimator, chunk=2).to(place)
-        numbers = everything(objective, x.to(place), y.to(place), blocks=1)
-        found.append({name: number.cpu() for name, number in numbers.items()})
-    theirs, ours = found
-    assert set(ours) == set(theirs)
-    # torch's fused kernel of weight_norm takes a norm in float32, whatever the weights: weights were 2e-8 apart on an H100.
-    tolerance = 1e-7 if (device, name) == ("cuda", "weight norm") else 1e-10
-    for part, expected in theirs.items():
-        assert_same(ours[part], expected, tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
