@@ -128,6 +128,6 @@ def test_rotation_is_learned_where_there_is_one():
             lr=5e-3,
         )
         list(learn(learner, data))
-        learned[dataset] = abs(float(learner.objective.augmentation.eta[2]))
+        learned[dataset] = abs(learner.objective.augmentation.eta[2].item())
     assert learned["digits_r180"] > 1.0
     assert learned["digits"] < 0.1
