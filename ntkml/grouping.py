@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ntkml.dichotomies import NestedDichotomy, average_linkage
 from ntkml.layers.layer_rows import LayerRows
-from ntkml.layers.uses import PositionsUse
 from ntkml.likelihoods import Likelihood, factor_columns, groups_of, num_columns
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
@@ -80,7 +79,7 @@ def last_layer_features(model: nn.Module, x: Tensor, plan: RowPlan) -> Tensor:
     features = []
     for part in x.split(automatic_chunk(model, plan, x[:1], 1)):
         captured = capture(model, part, plan=plan)
-        inputs = [use.inputs for use in captured.layers if isinstance(use, PositionsUse)]
+        inputs = [one.inputs for use in captured.layers for one in use.maps]
         features.append((inputs[-1].flatten(1) if inputs else captured.outputs).detach())
         del captured, inputs  # or they would be alive beside the next chunk
     return torch.cat(features)

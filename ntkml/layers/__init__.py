@@ -2,8 +2,8 @@
 
 Linear and convolutional layers are one shared linear map applied at many positions: a linear layer on vectors has one
 position, a convolution one per output pixel, and an average over S augmentation views multiplies the positions by S.
-The projections of attention are linear layers, and embeddings such maps of one-hot inputs; normalisation, scale and bias
-layers act elementwise. Every use of a layer gives its :class:`~ntkml.layers.layer_rows.LayerRows`; everything above knows
+The projections of attention are linear layers, recurrent layers two such maps each, and embeddings maps of one-hot inputs;
+normalisation, scale and bias layers act elementwise. Every use of a layer gives its :class:`~ntkml.layers.layer_rows.LayerRows`; everything above knows
 only those.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ntkml.layers import conv, elementwise
+from ntkml.layers import conv, elementwise, recurrent
 
 #: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.rows.exact`).
 LAYER_TYPES: tuple[type[nn.Module], ...] = (
@@ -19,6 +19,7 @@ LAYER_TYPES: tuple[type[nn.Module], ...] = (
     *conv.TYPES,
     nn.Embedding,
     nn.MultiheadAttention,
+    *recurrent.TYPES,
     *elementwise.TYPES,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from ntkml.layers import attention, conv, elementwise
+from ntkml.layers import attention, conv, elementwise, recurrent
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsUse
+from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsUse, RecurrentUse
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Call:
     """A call of the layer ``name``.
 
     ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs
-    (n * S, ...). ``output``: what the layer gave for them; attention gives its weights too, or None.
+    (n * S, ...). ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
     """
 
     name: str
@@ -28,17 +28,17 @@ class Call:
     keys: Mapping[str, tuple[str, ...]]
     given: tuple[Any, ...]
     named: Mapping[str, Any]
-    output: Tensor | tuple[Tensor, ...]
+    output: Any
 
     @property
     def result(self) -> Tensor:
         """What the layer made of its inputs."""
-        return self.output[0] if isinstance(self.output, tuple) else self.output
+        return next(tensors_in(self.output))
 
     @property
     def computed_anew(self) -> bool:
         """Whether what replaces the result is another computation of the same."""
-        return isinstance(self.module, (*elementwise.TYPES, nn.MultiheadAttention))
+        return isinstance(self.module, (*elementwise.TYPES, *recurrent.TYPES, nn.MultiheadAttention))
 
     def unsupported(self) -> str | None:
         """Why the rows would be wrong with these arguments, or None."""
@@ -46,10 +46,12 @@ class Call:
             return "it is called with a keyword"
         if isinstance(self.module, nn.MultiheadAttention):
             return attention.unsupported_call(self.module, self.given, self.named)
+        if isinstance(self.module, recurrent.TYPES):
+            return recurrent.unsupported_call(self.given)
         return None
 
-    def uses(self, num_views: int, graph: bool) -> tuple[list[LayerUse], Tensor | None]:
-        """The uses of layers, and what the result is to be replaced by (None: it stays).
+    def uses(self, num_views: int, graph: bool) -> tuple[list[LayerUse], Any]:
+        """The uses of layers, and what the output is to be replaced by (None: it stays).
 
         ``graph``: whether inputs are kept with theirs.
         """
@@ -61,6 +63,9 @@ class Call:
         if isinstance(module, nn.Embedding):
             edge = get_gradient_edge(self.result)
             return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], None
+        if isinstance(module, recurrent.TYPES):
+            output, of_gates = recurrent.unrolled(module, self.given, self.named)
+            return [self._recurrent_use(of_gates, num_views, graph)], output
         maps, replaced = self._linear_maps()
         uses: list[LayerUse] = []
         for layer, keys in self.keys.items():
@@ -69,19 +74,29 @@ class Call:
             uses.append(PositionsUse(layer, keys, (get_gradient_edge(result),), of, kept, num_views))
         return uses, replaced
 
-    def with_result(self, replaced: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The output with another result."""
-        return (replaced, *self.output[1:]) if isinstance(self.output, tuple) else replaced
+    def _recurrent_use(self, maps: Sequence[recurrent.GateMap], num_views: int, graph: bool) -> RecurrentUse:
+        name, inputs, trainable = self.name, self.given[0], self.keys[self.name]
+        wanted = [one for one in maps if one.gates.weight in trainable or one.gates.bias in trainable]
+        distinct = list({id(one.gradients_at): one.gradients_at for one in wanted}.values())
+        places = [next(i for i, made in enumerate(distinct) if made is one.gradients_at) for one in wanted]
+        edges = tuple(get_gradient_edge(made) for made in distinct)
+        uses = []
+        for one, place in zip(wanted, places, strict=True):
+            keys = tuple(key for key in (one.gates.weight, one.gates.bias) if key in trainable)
+            source = one.inputs if graph else one.inputs.detach()
+            uses.append(PositionsUse(name, keys, (edges[place],), one.gates, source, num_views))
+        overwritable = any(one.inputs is inputs and one.gates.weight in trainable for one in wanted)
+        return RecurrentUse(name, uses, edges, places, inputs if overwritable else None)
 
-    def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Tensor | None]:
-        """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own result."""
+    def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Any]:
+        """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own output."""
         name, module, inputs, result = self.name, self.module, self.given[0], self.result
         if isinstance(module, nn.MultiheadAttention):
             projected = attention.projected(module, inputs)
             mixed = attention.mixed_values(module, projected, self.given, self.named)
             replaced = attention.output(module, mixed, result)
             both = (module, inputs, projected), (module.out_proj, mixed, replaced)
-            return dict(zip(inside(name, module), both, strict=True)), replaced
+            return dict(zip(inside(name, module), both, strict=True)), (replaced, *self.output[1:])
         # A linear layer over tokens gives a view. Overwriting one in place would take its edge out of the graph, overwriting the
         # same memory as none does not.
         as_none = torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else None
@@ -96,8 +111,19 @@ def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output, which may be a tuple of such outputs: the layer's result, and what it gives beside that."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple):
+        for each in output:
+            yield from tensors_in(each)
+
+
 def unsupported(module: nn.Module) -> str | None:
     """Why the rows of a module of a supported type would be wrong at its settings, or None."""
     if isinstance(module, nn.MultiheadAttention):
         return attention.unsupported(module)
+    if isinstance(module, recurrent.TYPES):
+        return recurrent.unsupported(module)
     return conv.unsupported(module) if isinstance(module, conv.TYPES) else None

@@ -28,6 +28,10 @@ Factors = Mapping[str, tuple[Tensor, ...]]
 class KroneckerPart(Protocol):
     """One layer's share of the Kronecker factors; keys are the layer's own parameter names."""
 
+    @property
+    def num_positions(self) -> int | None:
+        """The positions T over which factors are means, None where they are sums."""
+
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean. A
         diagonal one may be its diagonal, (q, m).
@@ -63,7 +67,6 @@ class KroneckerInputs:
 
     @property
     def num_positions(self) -> int:
-        """T."""
         return self.gradients.shape[-1]
 
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
@@ -141,6 +144,10 @@ class ExactBlocks:
     """
 
     rows: Mapping[str, Tensor]
+
+    @property
+    def num_positions(self) -> None:
+        return None
 
     def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
         return {key: (_block_grams(_in_blocks(rows)),) for key, rows in self.rows.items()}

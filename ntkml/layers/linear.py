@@ -1,31 +1,33 @@
-"""nn.Linear: one position, or one per entry of the middle dimensions of (n, ..., d) inputs."""
+"""Linear maps: one position, or one per entry of the middle dimensions of (n, ..., d) inputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from ntkml.layers.recurrent import Gates
+
 #: The names of weight and bias.
 PARAMETERS = ("weight", "bias")
 
 
-def fan_in(module: nn.Linear) -> int:
+def fan_in(module: nn.Linear | Gates) -> int:
     """Entries of one row of the weight."""
     return module.in_features
 
 
-def taken(module: nn.Linear, num_views: int, inputs: Tensor) -> Tensor:
+def taken(module: nn.Linear | Gates, num_views: int, inputs: Tensor) -> Tensor:
     """inputs: (n * S, ..., d) -> (n, S, 1, d, T)."""
     middle = inputs.shape[1:-1].numel()
     return inputs.reshape(-1, num_views, 1, middle, inputs.shape[-1]).transpose(-1, -2)
 
 
-def added(module: nn.Linear, positions: Tensor, shape: torch.Size) -> Tensor:
+def added(module: nn.Linear | Gates, positions: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of :func:`taken`. positions: (n, S, 1, d, T) -> ``shape``, that of the inputs."""
     return positions.transpose(-1, -2).reshape(shape)
 
 
-def gradients(module: nn.Linear, pulled: Tensor, num_views: int) -> Tensor:
+def gradients(module: nn.Linear | Gates, pulled: Tensor, num_views: int) -> Tensor:
     """pulled: (n * S, k, ..., o) -> (n, S, k, 1, o, T)."""
     middle = pulled.shape[2:-1].numel()
     return pulled.reshape(-1, num_views, pulled.shape[1], 1, middle, pulled.shape[-1]).transpose(-1, -2)

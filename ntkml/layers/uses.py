@@ -17,6 +17,8 @@ from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_fast
 from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
+from ntkml.layers.recurrent import Gates
+from ntkml.layers.several_maps import RowsOfMaps
 
 
 class LayerUse(Protocol):
@@ -35,6 +37,10 @@ class LayerUse(Protocol):
     def kept(self) -> Tensor | None:
         """What its rows, or torch's own gradient, are made of beside the edges: it must not be overwritten in place."""
 
+    @property
+    def maps(self) -> Sequence[PositionsUse]:
+        """The linear maps that it is."""
+
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         """The rows for k cotangents pulled back to every edge, (n * S, k, ...) each."""
 
@@ -47,20 +53,30 @@ class LayerUse(Protocol):
 
 @dataclass(frozen=True)
 class PositionsUse:
-    """A linear or convolutional layer, or a projection within attention: its input, kept, and the edge of its output."""
+    """A linear or convolutional layer, or a linear map within another one: its input, kept, and the edge of its output."""
 
     name: str
     keys: tuple[str, ...]
     edges: tuple[GradientEdge, ...]
-    module: nn.Module
+    module: nn.Module | Gates
     inputs: Tensor
     num_views: int
 
     @property
     def kept(self) -> Tensor | None:
-        code = _code(self.module)
         # A bias alone needs no inputs, but torch's convolution keeps them for it too.
-        return self.inputs if code is conv or code.PARAMETERS[0] in self.keys else None
+        return self.inputs if isinstance(self.module, conv.TYPES) or self._parameters[0] in self.keys else None
+
+    @property
+    def maps(self) -> Sequence[PositionsUse]:
+        return (self,)
+
+    @property
+    def _parameters(self) -> tuple[str, str]:
+        """The names of weight and bias."""
+        if isinstance(self.module, Gates):
+            return self.module.weight, self.module.bias
+        return _code(self.module).PARAMETERS
 
     def num_patches(self) -> int:
         """Numbers of the input at every position: nine times those of the input at 3 x 3."""
@@ -68,7 +84,7 @@ class PositionsUse:
 
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
-        weight, bias = (key if key in self.keys else "" for key in code.PARAMETERS)
+        weight, bias = (key if key in self.keys else "" for key in self._parameters)
         return Positions(
             source=self.inputs,
             patches=self._patches,
@@ -102,6 +118,34 @@ class PositionsUse:
 
 
 @dataclass(frozen=True)
+class RecurrentUse:
+    """A recurrent layer: its linear maps, which are given the edges in turn, some of them the same one.
+
+    ``maps``: those with trainable parameters; ``edge_of``: the edge of each among ``edges``; ``kept``: the layer's own inputs, where
+    they are those of a map. What other maps are given is made for them alone.
+    """
+
+    name: str
+    maps: Sequence[PositionsUse]
+    edges: tuple[GradientEdge, ...]
+    edge_of: Sequence[int]
+    kept: Tensor | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key for each in self.maps for key in each.keys)
+
+    def rows(self, pulled: Sequence[Tensor]) -> RowsOfMaps:
+        return RowsOfMaps([each.rows([pulled[i]]) for each, i in zip(self.maps, self.edge_of, strict=True)])
+
+    def over_views(self) -> RecurrentUse:
+        return replace(self, maps=[each.over_views() for each in self.maps])
+
+    def detached(self) -> RecurrentUse:
+        return replace(self, maps=[each.detached() for each in self.maps])
+
+
+@dataclass(frozen=True)
 class EmbeddingUse:
     """An embedding: its indices and the edge of its output."""
 
@@ -115,6 +159,10 @@ class EmbeddingUse:
     @property
     def kept(self) -> Tensor | None:
         return self.inputs
+
+    @property
+    def maps(self) -> Sequence[PositionsUse]:
+        return ()
 
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         return embedding_rows(self.module, self.inputs, pulled[0], self.num_views)
@@ -141,6 +189,10 @@ class ElementwiseUse:
     def kept(self) -> Tensor | None:
         return None
 
+    @property
+    def maps(self) -> Sequence[PositionsUse]:
+        return ()
+
     def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
         summed = [g.unflatten(0, (-1, self.num_views)).sum(1) for g in pulled]  # (n, k, *shape)
         return ElementwiseRows(dict(zip(self.keys, summed, strict=True)))
@@ -157,7 +209,7 @@ def average_views(values: Tensor, num_views: int) -> Tensor:
     return values if num_views == 1 else values.unflatten(0, (-1, num_views)).mean(1)
 
 
-def _code(module: nn.Module) -> ModuleType:
+def _code(module: nn.Module | Gates) -> ModuleType:
     if isinstance(module, nn.MultiheadAttention):
         return attention
     return conv if isinstance(module, conv.TYPES) else linear

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import KroneckerInputs, KroneckerPart, factor_spectrum
+from ntkml.layers.kronecker import KroneckerPart, factor_spectrum
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
@@ -50,7 +50,7 @@ class ChunkedRows:
         self._kept: dict[str, list[LayerRows]] = {}
         self._forgotten: set[str] = set()
         self._factors: dict[str, tuple[Tensor, ...]] = {}
-        self._positions: dict[str, int] = {}
+        self._positions: dict[str, int | None] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
             self._load(self._add_factors)
@@ -131,10 +131,7 @@ class ChunkedRows:
 
     def _check_positions(self, layer: str, part: KroneckerPart) -> None:
         """Factors are means over positions, of which a network that cuts its batch to the longest sequence makes others in every chunk."""
-        if (
-            isinstance(part, KroneckerInputs)
-            and self._positions.setdefault(layer, part.num_positions) != part.num_positions
-        ):
+        if self._positions.setdefault(layer, part.num_positions) != part.num_positions:
             raise ValueError(
                 f"layer {layer!r} has {self._positions[layer]} positions in one chunk of a block and {part.num_positions} in another, over "
                 "which kfac takes means: give all inputs one length, or a chunk that holds a block"

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ntkml.layers.layer_rows import layer_of
-from ntkml.layers.uses import PositionsUse
 from ntkml.machine.devices import suited
 from ntkml.machine.memory import is_out_of_memory
 from ntkml.rows.capture import capture
@@ -72,12 +71,12 @@ def automatic_chunk(
     exact = sum(model.get_parameter(name).numel() for name in plan.exact)
     numbers = 4 * (num_columns + 1) * exact + 1  # exact rows of an input have every parameter, once for all its views
     for layer, edges in zip(captured.layers, pulled, strict=True):
-        if isinstance(layer, PositionsUse):
-            made = layer.over_views() if factors else layer
-            patches = 0 if layer.grouped(_columns(edges[0], num_columns)) and not factors else made.num_patches()
+        for one in layer.maps:
+            made = one.over_views() if factors else one
+            patches = 0 if one.grouped(_columns(edges[0], num_columns)) and not factors else made.num_patches()
             largest_patches = max(largest_patches, patches)
             # Factors of a second pass keep the patches of all layers, averaged over the views.
-            numbers += 3 * (patches if factors and second_pass else layer.inputs.numel())
+            numbers += 3 * (patches if factors and second_pass else one.inputs.numel())
         numbers += sum(4 * (num_columns + 1) * edge.numel() for edge in edges)
     numbers += 0 if factors and second_pass else 3 * largest_patches
     size = suited(CHUNK_BYTES, example.device) // (numbers * example.element_size())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ntkml.layers import computes_as_known
-from ntkml.layers.calls import Call, inside, unsupported
+from ntkml.layers.calls import Call, inside, tensors_in, unsupported
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import LayerUse
 from ntkml.parameters import is_weight, trainable_parameters
@@ -19,9 +20,7 @@ from ntkml.rows.graphs import ROW_TYPES
 
 
 @contextmanager
-def layer_hooks(
-    model: nn.Module, plan: RowPlan, hook: Callable[[Call], Tensor | tuple[Tensor, ...] | None]
-) -> Iterator[None]:
+def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[[Call], Any]) -> Iterator[None]:
     """Call ``hook`` after every layer that can be captured; what it returns replaces the output.
 
     Before the owner's hooks, whatever those make of the output: they are a part of the network behind it. Not in the passes of
@@ -72,7 +71,7 @@ class Recorder:
         self._seen: dict[str, LayerUse] = {}
         self._versions: dict[str, tuple[Tensor, int]] = {}
 
-    def record(self, call: Call) -> Tensor | tuple[Tensor, ...] | None:
+    def record(self, call: Call) -> Any:
         """Keep one call of a layer; returns what replaces its output, or None."""
         problem = self._problem(call)
         if not call.result.requires_grad:
@@ -87,7 +86,7 @@ class Recorder:
             problem = "torch.utils.checkpoint computes it again: leave that out in eval mode"
         if problem is None:
             uses, replaced = call.uses(self._num_views, self._graph)
-            if call.computed_anew and replaced is not None and not (self._checked or _close(replaced, call.result)):
+            if call.computed_anew and replaced is not None and not (self._checked or _close(replaced, call.output)):
                 problem = "a hook of all modules or a subclass changes what it computes"
         if problem is not None:
             self.problems = {**dict.fromkeys(call.keys, problem), **self.problems}
@@ -99,7 +98,7 @@ class Recorder:
                 self.layer_inputs[use.name] = seen
             if use.kept is not None:
                 self._versions[use.name] = use.kept, use.kept._version
-        return None if replaced is None else call.with_result(replaced)
+        return replaced
 
     def _problem(self, call: Call) -> str | None:
         if problem := call.unsupported():
@@ -137,7 +136,13 @@ def _checkpointed() -> bool:
     return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
 
 
-def _close(replaced: Tensor, output: Tensor) -> bool:
+def _close(replaced: Any, output: Any) -> bool:
     """Equal but for rounding; both are exactly zero where a scale and a bias are."""
+    return all(
+        one is other or _equal(one, other) for one, other in zip(tensors_in(replaced), tensors_in(output), strict=True)
+    )
+
+
+def _equal(replaced: Tensor, output: Tensor) -> bool:
     tolerance = 1e-4 * output.detach().abs().max() if output.numel() else 0.0
     return replaced.shape == output.shape and bool(((replaced - output).detach().abs() <= tolerance).all())

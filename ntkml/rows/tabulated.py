@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
 from ntkml.layers.layer_rows import qualified
+from ntkml.layers.several_maps import FactorsOfMaps
 from ntkml.linalg import channel_gram, gram
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
@@ -195,29 +196,33 @@ class _EmptyTable:
 
     def keep(self, name: str, chunk: slice, output: int, reduced: KroneckerPart) -> None:
         """Add one chunk and output of what KFAC keeps of a layer; exact blocks keep the table's own rows."""
-        if isinstance(reduced, KroneckerInputs):
-            self._keep_inputs(name, chunk, output, reduced)
-        elif name not in self.kept and isinstance(reduced, ExactBlocks):
+        if name not in self.kept:
+            self.kept[name] = self._of_all_inputs(name, reduced)
+        self._fill(self.kept[name], chunk, output, reduced)
+
+    def _of_all_inputs(self, name: str, reduced: KroneckerPart) -> KroneckerPart:
+        pairs = self.outputs.shape
+        if isinstance(reduced, ExactBlocks):
             by_key = {key: qualified(name, key) for key in reduced.rows}
-            pairs = self.outputs.shape
-            self.kept[name] = ExactBlocks(
+            return ExactBlocks(
                 {key: self.rows[whole].reshape(*pairs, *self.shapes[whole]) for key, whole in by_key.items()}
             )
+        if isinstance(reduced, FactorsOfMaps):
+            return FactorsOfMaps([self._of_all_inputs(name, part) for part in reduced.maps])
+        assert isinstance(reduced, KroneckerInputs)
+        own = reduced.inputs
+        inputs = own.new_empty(self.num_inputs, *own.shape[1:])
+        gradients = reduced.gradients.new_empty(*pairs, *reduced.gradients.shape[2:])
+        return replace(reduced, made_inputs=lambda: inputs, gradients=gradients)
 
-    def _keep_inputs(self, name: str, chunk: slice, output: int, reduced: KroneckerInputs) -> None:
-        if output == 0:
-            own = reduced.inputs
-            if name not in self.kept:
-                inputs = own.new_empty(self.num_inputs, *own.shape[1:])
-                gradients = reduced.gradients.new_empty(*self.outputs.shape, *reduced.gradients.shape[2:])
-                self.kept[name] = replace(reduced, made_inputs=lambda: inputs, gradients=gradients)
-            self._inputs_of(name).inputs[chunk] = own
-        self._inputs_of(name).gradients[chunk, output] = reduced.gradients[:, 0]
-
-    def _inputs_of(self, name: str) -> KroneckerInputs:
-        kept = self.kept[name]
-        assert isinstance(kept, KroneckerInputs)
-        return kept
+    def _fill(self, kept: KroneckerPart, chunk: slice, output: int, reduced: KroneckerPart) -> None:
+        if isinstance(kept, FactorsOfMaps) and isinstance(reduced, FactorsOfMaps):
+            for whole, part in zip(kept.maps, reduced.maps, strict=True):
+                self._fill(whole, chunk, output, part)
+        if isinstance(kept, KroneckerInputs) and isinstance(reduced, KroneckerInputs):
+            if output == 0:
+                kept.inputs[chunk] = reduced.inputs
+            kept.gradients[chunk, output] = reduced.gradients[:, 0]
 
 
 def _capture_chunk(table: _EmptyTable, chunk: slice, captured: Capture, kronecker: bool) -> None:
