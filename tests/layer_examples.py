@@ -33,6 +33,9 @@ LAYERS = {
     "conv of sequences, more positions than fan-in": (lambda: nn.Conv1d(1, 2, 2, bias=False), (1, 9)),
     "conv of sequences in groups, dilated": (lambda: nn.Conv1d(4, 6, 2, groups=2, dilation=2), (4, 5)),
     "conv of sequences padded to the same size": (lambda: nn.Conv1d(2, 2, 3, padding="same"), (2, 5)),
+    "recurrent": (lambda: nn.RNN(3, 2, batch_first=True), (2, 3)),
+    "recurrent, more steps than fan-in": (lambda: nn.LSTM(2, 2, batch_first=True, bidirectional=True), (4, 2)),
+    "recurrent, gates of their own": (lambda: nn.GRU(2, 3, 2, batch_first=True), (3, 2)),
     "layer norm": (lambda: nn.LayerNorm(4, eps=0.5), (4,)),
     "layer norm over tokens": (lambda: nn.LayerNorm(4), (3, 4)),
     "layer norm over an image": (lambda: nn.LayerNorm((2, 3, 3)), (2, 3, 3)),
@@ -55,9 +58,17 @@ def normalised(layer):
 
 def surrounded(layer, shape, num_outputs=3, trainable_head=True):
     """The layer behind a nonlinearity and in front of another one and a head."""
-    width = layer(torch.zeros(1, *shape)).numel()
+    parts = [nn.Tanh(), layer, *([Steps()] if isinstance(layer, nn.RNNBase) else []), nn.Tanh(), nn.Flatten()]
+    width = nn.Sequential(*parts)(torch.zeros(1, *shape)).numel()
     head = nn.Linear(width, num_outputs).requires_grad_(trainable_head)
-    return seeded(nn.Sequential(nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), head), seed=2)
+    return seeded(nn.Sequential(*parts, head), seed=2)
+
+
+class Steps(nn.Module):
+    """Of what a recurrent layer gives, all but the last states."""
+
+    def forward(self, given):
+        return given[0]
 
 
 def example(name, num_views, num_inputs=4):

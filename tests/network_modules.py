@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 
 from ntkml.layers.fixup import Bias, Scale
 
@@ -275,12 +276,38 @@ class Looking(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    """All steps and all last states of a recurrent layer, ``of`` kinds: with first states, packed, or with the batch behind the steps."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.GRU, of: str = "", **settings: object) -> None:
         super().__init__()
-        self.cell, self.head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, CLASSES)
+        self.of = of
+        self.cell = kind(2, 3, **{"batch_first": of != "steps first", **settings})
+        width = 2 * (self.cell.proj_size or 3) if self.cell.bidirectional else self.cell.proj_size or 3
+        self.head = nn.Linear(width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.cell(x)[0][:, -1])
+        steps, last = self.called(x)
+        for states in last if isinstance(last, tuple) else (last,):
+            steps = steps + states.sum((0, 2))[:, None, None]
+        return self.head(steps.mean(1))
+
+    def called(self, x: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        cell = self.cell
+        if self.of == "steps first":
+            steps, last = cell(x.transpose(0, 1))
+            return steps.transpose(0, 1), last
+        if self.of == "packed":
+            lengths = 1 + (x[:, 0, 0] > 0).long().cpu()
+            steps, last = cell(rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+            return rnn.pad_packed_sequence(steps, batch_first=True, total_length=x.shape[1])[0], last
+        if self.of == "first states":
+            count = cell.num_layers * (2 if cell.bidirectional else 1)
+            first = torch.stack([(i + 1.0) * x[:, 0].mean(1, keepdim=True).expand(-1, 3) for i in range(count)])
+            return cell(x, (first, first.cos()) if isinstance(cell, nn.LSTM) else first)
+        if self.of == "written over":
+            steps, last = cell(x)
+            return steps.tanh_(), tuple(states.mul_(2.0) for states in last)
+        return cell(input=x) if self.of == "keywords" else cell(x)
 
 
 class ChannelsLast(nn.LayerNorm):

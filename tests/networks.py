@@ -101,7 +101,24 @@ NETWORKS = {
     "padding of a raw table": Kind(modules.PaddedTable, (5,), exact=("",), vocabulary=6, vectorised=False),
     "called by keyword": Kind(lambda: modules.Called("keyword"), (3, 4), exact=("layer",)),
     "branch on a value": Kind(modules.Looking, (4,), exact=("",), vectorised=False),
-    "recurrent": Kind(modules.Recurrent, (3, 2), exact=("cell",), vectorised=False),
+    "recurrent": Kind(modules.Recurrent, (3, 2)),
+    "recurrent: LSTM": Kind(partial(modules.Recurrent, nn.LSTM), (3, 2)),
+    "recurrent: LSTM both ways": Kind(
+        partial(modules.Recurrent, nn.LSTM, "first states", num_layers=2, bidirectional=True, dropout=0.5), (3, 2)
+    ),
+    "recurrent: GRU both ways": Kind(
+        partial(modules.Recurrent, nn.GRU, "first states", num_layers=2, bidirectional=True), (3, 2)
+    ),
+    "recurrent: RNN": Kind(partial(modules.Recurrent, nn.RNN, bidirectional=True), (3, 2)),
+    "recurrent: RNN of ReLUs without bias": Kind(
+        partial(modules.Recurrent, nn.RNN, nonlinearity="relu", bias=False, num_layers=2), (3, 2)
+    ),
+    "recurrent: written over": Kind(partial(modules.Recurrent, nn.LSTM, "written over"), (3, 2)),
+    "recurrent: steps first": Kind(partial(modules.Recurrent, of="steps first", bidirectional=True), (3, 2)),
+    "recurrent: keywords": Kind(partial(modules.Recurrent, of="keywords"), (3, 2), exact=("cell",), vectorised=False),
+    "recurrent: projected": Kind(
+        partial(modules.Recurrent, nn.LSTM, proj_size=2), (3, 2), exact=("cell",), vectorised=False
+    ),
     "weight norm": Kind(modules.weight_normed, (4,), exact=("0.parametrizations.weight",)),
     "subclass": Kind(lambda: nn.Sequential(modules.Renamed(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),
     "subclass of LayerNorm": Kind(

@@ -19,8 +19,7 @@ from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsU
 class Call:
     """A call of the layer ``name``.
 
-    ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs
-    (n * S, ...). ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
+    ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs. ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
     """
 
     name: str
@@ -29,6 +28,13 @@ class Call:
     given: tuple[Any, ...]
     named: Mapping[str, Any]
     output: Any
+
+    @property
+    def inputs(self) -> Tensor:
+        """The first argument, a tensor wherever the call is supported, with the batch in front: (n * S, ...)."""
+        first: Tensor = self.given[0]
+        steps_first = isinstance(self.module, recurrent.TYPES) and not self.module.batch_first
+        return first.transpose(0, 1) if steps_first else first
 
     @property
     def result(self) -> Tensor:
@@ -47,7 +53,7 @@ class Call:
         if isinstance(self.module, nn.MultiheadAttention):
             return attention.unsupported_call(self.module, self.given, self.named)
         if isinstance(self.module, recurrent.TYPES):
-            return recurrent.unsupported_call(self.given)
+            return recurrent.unsupported_call(self.module, self.given, self.named)
         return None
 
     def uses(self, num_views: int, graph: bool) -> tuple[list[LayerUse], Any]:
@@ -55,7 +61,7 @@ class Call:
 
         ``graph``: whether inputs are kept with theirs.
         """
-        name, module, inputs = self.name, self.module, self.given[0]
+        name, module, inputs = self.name, self.module, self.inputs
         if isinstance(module, elementwise.TYPES):
             own = elementwise.copies(module, len(inputs))
             edges = tuple(get_gradient_edge(own[key]) for key in self.keys[name])
@@ -64,8 +70,8 @@ class Call:
             edge = get_gradient_edge(self.result)
             return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], None
         if isinstance(module, recurrent.TYPES):
-            output, of_gates = recurrent.unrolled(module, self.given, self.named)
-            return [self._recurrent_use(of_gates, num_views, graph)], output
+            output, of_gates = recurrent.unrolled(module, inputs, self.given, self.named)
+            return [self._recurrent_use(of_gates, inputs, num_views, graph)], output
         maps, replaced = self._linear_maps()
         uses: list[LayerUse] = []
         for layer, keys in self.keys.items():
@@ -74,8 +80,10 @@ class Call:
             uses.append(PositionsUse(layer, keys, (get_gradient_edge(result),), of, kept, num_views))
         return uses, replaced
 
-    def _recurrent_use(self, maps: Sequence[recurrent.GateMap], num_views: int, graph: bool) -> RecurrentUse:
-        name, inputs, trainable = self.name, self.given[0], self.keys[self.name]
+    def _recurrent_use(
+        self, maps: Sequence[recurrent.GateMap], inputs: Tensor, num_views: int, graph: bool
+    ) -> RecurrentUse:
+        name, trainable = self.name, self.keys[self.name]
         wanted = [one for one in maps if one.gates.weight in trainable or one.gates.bias in trainable]
         distinct = list({id(one.gradients_at): one.gradients_at for one in wanted}.values())
         places = [next(i for i, made in enumerate(distinct) if made is one.gradients_at) for one in wanted]
@@ -90,7 +98,7 @@ class Call:
 
     def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Any]:
         """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own output."""
-        name, module, inputs, result = self.name, self.module, self.given[0], self.result
+        name, module, inputs, result = self.name, self.module, self.inputs, self.result
         if isinstance(module, nn.MultiheadAttention):
             projected = attention.projected(module, inputs)
             mixed = attention.mixed_values(module, projected, self.given, self.named)

@@ -42,26 +42,27 @@ class GateMap:
 
 def unsupported(module: nn.RNNBase) -> str | None:
     """Settings under which the steps are others than below."""
-    if not module.batch_first:
-        return "it has batch_first=False"
     return "it projects its states" if module.proj_size else None
 
 
-def unsupported_call(given: tuple[Any, ...]) -> str | None:
+def unsupported_call(module: nn.RNNBase, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
     """Why the rows of a call would be wrong, or None."""
+    try:
+        _arguments(module, given, named)
+    except TypeError:
+        return f"it is called with other arguments than nn.{type(module).__name__}"
     if not isinstance(given[0], Tensor):
         return "it is called with a packed sequence"
     return None if given[0].ndim == 3 else "it does not see the batch in its first dimension"
 
 
 def unrolled(
-    module: nn.RNNBase, given: tuple[Any, ...], named: Mapping[str, Any]
+    module: nn.RNNBase, sequence: Tensor, given: tuple[Any, ...], named: Mapping[str, Any]
 ) -> tuple[tuple[Tensor, Any], list[GateMap]]:
-    """What the module gives in a call with these arguments, and its linear maps."""
-    called = signature(type(module).forward).bind(module, *given, **named).arguments
-    sequence, lasts, maps = called["input"], [], []
+    """What the module gives in a call with these arguments, and its linear maps. sequence: its inputs, (n, T, d)."""
+    lasts, maps = [], []
     directions = ("", "_reverse") if module.bidirectional else ("",)
-    starts = _starts(module, sequence, called.get("hx"), len(directions) * module.num_layers)
+    starts = _starts(module, sequence, _arguments(module, given, named).get("hx"), len(directions) * module.num_layers)
     for layer in range(module.num_layers):
         both = []
         for suffix in directions:
@@ -71,7 +72,12 @@ def unrolled(
             maps += own
         sequence = torch.cat(both, -1) if len(both) > 1 else both[0]
     hidden, cells = (torch.stack(each) for each in zip(*lasts, strict=True))
+    sequence = sequence if module.batch_first else sequence.transpose(0, 1)
     return (sequence, (hidden, cells) if isinstance(module, nn.LSTM) else hidden), maps
+
+
+def _arguments(module: nn.RNNBase, given: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    return signature(type(module).forward).bind(module, *given, **named).arguments
 
 
 def _starts(module: nn.RNNBase, sequence: Tensor, given: Any, count: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -121,7 +121,7 @@ def _marked(
     def mark(call: Call) -> None:
         wanted = [name for name in call.keys if name not in known]
         if wanted and call.given and isinstance(call.given[0], Tensor):
-            flat = call.given[0].unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
+            flat = call.inputs.unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             own = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
             marks.update(dict.fromkeys(wanted, own))

@@ -91,7 +91,7 @@ class Recorder:
         if problem is not None:
             self.problems = {**dict.fromkeys(call.keys, problem), **self.problems}
             return None
-        seen = None if self._checked else call.given[0].detach().clone()  # what comes after the layer may write over it
+        seen = None if self._checked else call.inputs.detach().clone()  # what comes after the layer may write over it
         for use in uses:
             self._seen[use.name] = use
             if seen is not None:
@@ -103,7 +103,7 @@ class Recorder:
     def _problem(self, call: Call) -> str | None:
         if problem := call.unsupported():
             return problem
-        inputs = call.given[0]
+        inputs = call.inputs
         if inputs.ndim == 0 or len(inputs) != self._num_inputs:
             return "it does not see the batch in its first dimension"
         return "it is used more than once in a forward pass" if any(name in self._seen for name in call.keys) else None
