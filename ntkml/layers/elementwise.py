@@ -1,4 +1,4 @@
-"""Layers that scale and shift what they normalise: y = weight * normalised(x) + bias, elementwise.
+"""Layers that scale and shift what they normalise: y = weight * normalised(x) + bias, elementwise; nn.PReLU scales what is negative.
 
 Every input is given its own copy of the parameters (a view, no memory), and the layer's output is computed with those.
 Autograd's gradient at the copies is then the row of every input, summed over positions as it is made: neither the layer's
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,10 +18,12 @@ from ntkml.layers.fixup import Bias, Scale
 #: Module types of this file.
 TYPES: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.GroupNorm,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
+    nn.PReLU,
     Bias,
     Scale,
 )
@@ -34,8 +37,10 @@ def copies(module: nn.Module, num_inputs: int) -> dict[str, Tensor]:
 
 def output(module: nn.Module, inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """What the module gives for inputs (n * S, ...), each with its own parameters (n * S, *shape)."""
+    by_channel = not isinstance(module, (nn.LayerNorm, nn.RMSNorm, Bias, Scale))
+    if isinstance(module, nn.PReLU):
+        return torch.where(inputs > 0, inputs, _aligned(parameters["weight"], inputs, by_channel) * inputs)
     result = _normalised(module, inputs)
-    by_channel = not isinstance(module, (nn.LayerNorm, Bias, Scale))
     if "weight" in parameters:
         result = result * _aligned(parameters["weight"], inputs, by_channel)
     if "bias" in parameters:
@@ -46,6 +51,8 @@ def output(module: nn.Module, inputs: Tensor, parameters: Mapping[str, Tensor]) 
 def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(inputs, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return F.rms_norm(inputs, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(inputs, module.num_groups, eps=module.eps)
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
