@@ -22,7 +22,27 @@ MAX_BLOCK_ENTRIES = 2**23
 #: Float64 entries of the rows of some blocks while these are made (128 MiB).
 _TILE_ENTRIES = 2**24
 
-Factors = Mapping[str, tuple[Tensor, ...]]
+#: V by parameter: matrices shaped like its factors.
+FactorGradients = Mapping[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class RowFactor:
+    """A factor R^T R of more entries than rows, by these: its spectrum is that of R R^T. ``parts``: of R, (b_i, q, m) each."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def rows(self) -> Tensor:
+        """(q, m, b) in float64."""
+        return torch.cat(self.parts).double().permute(1, 2, 0)
+
+    def gram(self) -> Tensor:
+        """R R^T of every block in float64, (q, b, b)."""
+        return _block_grams(torch.cat(self.parts).transpose(0, 2))
+
+
+Factor = Tensor | RowFactor
 
 
 class KroneckerPart(Protocol):
@@ -32,16 +52,17 @@ class KroneckerPart(Protocol):
     def num_positions(self) -> int | None:
         """The positions T over which factors are means, None where they are sums."""
 
-    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool, num_rows: int | None = None) -> dict[str, tuple[Factor, ...]]:
         """By parameter, float64 factors (q, m, m). The first one adds up over inputs, a second one is their mean. A
         diagonal one may be its diagonal, (q, m).
 
         ``spectra_only``: a factor of fewer vectors than entries may be the Gram of its vectors, whose non-zero
         eigenvalues are the same; such factors of several chunks do not add up. Without ``moments`` only the first factors
-        are made: a second one is the same for every cotangent.
+        are made: a second one is the same for every cotangent. ``num_rows``: of the whole block; with it a first factor of more
+        entries than that may be its rows.
         """
 
-    def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
+    def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         """<V, factors> for gradients V shaped like them, of a block of ``num_inputs`` inputs. Scalar, with its graph."""
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerPart:
@@ -69,14 +90,14 @@ class KroneckerInputs:
     def num_positions(self) -> int:
         return self.gradients.shape[-1]
 
-    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
+    def factors(self, spectra_only: bool, moments: bool, num_rows: int | None = None) -> dict[str, tuple[Factor, ...]]:
         """Kronecker factors by parameter, in float64, scaled as in the authors' code.
 
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block sum_{n,k,t} g g^T, (q, o, o).
         """
         summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
-        factors: dict[str, tuple[Tensor, ...]] = {}
+        factors: dict[str, tuple[Factor, ...]] = {}
         if self.weight:
             factors[self.weight] = (summed / self.num_positions,)
         if self.weight and moments:
@@ -94,7 +115,7 @@ class KroneckerInputs:
     def _paired_moment(self, gradient: Tensor) -> Tensor:
         return _quadratic(gradient, self.inputs)
 
-    def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
+    def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         total = self.gradients.new_zeros(())
         if self.weight:
             summed, second_moment = gradients[self.weight]
@@ -149,10 +170,14 @@ class ExactBlocks:
     def num_positions(self) -> None:
         return None
 
-    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
-        return {key: (_block_grams(_in_blocks(rows)),) for key, rows in self.rows.items()}
+    def factors(self, spectra_only: bool, moments: bool, num_rows: int | None = None) -> dict[str, tuple[Factor, ...]]:
+        def factor(rows: Tensor) -> Factor:
+            by_row = num_rows is not None and num_rows < rows.shape[2]
+            return RowFactor((rows,)) if by_row else _block_grams(rows)
 
-    def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
+        return {key: (factor(_in_blocks(rows)),) for key, rows in self.rows.items()}
+
+    def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         # (1, q, m, b): multiplied row by row, every row would take a copy of V.
         vectors = {key: _in_blocks(rows).permute(1, 2, 0).unsqueeze(0) for key, rows in self.rows.items()}
         return torch.stack([_quadratic(gradients[key][0], own) for key, own in vectors.items()]).sum()
@@ -166,18 +191,67 @@ class ExactBlocks:
         )
 
 
-def factor_spectrum(factor: Tensor, name: str) -> Tensor:
+def added(total: Factor, further: Factor) -> Factor:
+    """The sum of two first factors of one parameter; a matrix is overwritten with it."""
+    if isinstance(total, RowFactor) and isinstance(further, RowFactor):
+        return RowFactor(total.parts + further.parts)
+    assert isinstance(total, Tensor), "the parts of a block agree on how a factor is given"
+    assert isinstance(further, Tensor)
+    return total.add_(further)
+
+
+def factor_spectrum(factor: Factor, name: str) -> Tensor:
     """The eigenvalues of a factor (q, m, m) of parameter ``name``; what has two dimensions holds them already. (q, m).
+
+    Of a factor by its rows the b eigenvalues that may differ from zero, (q, b).
 
     Raises:
         NotPositiveDefiniteError: see :func:`ntkml.linalg.spectrum`.
     """
+    if isinstance(factor, RowFactor):
+        return spectrum(factor.gram(), _described(name))
     return factor if factor.ndim == 2 else spectrum(factor, _described(name))
 
 
-def factor_eigensystem(factor: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
-    """What :func:`factor_spectrum` returns, and the eigenvectors (q, m, m), None of a diagonal factor."""
-    return (factor, None) if factor.ndim == 2 else eigensystem(factor, _described(name))
+@dataclass(frozen=True)
+class Eigensystem:
+    """Eigenvalues (q, m) and eigenvectors (q, m, m) of a factor, None of a diagonal one."""
+
+    values: Tensor
+    vectors: Tensor | None
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """U diag(w) U^T, shaped like the factor. weights: (q, m)."""
+        if self.vectors is None:
+            return weights
+        return self.vectors @ (weights.unsqueeze(-1) * self.vectors.transpose(1, 2))
+
+    def inverse(self, precision: Tensor) -> Tensor:
+        """(delta I + F)^-1 of the factor F."""
+        return self.weighted(1.0 / (precision + self.values))
+
+
+@dataclass(frozen=True)
+class RowEigensystem:
+    """Of a factor R^T R by its rows: the eigenvalues (q, b) of R R^T = U S U^T, and R^T U, (q, m, b)."""
+
+    values: Tensor
+    turned: Tensor
+
+    def inverse(self, precision: Tensor) -> Tensor:
+        """(delta I + R^T R)^-1 = (I - R^T U (delta I + S)^-1 U^T R) / delta. (q, m, m)."""
+        weighted = self.turned / (precision + self.values).unsqueeze(1)
+        found = (weighted @ self.turned.transpose(1, 2)).neg_()
+        found.diagonal(dim1=1, dim2=2).add_(1.0)
+        return found / precision
+
+
+def factor_eigensystem(factor: Factor, name: str) -> Eigensystem | RowEigensystem:
+    """Raises NotPositiveDefiniteError as :func:`factor_spectrum` does."""
+    if isinstance(factor, RowFactor):
+        values, vectors = eigensystem(factor.gram(), _described(name))
+        return RowEigensystem(values, factor.rows @ vectors)
+    return Eigensystem(*((factor, None) if factor.ndim == 2 else eigensystem(factor, _described(name))))
 
 
 def _described(name: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import Factors, KroneckerPart
+from ntkml.layers.kronecker import Factor, FactorGradients, KroneckerPart
 from ntkml.layers.positions import Positions
 
 
@@ -65,10 +65,10 @@ class FactorsOfMaps:
     def num_positions(self) -> int | None:
         return self.maps[0].num_positions
 
-    def factors(self, spectra_only: bool, moments: bool) -> dict[str, tuple[Tensor, ...]]:
-        return {key: made for each in self.maps for key, made in each.factors(spectra_only, moments).items()}
+    def factors(self, spectra_only: bool, moments: bool, num_rows: int | None = None) -> dict[str, tuple[Factor, ...]]:
+        return {key: made for each in self.maps for key, made in each.factors(spectra_only, moments, num_rows).items()}
 
-    def pair(self, gradients: Factors, num_inputs: int) -> Tensor:
+    def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         return torch.stack([each.pair(gradients, num_inputs) for each in self.maps]).sum()
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> FactorsOfMaps:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import KroneckerPart
+from ntkml.layers.kronecker import Factor, KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.capture import Capture
@@ -51,10 +51,10 @@ class Rows(Protocol):
     def total_gram(self, precisions: Precisions = None) -> Tensor:
         """R R^T over all parameters in float64, or sum over tensors of R_l R_l^T / delta_l. Shape (b, b)."""
 
-    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def kronecker_factors(self) -> dict[str, tuple[Factor, ...]]:
         """By parameter, float64 factors (q, m, m) whose Kronecker product approximates R_l^T R_l, one per channel group.
 
-        Where no gradient in the rows follows, the eigenvalues (q, m) may stand for a factor.
+        A single one may be given by its rows. Where no gradient in the rows follows, the eigenvalues (q, m) may stand for a factor.
         """
 
     def column_squares(self) -> dict[str, Tensor]:
@@ -94,8 +94,8 @@ class CapturedRows:
     def total_gram(self, precisions: Precisions = None) -> Tensor:
         return sum_of_grams(self, self.shapes, precisions)
 
-    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
-        return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
+    def kronecker_factors(self) -> dict[str, tuple[Factor, ...]]:
+        return merge_factors({name: layer.reduced() for name, layer in self._layers.items()}, self.num_rows)
 
     def column_squares(self) -> dict[str, Tensor]:
         return merge_squares(self._layers)
@@ -114,13 +114,13 @@ def sum_of_grams(rows: Rows, names: Iterable[str], precisions: Precisions) -> Te
 
 
 def merge_factors(
-    layers: Mapping[str, KroneckerPart], spectra_only: bool = False, moments: bool = True
-) -> dict[str, tuple[Tensor, ...]]:
+    layers: Mapping[str, KroneckerPart], num_rows: int | None = None, spectra_only: bool = False, moments: bool = True
+) -> dict[str, tuple[Factor, ...]]:
     """Kronecker factors of all layers by qualified parameter name; see :meth:`KroneckerPart.factors`."""
     return {
         qualified(layer, key): pair
         for layer, kept in layers.items()
-        for key, pair in kept.factors(spectra_only, moments).items()
+        for key, pair in kept.factors(spectra_only, moments, num_rows).items()
     }
 
 

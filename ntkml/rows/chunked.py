@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import KroneckerPart, factor_spectrum
+from ntkml.layers.kronecker import Factor, KroneckerPart, added, factor_spectrum
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
@@ -49,7 +49,7 @@ class ChunkedRows:
         self._rows: dict[str, Tensor] = {}
         self._kept: dict[str, list[LayerRows]] = {}
         self._forgotten: set[str] = set()
-        self._factors: dict[str, tuple[Tensor, ...]] = {}
+        self._factors: dict[str, tuple[Factor, ...]] = {}
         self._positions: dict[str, int | None] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
@@ -117,7 +117,7 @@ class ChunkedRows:
         for layer, rows in chunk.items():
             part = rows.reduced()
             self._check_positions(layer, part)
-            made = merge_factors({layer: part}, self._values_only, moments=first)
+            made = merge_factors({layer: part}, self.num_rows, self._values_only, moments=first)
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
                     second_moment = [factor_spectrum(moment, name) for moment in second_moment]
@@ -125,9 +125,9 @@ class ChunkedRows:
                     self._factors[name] = (scatter, *second_moment)
                     continue
                 old_scatter, *old_moment = self._factors[name]
-                old_scatter.add_(scatter)
+                self._factors[name] = (added(old_scatter, scatter), *old_moment)
                 for old, new in zip(old_moment, second_moment, strict=True) if first else ():
-                    old.lerp_(new, share)
+                    old.lerp_(new, share)  # type: ignore[union-attr, arg-type]  # only first factors may be rows
 
     def _check_positions(self, layer: str, part: KroneckerPart) -> None:
         """Factors are means over positions, of which a network that cuts its batch to the longest sequence makes others in every chunk."""
@@ -189,7 +189,7 @@ class ChunkedRows:
     def total_gram(self, precisions: Precisions = None) -> Tensor:
         return sum_of_grams(self, self.shapes, precisions)
 
-    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def kronecker_factors(self) -> dict[str, tuple[Factor, ...]]:
         return self._factors
 
     def column_squares(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
+from ntkml.layers.kronecker import ExactBlocks, Factor, KroneckerInputs, KroneckerPart
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.several_maps import FactorsOfMaps
 from ntkml.linalg import channel_gram, gram
@@ -119,9 +119,10 @@ class TabulatedRows:
             return sum_of_grams(self, self.shapes, precisions)
         return gram(torch.cat([self.explicit(name) for name in self.shapes], dim=1))
 
-    def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
+    def kronecker_factors(self) -> dict[str, tuple[Factor, ...]]:
         kept = self._table.kept.items()
-        return merge_factors({layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept})
+        cut = {layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept}
+        return merge_factors(cut, self.num_rows)
 
     def column_squares(self) -> dict[str, Tensor]:
         return {name: self.explicit(name).double().square().sum(0) for name in self.shapes}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import factor_eigensystem, factor_spectrum
+from ntkml.layers.kronecker import Eigensystem, RowEigensystem, factor_eigensystem, factor_spectrum
 from ntkml.linalg import log_det_from_spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
@@ -29,14 +29,13 @@ class KFAC:
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes
         self._num_inputs = rows.num_inputs
-        self._systems: dict[
-            str, list[tuple[Tensor, Tensor | None]]
-        ] = {}  # with eigenvectors, which only the adjoint needs
+        #: With eigenvectors, which only the adjoint needs.
+        self._systems: dict[str, list[Eigensystem | RowEigensystem]] = {}
         self._eigenvalues = {}
         for name, factors in rows.kronecker_factors().items():
             if rows.adjoint_follows:
                 self._systems[name] = [factor_eigensystem(factor, name) for factor in factors]
-                values = [eigenvalues for eigenvalues, _ in self._systems[name]]
+                values = [system.values for system in self._systems[name]]
             else:
                 values = [factor_spectrum(factor, name) for factor in factors]
             self._eigenvalues[name] = _product_spectrum(*values)
@@ -72,16 +71,14 @@ def _product_spectrum(first: Tensor, *others: Tensor) -> Tensor:
     return first.flatten()
 
 
-def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor | None]], precision: Tensor) -> tuple[Tensor, ...]:
+def _factor_gradients(systems: Sequence[Eigensystem | RowEigensystem], precision: Tensor) -> tuple[Tensor, ...]:
     """Gradient of sum log(1 + g_i a_j / delta) in every factor, shaped like it: U diag(sum over the others) U^T."""
-    values = [eigenvalues for eigenvalues, _ in systems]  # (q, m) each
-    if len(values) == 1:
-        weights = [1.0 / (precision + values[0])]
-    else:
-        g, a = values[0].unsqueeze(2), values[1].unsqueeze(1)
-        shared = 1.0 / (precision + g * a)  # (q, o, d)
-        weights = [(a * shared).sum(2), (g * shared).sum(1)]
-    return tuple(
-        weight if vectors is None else vectors @ (weight.unsqueeze(-1) * vectors.transpose(1, 2))
-        for weight, (_, vectors) in zip(weights, systems, strict=True)
-    )
+    first, *others = systems
+    if not others:
+        return (first.inverse(precision),)
+    second = others[0]
+    assert isinstance(first, Eigensystem), "only a single factor is given by its rows"
+    assert isinstance(second, Eigensystem)
+    g, a = first.values.unsqueeze(2), second.values.unsqueeze(1)
+    shared = 1.0 / (precision + g * a)  # (q, o, d)
+    return first.weighted((a * shared).sum(2)), second.weighted((g * shared).sum(1))

@@ -167,6 +167,28 @@ def test_many_blocks_are_made_some_at_a_time(monkeypatch):
     assert_same(ExactBlocks({"weight": rows}).factors(True, True)["weight"][0], expected)
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 7)])
+def test_blocks_of_more_entries_than_rows_are_known_by_their_rows(shape, monkeypatch):
+    """In two parts, as from two chunks: eigenvalues and (delta I + R^T R)^-1, in which both ways give the gradient."""
+    monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 3 * 7**3)  # one block, or one for each of three leading indices
+    parts = [torch.randn(n, 2, *shape, generator=generator(n), dtype=torch.float64) for n in (1, 2)]
+
+    def summed(num_rows):
+        first, second = (ExactBlocks({"w": rows}).factors(True, True, num_rows)["w"][0] for rows in parts)
+        return kronecker.added(first, second)
+
+    by_rows, by_entries = summed(6), summed(7)
+    assert isinstance(by_rows, kronecker.RowFactor)
+    assert by_entries.shape[1:] == (7, 7)
+    spectra = [kronecker.factor_spectrum(factor, "w") for factor in (by_rows, by_entries)]
+    assert_same(spectra[0], spectra[1][:, 1:])
+    assert_same(spectra[1][:, 0], torch.zeros(len(by_entries)))
+    precision = torch.tensor(0.3, dtype=torch.float64)
+    inverses = [kronecker.factor_eigensystem(factor, "w").inverse(precision) for factor in (by_rows, by_entries)]
+    assert_same(*inverses)
+    assert_same(inverses[0], torch.linalg.inv(by_entries + precision * torch.eye(7, dtype=torch.float64)))
+
+
 def test_exact_blocks_are_paired_without_a_copy_of_them_for_every_row():
     rows = torch.randn(20, 2, 6, 5, generator=generator(), dtype=torch.float64)
     gradient = torch.randn(6, 5, 5, generator=generator(1), dtype=torch.float64)
