@@ -54,13 +54,15 @@ class Words(nn.Module):
 class Encoder(nn.Module):
     """A transformer's encoder layer between an embedding and a head."""
 
-    def __init__(self, norm_first: bool = False, padding: int | None = None) -> None:
+    def __init__(self, norm_first: bool = False, padding: int | None = None, steps_first: bool = False) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(5, 4, padding_idx=padding)
-        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, batch_first=True, norm_first=norm_first)
+        self.embedding, self.steps_first = nn.Embedding(5, 4, padding_idx=padding), steps_first
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, 0.1, batch_first=not steps_first, norm_first=norm_first)
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.steps_first:
+            return self.head(self.encoder(self.embedding(x.T)).mean(0))
         return self.head(self.encoder(self.embedding(x)).mean(1))
 
 
@@ -70,7 +72,7 @@ class Attending(nn.Module):
     def __init__(self, of: str = "", **settings: object) -> None:
         super().__init__()
         self.of = of
-        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": of != "sequence first", **settings})
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": of != "steps first", **settings})
         self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ class Attending(nn.Module):
             return self.attention(x[:, :1], x, x)[0]
         if self.of == "fewer channels":
             return self.attention(x, x[..., :3], x[..., :3])[0]
-        if self.of == "sequence first":
+        if self.of == "steps first":
             x = x.transpose(0, 1)
             return self.attention(x, x, x)[0].transpose(0, 1)
         if self.of == "weights":
@@ -181,8 +183,10 @@ class Called(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.arrangement == "flattened":
             hidden = self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        elif self.arrangement == "sequence first":
+        elif self.arrangement == "steps first":
             hidden = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        elif self.arrangement == "steps first, overwritten":
+            hidden = self.layer(x.transpose(0, 1)).cos_().transpose(0, 1)
         else:
             hidden = self.layer(input=x)
         return self.head(torch.tanh(hidden).mean(1))

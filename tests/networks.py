@@ -62,15 +62,19 @@ NETWORKS = {
     ),
     "transformer": Kind(modules.Encoder, (4,), vocabulary=5),
     "transformer, norm first": Kind(lambda: modules.Encoder(norm_first=True), (4,), vocabulary=5),
+    "transformer, steps first": Kind(lambda: modules.Encoder(steps_first=True), (4,), vocabulary=5),
+    "transformer, norm and steps first": Kind(
+        lambda: modules.Encoder(norm_first=True, steps_first=True, padding=0), (4,), vocabulary=5
+    ),
     "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), vocabulary=5),
     **{
         f"attention: {of or 'plain'}": Kind(partial(modules.Attending, of), (3, 4))
-        for of in ("", "causal", "two masks", "a mask for every head")
+        for of in ("", "causal", "two masks", "a mask for every head", "steps first")
     },
     "attention without bias": Kind(lambda: modules.Attending(bias=False), (3, 4)),
     **{
         f"attention: {of}": Kind(partial(modules.Attending, of), (3, 4), exact=("attention", "attention.out_proj"))
-        for of in ("other inputs", "sequence first", "twice", "keywords")
+        for of in ("other inputs", "twice", "keywords")
     },
     "attention with keys added": Kind(
         lambda: modules.Attending(add_bias_kv=True), (3, 4), exact=("attention", "attention.out_proj")
@@ -91,8 +95,8 @@ NETWORKS = {
     "head before another layer": Kind(modules.Gated, (4,)),
     "sliced outputs": Kind(modules.Sliced, (4,)),
     "flattened tokens": Kind(lambda: modules.Called("flattened"), (3, 4), exact=("layer",)),
-    "sequence first": Kind(lambda: modules.Called("sequence first"), (3, 4), exact=("layer",)),
-    "as long a sequence as the check": Kind(lambda: modules.Called("sequence first"), (4, 4), exact=("layer",)),
+    **{f"steps first, {steps} of them": Kind(lambda: modules.Called("steps first"), (steps, 4)) for steps in (1, 2, 4)},
+    "steps first, overwritten": Kind(lambda: modules.Called("steps first, overwritten"), (3, 4)),
     "batch sorted by length": Kind(modules.SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
     "batch cut to its longest": Kind(modules.Trimmed, (4,), vocabulary=3),
     "batch sorted by a value": Kind(modules.Dispatched, (4,), exact=("layer",)),

@@ -26,8 +26,6 @@ _CALL = signature(nn.MultiheadAttention.forward)
 
 def unsupported(module: nn.MultiheadAttention) -> str | None:
     """Settings under which a batch is not attended to as below."""
-    if not module.batch_first:
-        return "it has batch_first=False"
     if not module._qkv_same_embed_dim:
         return "its keys or values have other sizes than its queries"
     if module.bias_k is not None or module.add_zero_attn:

@@ -17,7 +17,7 @@ from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsU
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the layer ``name``.
+    """A call of the layer ``name``, with the steps in front of the batch where ``steps_first``.
 
     ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs. ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
     """
@@ -28,13 +28,13 @@ class Call:
     given: tuple[Any, ...]
     named: Mapping[str, Any]
     output: Any
+    steps_first: bool = False
 
     @property
     def inputs(self) -> Tensor:
         """The first argument, a tensor wherever the call is supported, with the batch in front: (n * S, ...)."""
         first: Tensor = self.given[0]
-        steps_first = isinstance(self.module, recurrent.TYPES) and not self.module.batch_first
-        return first.transpose(0, 1) if steps_first else first
+        return first.transpose(0, 1) if self.steps_first else first
 
     @property
     def result(self) -> Tensor:
@@ -50,6 +50,11 @@ class Call:
         """Why the rows would be wrong with these arguments, or None."""
         if not self.given:
             return "it is called with a keyword"
+        if (
+            isinstance(self.module, (nn.MultiheadAttention, *recurrent.TYPES))
+            and self.module.batch_first == self.steps_first
+        ):
+            return f"it has batch_first={self.module.batch_first}"
         if isinstance(self.module, nn.MultiheadAttention):
             return attention.unsupported_call(self.module, self.given, self.named)
         if isinstance(self.module, recurrent.TYPES):
@@ -65,10 +70,13 @@ class Call:
         if isinstance(module, elementwise.TYPES):
             own = elementwise.copies(module, len(inputs))
             edges = tuple(get_gradient_edge(own[key]) for key in self.keys[name])
-            return [ElementwiseUse(name, self.keys[name], edges, num_views)], elementwise.output(module, inputs, own)
+            return [ElementwiseUse(name, self.keys[name], edges, num_views)], self._placed(
+                elementwise.output(module, inputs, own)
+            )
         if isinstance(module, nn.Embedding):
-            edge = get_gradient_edge(self.result)
-            return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], None
+            result, replaced = self._with_an_edge()
+            edge = get_gradient_edge(result)
+            return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], replaced
         if isinstance(module, recurrent.TYPES):
             output, of_gates = recurrent.unrolled(module, inputs, self.given, self.named)
             return [self._recurrent_use(of_gates, inputs, num_views, graph)], output
@@ -98,17 +106,41 @@ class Call:
 
     def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Any]:
         """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own output."""
-        name, module, inputs, result = self.name, self.module, self.inputs, self.result
+        name, module, inputs = self.name, self.module, self.inputs
         if isinstance(module, nn.MultiheadAttention):
             projected = attention.projected(module, inputs)
             mixed = attention.mixed_values(module, projected, self.given, self.named)
-            replaced = attention.output(module, mixed, result)
-            both = (module, inputs, projected), (module.out_proj, mixed, replaced)
-            return dict(zip(inside(name, module), both, strict=True)), (replaced, *self.output[1:])
-        # A linear layer over tokens gives a view. Overwriting one in place would take its edge out of the graph, overwriting the
-        # same memory as none does not.
-        as_none = torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else None
-        return {name: (module, inputs, result)}, as_none
+            result = attention.output(module, mixed, self._placed(self.result))
+            both = (module, inputs, projected), (module.out_proj, mixed, result)
+            return dict(zip(inside(name, module), both, strict=True)), (self._placed(result), *self.output[1:])
+        result, replaced = self._with_an_edge()
+        return {name: (module, inputs, result)}, replaced
+
+    def _with_an_edge(self) -> tuple[Tensor, Tensor | None]:
+        """The result with the batch in front, and what is to replace it.
+
+        A linear layer over tokens gives a view. Overwriting one in place would take its edge out of the graph, overwriting the
+        same memory as none does not.
+        """
+        if self.steps_first:
+            result = self.result.transpose(0, 1)
+            return result, self._placed(result)
+        result = self.result
+        return result, torch.ops.aten._unsafe_view(result, result.shape) if result._is_view() else None
+
+    def _placed(self, result: Tensor) -> Tensor:
+        """A result with the batch where the call has it, no view of it (or the other way round)."""
+        return result.transpose(0, 1).clone() if self.steps_first else result
+
+
+#: Types of layers whose inputs may have the steps in front of the batch: they do not tell the first dimensions apart, or know.
+_STEPS_FIRST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, *recurrent.TYPES)
+
+
+def has_steps_first(module: nn.Module, shapes: Mapping[int, torch.Size]) -> bool:
+    """Whether a layer sees the batch in its second dimension. shapes: of its inputs, by the number of the network's."""
+    behind = all(len(shape) > 1 and shape[1] == count for count, shape in shapes.items())
+    return isinstance(module, _STEPS_FIRST) and behind and any(shape[0] != count for count, shape in shapes.items())
 
 
 def inside(name: str, module: nn.Module) -> dict[str, nn.Module]:

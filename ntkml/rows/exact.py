@@ -25,11 +25,13 @@ from ntkml.rows.plain_passes import plain_attention, plain_pass, stored_as_befor
 class RowPlan:
     """Which parameters take exact rows, each with the reason why it is not captured; all others are captured.
 
-    ``vectorised``: by vmap, else input by input. Decided, and checked, by :func:`ntkml.rows.model_contract.check_model`.
+    ``vectorised``: by vmap, else input by input. ``steps_first``: layers that are called with the steps of a sequence in front of the
+    batch. Decided, and checked, by :func:`ntkml.rows.model_contract.check_model`.
     """
 
     exact: Mapping[str, str] = field(default_factory=dict)
     vectorised: bool = True
+    steps_first: frozenset[str] = frozenset()
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """The parameters' own names by module."""

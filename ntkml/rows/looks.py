@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ntkml.layers.calls import Call
+from ntkml.layers.calls import Call, has_steps_first
 from ntkml.parameters import trainable_parameters, without_gradient_hooks
 from ntkml.rows.capture import Capture, survey
 from ntkml.rows.exact import RowPlan
@@ -75,23 +75,38 @@ class Looks:
         return found
 
 
-def looks_at(model: nn.Module, few: Tensor, reasons: Mapping[str, str]) -> Looks:
-    """Looks at inputs (n, ...); ``reasons`` names the parameters that are not to be captured.
+def steps_first(model: nn.Module, one: Tensor, plan: RowPlan) -> frozenset[str]:
+    """The layers that see the steps of a sequence in front of the batch, from batches of one input (1, ...) and of two.
+
+    Some such layer cannot be captured as others are in a look at one input or at several, whatever the number of steps.
+    """
+    seen: dict[str, tuple[nn.Module, dict[int, torch.Size]]] = {}
+    for count in (1, 2):
+
+        def keep(call: Call, count: int = count) -> None:
+            if call.given and isinstance(call.given[0], Tensor):
+                seen.setdefault(call.name, (call.module, {}))[1][count] = call.given[0].shape
+
+        with torch.no_grad(), attention_by_layers(), plain_pass(model), layer_hooks(model, plan, keep):
+            model(torch.cat([one] * count))
+    return frozenset(name for name, (module, shapes) in seen.items() if has_steps_first(module, shapes))
+
+
+def looks_at(model: nn.Module, few: Tensor, plan: RowPlan) -> Looks:
+    """Looks at inputs (n, ...); ``plan`` names the parameters that are not to be captured.
 
     Raises:
         ValueError: outputs or gradients of an input depend on the other inputs of its batch.
     """
     indices = list(range(len(few)))
-    together = _look(model, few, indices, reasons)
-    looks = Looks([_look(model, few, [index], reasons) for index in indices], together)
+    together = _look(model, few, indices, plan)
+    looks = Looks([_look(model, few, [index], plan) for index in indices], together)
     _check_outputs(torch.cat([look.outputs for look in looks.alone]), together.outputs)
     _check_gradients(looks)
     return looks
 
 
-def out_of_place(
-    model: nn.Module, many: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
-) -> dict[str, str]:
+def out_of_place(model: nn.Module, many: Tensor, plan: RowPlan, known: Mapping[str, str]) -> dict[str, str]:
     """Layers that see other inputs, or see them elsewhere in the batch, than the network was given, by name, with the reason.
 
     Two forward passes, the second with the inputs reversed: a batch that is sorted by something of its inputs shows it unless that
@@ -102,7 +117,7 @@ def out_of_place(
     """
     with torch.no_grad(), attention_by_layers(), plain_pass(model):
         (outputs, marks), (reversed_outputs, reversed_marks) = (
-            _marked(model, each, reasons, known) for each in (many, many.flip(0))
+            _marked(model, each, plan, known) for each in (many, many.flip(0))
         )
     _check_outputs(outputs, reversed_outputs.flip(0))
     return {
@@ -113,7 +128,7 @@ def out_of_place(
 
 
 def _marked(
-    model: nn.Module, inputs: Tensor, reasons: Mapping[str, str], known: Mapping[str, str]
+    model: nn.Module, inputs: Tensor, plan: RowPlan, known: Mapping[str, str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs, and one number for every input of a layer, by its name: the inputs themselves could fill the memory."""
     marks: dict[str, Tensor] = {}
@@ -126,12 +141,12 @@ def _marked(
             own = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
             marks.update(dict.fromkeys(wanted, own))
 
-    with layer_hooks(model, RowPlan(reasons), mark):
+    with layer_hooks(model, plan, mark):
         return model(inputs.clone()), marks
 
 
-def _look(model: nn.Module, few: Tensor, indices: list[int], reasons: Mapping[str, str]) -> Look:
-    seen = survey(model, few[indices], RowPlan(reasons))
+def _look(model: nn.Module, few: Tensor, indices: list[int], plan: RowPlan) -> Look:
+    seen = survey(model, few[indices], plan)
     outputs = seen.captured.outputs.detach()
     # No two inputs and no two outputs of one weigh the same, so that nothing is lost in a sum over them.
     by_input, by_output = (torch.linspace(1.0, 2.0, n, device="cpu").to(outputs) for n in (len(few), outputs.shape[1]))

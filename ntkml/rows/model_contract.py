@@ -5,6 +5,8 @@ The check also gives the plan by which every parameter gets its rows (:mod:`ntkm
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES, fewer_digits
-from ntkml.rows.looks import looks_at, out_of_place
+from ntkml.rows.looks import looks_at, out_of_place, steps_first
 from ntkml.rows.plans import not_captured, plan_rows
 from ntkml.rows.recorder import check_row_type
 
@@ -38,13 +40,16 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     check_modes(model)
     _check_numbers(model, inputs)
     few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
-    reasons = not_captured(model)
-    looks = looks_at(model, few, reasons)
+    known = RowPlan(not_captured(model))
+    looks = looks_at(model, few, known)
+    if looks.problems and (found := steps_first(model, few[:1], known)):
+        known = replace(known, steps_first=found)
+        looks = looks_at(model, few, known)
     if kind := fewer_digits(looks.together.captured.outputs):
         check_row_type("an operation of the network computes in", kind)
     problems = looks.problems
-    problems.update(out_of_place(model, many, reasons, problems))
-    return plan_rows(model, few, looks, reasons, problems)
+    problems.update(out_of_place(model, many, known, problems))
+    return plan_rows(model, few, looks, known, problems)
 
 
 def check_modes(model: nn.Module, called: str = "model") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +27,20 @@ _LOG = logging.getLogger("ntkml")
 _NAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def plan_rows(
-    model: nn.Module, few: Tensor, looks: Looks, reasons: Mapping[str, str], problems: Mapping[str, str]
-) -> RowPlan:
+def plan_rows(model: nn.Module, few: Tensor, looks: Looks, known: RowPlan, problems: Mapping[str, str]) -> RowPlan:
     """The plan of a network, from looks at a few inputs.
 
     Args:
-        reasons: parameters known to need exact rows, from :func:`not_captured`.
+        known: what the looks were made with; its exact rows are those of parameters from :func:`not_captured`.
         problems: what the looks found, by layer.
 
     Raises:
         ValueError: the outputs do not depend on a parameter, or its exact rows are not autograd's gradient either.
     """
-    exact = _exact(looks.together, trainable_parameters(model), reasons, problems)
+    exact = _exact(looks.together, trainable_parameters(model), known.exact, problems)
     if not exact:
-        return RowPlan()
-    plan = _route(model, few, exact, looks)
+        return replace(known, exact={})
+    plan = _route(model, few, replace(known, exact=exact), looks)
     _say(model, plan)
     return plan
 
@@ -120,16 +119,18 @@ def _agree(row: Tensor, look: Look, name: str) -> bool:
     )
 
 
-def _route(model: nn.Module, few: Tensor, exact: Mapping[str, str], looks: Looks) -> RowPlan:
+def _route(model: nn.Module, few: Tensor, plan: RowPlan, looks: Looks) -> RowPlan:
     """Rows by vmap where those are autograd's gradient, else input by input.
 
     Raises:
         ValueError: neither are.
     """
-    forgetful = vmap_forgets_padding(looks.together.captured.outputs, [model.get_parameter(name) for name in exact])
+    forgetful = vmap_forgets_padding(
+        looks.together.captured.outputs, [model.get_parameter(name) for name in plan.exact]
+    )
     cotangents = torch.cat([look.cotangents for look in looks.alone])
     for vectorised in (False,) if forgetful else (True, False):
-        plan = RowPlan(exact, vectorised)
+        plan = replace(plan, vectorised=vectorised)
         try:
             rows = ExactForward(model, plan, few, num_views=1, differentiable=False).pull_back(cotangents)
         except Exception as error:
@@ -141,7 +142,7 @@ def _route(model: nn.Module, few: Tensor, exact: Mapping[str, str], looks: Looks
             continue
         wrong = [
             name
-            for name in exact
+            for name in plan.exact
             if not all(_agree(row.flatten(), look, name) for row, look in zip(rows[name], looks.alone, strict=True))
         ]
         if not wrong:

@@ -30,7 +30,9 @@ def layer_hooks(model: nn.Module, plan: RowPlan, hook: Callable[[Call], Any]) ->
     handles = [
         module.register_forward_hook(
             lambda module, given, named, output, name=name, keys=keys: (
-                hook(Call(name, module, keys, given, named, output)) if get_ident() == own else None
+                hook(Call(name, module, keys, given, named, output, name in plan.steps_first))
+                if get_ident() == own
+                else None
             ),
             prepend=True,
             with_kwargs=True,

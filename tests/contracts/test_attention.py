@@ -12,7 +12,7 @@ from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, Case, assert_same, generator, seeded, targets
-from tests.network_modules import CLASSES, Attending
+from tests.network_modules import CLASSES, Attending, Encoder
 from tests.objectives import Slope, assert_equal, everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -205,3 +205,15 @@ def test_a_query_without_keys_is_no_number_where_it_is_none_for_torch():
     assert check_model(model, x).exact == {}
     with pytest.raises(ValueError, match="the rows hold NaN"):
         log_marginal_likelihood(model, x, Y, "ntk-N-C")
+
+
+@pytest.mark.parametrize("estimator", ["kfac-3-C", "kfac-N-1", "ntk-3-tree"])
+def test_an_estimate_is_the_same_wherever_the_steps_lie(estimator):
+    """Also of KFAC, whose factors are means over the steps."""
+    behind, first = (seeded(Encoder(steps_first=steps_first)).eval() for steps_first in (False, True))
+    x = torch.randint(5, (5, 4), generator=generator(5))
+    assert check_model(first, x).exact == {}
+    theirs, ours = (
+        log_marginal_likelihood(model, x, Y[:5], estimator, generator=generator()) for model in (behind, first)
+    )
+    assert_same(ours.log_det, theirs.log_det)
