@@ -129,6 +129,61 @@ class Reused(nn.Module):
         return self.head(self.norm(self.layer(torch.tanh(self.norm(self.layer(x))))))
 
 
+class TwoSizes(nn.Module):
+    """A convolution and a GroupNorm of an image and of the image at half the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = x, nn.functional.avg_pool2d(x, 2)
+        return self.head(sum(torch.tanh(self.norm(self.conv(scale))).mean((2, 3)) for scale in scales))
+
+
+class Pairs(nn.Module):
+    """Two sentences by one encoder: the first steps of the input, and the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.encoder = nn.Embedding(5, 4, padding_idx=0), nn.LSTM(4, 3, batch_first=True)
+        self.attention, self.head = nn.MultiheadAttention(3, 1, batch_first=True), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.encoded(x[:, :2]), self.encoded(x[:, 2:])], 1))
+
+    def encoded(self, x: Tensor) -> Tensor:
+        h, _ = self.encoder(self.embedding(x))
+        return self.attention(h, h, h)[0].mean(1)
+
+
+class Until(nn.Module):
+    """Calls a layer as often as the longest input of its batch needs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        needed = 1 + (x > 0.5).sum(1, keepdim=True)
+        h = x
+        for call in range(int(needed.max())):
+            h = torch.where(call < needed, torch.tanh(self.layer(h)), h)
+        return self.head(h)
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, and its weight without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layer(torch.tanh(self.layer(x))))
+        return self.head(h @ self.layer.weight)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -69,12 +69,12 @@ NETWORKS = {
     "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), vocabulary=5),
     **{
         f"attention: {of or 'plain'}": Kind(partial(modules.Attending, of), (3, 4))
-        for of in ("", "causal", "two masks", "a mask for every head", "steps first")
+        for of in ("", "causal", "two masks", "a mask for every head", "steps first", "twice")
     },
     "attention without bias": Kind(lambda: modules.Attending(bias=False), (3, 4)),
     **{
         f"attention: {of}": Kind(partial(modules.Attending, of), (3, 4), exact=("attention", "attention.out_proj"))
-        for of in ("other inputs", "twice", "keywords")
+        for of in ("other inputs", "keywords")
     },
     "attention with keys added": Kind(
         lambda: modules.Attending(add_bias_kv=True), (3, 4), exact=("attention", "attention.out_proj")
@@ -87,9 +87,13 @@ NETWORKS = {
     ),
     "attention: weights": Kind(lambda: modules.Attending("weights"), (3, 4), exact=("attention",)),
     "raw parameters": Kind(modules.OwnParameters, (4,), exact=("",)),
-    "module used twice": Kind(modules.Reused, (4,), exact=("layer", "norm")),
+    "module used twice": Kind(modules.Reused, (4,)),
+    "images at two sizes": Kind(modules.TwoSizes, (2, 6, 6)),
+    "sentence pairs": Kind(modules.Pairs, (5,), vocabulary=5),
+    "layer used until it is enough": Kind(modules.Until, (4,), exact=("layer",), vectorised=False),
+    "module used twice, and its weight": Kind(modules.Twice, (4,), exact=("layer",)),
     "tied weights": Kind(modules.Tied, (4,), exact=("first", "second")),
-    "layer under two names": Kind(modules.two_names, (4,), exact=("0",)),
+    "layer under two names": Kind(modules.two_names, (4,)),
     "weight beside its layer": Kind(lambda: modules.Outside(False), (4,), exact=("layer",)),
     "weight without its layer": Kind(lambda: modules.Outside(True), (4,), exact=("layer",)),
     "head before another layer": Kind(modules.Gated, (4,)),
@@ -152,7 +156,15 @@ NETWORKS = {
 WITH_EXACT_ROWS = [name for name, kind in NETWORKS.items() if kind.exact]
 
 #: Networks of every kind of rows (captured, elementwise, exact, vectorised and not); the default run takes them in full.
-COVERING = ("Fixup", "BatchNorm", "transformer", "raw parameters", "module used twice", "branch on a value")
+COVERING = (
+    "Fixup",
+    "BatchNorm",
+    "transformer",
+    "raw parameters",
+    "module used twice",
+    "tied weights",
+    "branch on a value",
+)
 
 
 def pairs(names, first, *others):

@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ntkml.layers import attention, conv, elementwise, recurrent
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, LayerUse, PositionsUse, RecurrentUse
+from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, OneUse, PositionsUse, RecurrentUse
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Call:
             return recurrent.unsupported_call(self.module, self.given, self.named)
         return None
 
-    def uses(self, num_views: int, graph: bool) -> tuple[list[LayerUse], Any]:
+    def uses(self, num_views: int, graph: bool) -> tuple[list[OneUse], Any]:
         """The uses of layers, and what the output is to be replaced by (None: it stays).
 
         ``graph``: whether inputs are kept with theirs.
@@ -81,7 +81,7 @@ class Call:
             output, of_gates = recurrent.unrolled(module, inputs, self.given, self.named)
             return [self._recurrent_use(of_gates, inputs, num_views, graph)], output
         maps, replaced = self._linear_maps()
-        uses: list[LayerUse] = []
+        uses: list[OneUse] = []
         for layer, keys in self.keys.items():
             of, source, result = maps[layer]
             kept = source if graph else source.detach()

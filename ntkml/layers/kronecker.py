@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ class KroneckerPart(Protocol):
 
     def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         """<V, factors> for gradients V shaped like them, of a block of ``num_inputs`` inputs. Scalar, with its graph."""
+
+    def with_calls(self, others: Sequence[Any]) -> KroneckerPart:
+        """The part of a layer that was called several times: all positions of all calls, or the sums of their rows."""
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerPart:
         """The part of a block, from one of all inputs and outputs. factor: (n, c, k), columns of L."""
@@ -125,6 +128,14 @@ class KroneckerInputs:
             total = total + _quadratic(gradients[self.bias][0], self.gradients.flatten(0, 1))
         return total
 
+    def with_calls(self, others: Sequence[KroneckerInputs]) -> KroneckerInputs:
+        calls = (self, *others)
+        return replace(
+            self,
+            made_inputs=lambda: torch.cat([call.inputs for call in calls], -1),
+            gradients=torch.cat([call.gradients for call in calls], -1),
+        )
+
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerInputs:
         gradients = self.gradients[inputs][:, outputs]
         turned = torch.einsum("ncqot,nck->nkqot", gradients, factor.to(gradients))
@@ -181,6 +192,9 @@ class ExactBlocks:
         # (1, q, m, b): multiplied row by row, every row would take a copy of V.
         vectors = {key: _in_blocks(rows).permute(1, 2, 0).unsqueeze(0) for key, rows in self.rows.items()}
         return torch.stack([_quadratic(gradients[key][0], own) for key, own in vectors.items()]).sum()
+
+    def with_calls(self, others: Sequence[ExactBlocks]) -> ExactBlocks:
+        return ExactBlocks({key: sum((call.rows[key] for call in others), rows) for key, rows in self.rows.items()})
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:
         return ExactBlocks(

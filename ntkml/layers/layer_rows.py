@@ -102,6 +102,31 @@ class ElementwiseRows(PlainRows):
         return ExactBlocks(self.values)
 
 
+@dataclass(frozen=True)
+class RowsOfCalls(PlainRows):
+    """The rows of a layer that was called several times in a forward pass: the sums of the rows of all calls."""
+
+    calls: Sequence[LayerRows]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return self.calls[0].counts
+
+    def rows(self) -> dict[str, Tensor]:
+        return {key: self.row(key) for key in self.calls[0].rows()}
+
+    def row(self, key: str) -> Tensor:
+        first, *others = (call.row(key) for call in self.calls)
+        return sum(others, first)
+
+    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([call.pair(gradients) for call in self.calls]).sum()
+
+    def reduced(self) -> KroneckerPart:
+        first, *others = (call.reduced() for call in self.calls)
+        return first.with_calls(others)
+
+
 def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sums of squares over inputs and cotangents in float64. (n, k, size) -> (size,).
 

@@ -1,4 +1,4 @@
-"""One use of one layer in a forward pass: the autograd edges to ask for gradients at, and the rows made of those."""
+"""The uses of one layer in a forward pass: the autograd edges to ask for gradients at, and the rows made of those."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge
 from ntkml.layers import attention, conv, linear
 from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
-from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
+from ntkml.layers.layer_rows import ElementwiseRows, LayerRows, RowsOfCalls
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 from ntkml.layers.recurrent import Gates
@@ -34,8 +34,8 @@ class LayerUse(Protocol):
     def edges(self) -> tuple[GradientEdge, ...]: ...
 
     @property
-    def kept(self) -> Tensor | None:
-        """What its rows, or torch's own gradient, are made of beside the edges: it must not be overwritten in place."""
+    def num_calls(self) -> int:
+        """Calls of the layer in a forward pass."""
 
     @property
     def maps(self) -> Sequence[PositionsUse]:
@@ -51,6 +51,14 @@ class LayerUse(Protocol):
         """The same with inputs that have no graph."""
 
 
+class OneUse(LayerUse, Protocol):
+    """That of one call."""
+
+    @property
+    def kept(self) -> Tensor | None:
+        """What its rows, or torch's own gradient, are made of beside the edges: it must not be overwritten in place."""
+
+
 @dataclass(frozen=True)
 class PositionsUse:
     """A linear or convolutional layer, or a linear map within another one: its input, kept, and the edge of its output."""
@@ -61,6 +69,7 @@ class PositionsUse:
     module: nn.Module | Gates
     inputs: Tensor
     num_views: int
+    num_calls: int = 1
 
     @property
     def kept(self) -> Tensor | None:
@@ -130,6 +139,7 @@ class RecurrentUse:
     edges: tuple[GradientEdge, ...]
     edge_of: Sequence[int]
     kept: Tensor | None
+    num_calls: int = 1
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -155,6 +165,7 @@ class EmbeddingUse:
     module: nn.Embedding
     inputs: Tensor
     num_views: int
+    num_calls: int = 1
 
     @property
     def kept(self) -> Tensor | None:
@@ -184,6 +195,7 @@ class ElementwiseUse:
     keys: tuple[str, ...]
     edges: tuple[GradientEdge, ...]
     num_views: int
+    num_calls: int = 1
 
     @property
     def kept(self) -> Tensor | None:
@@ -202,6 +214,48 @@ class ElementwiseUse:
 
     def detached(self) -> ElementwiseUse:
         return self
+
+
+@dataclass(frozen=True)
+class SeveralUses:
+    """A layer that was called several times: its rows are the sums of those of all calls."""
+
+    calls: Sequence[LayerUse]
+
+    @property
+    def name(self) -> str:
+        return self.calls[0].name
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.calls[0].keys
+
+    @property
+    def edges(self) -> tuple[GradientEdge, ...]:
+        return tuple(edge for call in self.calls for edge in call.edges)
+
+    @property
+    def num_calls(self) -> int:
+        return len(self.calls)
+
+    @property
+    def maps(self) -> Sequence[PositionsUse]:
+        return [one for call in self.calls for one in call.maps]
+
+    def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
+        found = iter(pulled)
+        return RowsOfCalls([call.rows([next(found) for _ in call.edges]) for call in self.calls])
+
+    def over_views(self) -> SeveralUses:
+        return SeveralUses([call.over_views() for call in self.calls])
+
+    def detached(self) -> SeveralUses:
+        return SeveralUses([call.detached() for call in self.calls])
+
+
+def used(calls: Sequence[LayerUse]) -> LayerUse:
+    """The use of a layer in all of its calls."""
+    return calls[0] if len(calls) == 1 else SeveralUses(calls)
 
 
 def average_views(values: Tensor, num_views: int) -> Tensor:

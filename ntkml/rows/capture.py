@@ -49,9 +49,9 @@ class Capture:
     exact: ExactForward | None = None
     num_views: int = 1
 
-    def parameters(self) -> dict[str, str]:
+    def parameters(self) -> dict[str, LayerUse]:
         """The parameters of captured layers, each with its layer."""
-        return {qualified(use.name, key): use.name for use in self.layers for key in use.keys}
+        return {qualified(use.name, key): use for use in self.layers for key in use.keys}
 
     def pull_back(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor, ...]]:
         """Gradients of <v_n, f(x_n)> towards every layer's edges. cotangents: (n, C) -> per layer, (n * S, ...) each.
@@ -124,22 +124,22 @@ def _uses_outside(captured: Capture, weights: Mapping[str, nn.Parameter]) -> Ite
 
     In every pass: what opens the branch with the other use may be a buffer, a counter or an input.
     """
-    layer_of = captured.parameters()
-    for name, count in uses_of(captured.outputs, {name: weights[name] for name in layer_of}).items():
-        if count > 1:
-            yield layer_of[name], f"{name!r} is also used outside it"
+    owners = captured.parameters()
+    for name, count in uses_of(captured.outputs, {name: weights[name] for name in owners}).items():
+        if count > owners[name].num_calls:
+            yield owners[name].name, f"{name!r} is also used outside it"
 
 
 @dataclass(frozen=True)
 class Survey:
     """The capture of all layers that can be captured, and by layer what is wrong with the others.
 
-    ``layer_inputs``: copies of what the captured layers were called with, by layer, unless the plan was ``checked``.
+    ``layer_inputs``: copies of what the captured layers were called with, call by call, by layer, unless the plan was ``checked``.
     """
 
     captured: Capture
     problems: dict[str, str]
-    layer_inputs: dict[str, Tensor]
+    layer_inputs: dict[str, list[Tensor]]
 
 
 def survey(

@@ -73,7 +73,8 @@ def automatic_chunk(
     for layer, edges in zip(captured.layers, pulled, strict=True):
         for one in layer.maps:
             made = one.over_views() if factors else one
-            patches = 0 if one.grouped(_columns(edges[0], num_columns)) and not factors else made.num_patches()
+            gradient = edges[layer.edges.index(one.edges[0])]
+            patches = 0 if one.grouped(_columns(gradient, num_columns)) and not factors else made.num_patches()
             largest_patches = max(largest_patches, patches)
             # Factors of a second pass keep the patches of all layers, averaged over the views.
             numbers += 3 * (patches if factors and second_pass else one.inputs.numel())

@@ -1,4 +1,4 @@
-"""Exact rows for parameters without a captured layer: of custom modules, reused and tied layers.
+"""Exact rows for parameters without a captured layer: of custom modules and tied weights.
 
 Every input of the batch is given its own copy of those parameters, and the network runs on each input by itself
 (``torch.func``: vmap of a functional call), so that autograd's gradient at the copies is the row of every input. Where

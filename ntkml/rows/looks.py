@@ -29,13 +29,13 @@ OUT_OF_PLACE = "it does not see every input at its place in the batch"
 class Look:
     """One forward pass over some of the few inputs, with cotangents (m, C) that are the same for an input in every look.
 
-    ``layer_inputs``: what captured layers were called with, (m, ...) each; ``problems``: what is wrong with capturing others.
+    ``layer_inputs``: what captured layers were called with, (m, ...) at every call; ``problems``: what is wrong with capturing others.
     """
 
     weights: Mapping[str, nn.Parameter]
     captured: Capture
     cotangents: Tensor
-    layer_inputs: Mapping[str, Tensor]
+    layer_inputs: Mapping[str, Sequence[Tensor]]
     problems: Mapping[str, str]
 
     @property
@@ -66,11 +66,9 @@ class Looks:
         found: dict[str, str] = {}
         for look in (self.together, *self.alone):
             found = {**look.problems, **found}
-        for name, inputs in self.together.layer_inputs.items():
-            own = [look.layer_inputs.get(name) for look in self.alone]
-            if not all(
-                one is not None and _same(*_overlap(one[0], each)) for one, each in zip(own, inputs, strict=True)
-            ):
+        for name, calls in self.together.layer_inputs.items():
+            alone = [look.layer_inputs.get(name, ()) for look in self.alone]
+            if not all(_sees(own, [call[place] for call in calls]) for place, own in enumerate(alone)):
                 found.setdefault(name, OUT_OF_PLACE)
         return found
 
@@ -122,16 +120,18 @@ def out_of_place(model: nn.Module, many: Tensor, plan: RowPlan, known: Mapping[s
     _check_outputs(outputs, reversed_outputs.flip(0))
     return {
         name: OUT_OF_PLACE
-        for name, mark in marks.items()
-        if len(mark) != len(many) or name not in reversed_marks or not _same(mark, reversed_marks[name].flip(0))
+        for name, calls in marks.items()
+        if len(calls) != len(reversed_marks.get(name, ()))
+        or any(len(mark) != len(many) for mark in calls)
+        or not all(_same(mark, other.flip(0)) for mark, other in zip(calls, reversed_marks[name], strict=True))
     }
 
 
 def _marked(
     model: nn.Module, inputs: Tensor, plan: RowPlan, known: Mapping[str, str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs, and one number for every input of a layer, by its name: the inputs themselves could fill the memory."""
-    marks: dict[str, Tensor] = {}
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Outputs, and one number for every input of a call, by its layer: the inputs themselves could fill the memory."""
+    marks: dict[str, list[Tensor]] = {}
 
     def mark(call: Call) -> None:
         wanted = [name for name in call.keys if name not in known]
@@ -139,7 +139,8 @@ def _marked(
             flat = call.inputs.unsqueeze(-1).flatten(1)  # of an empty batch too, and of one index for every input
             flat = flat if flat.is_floating_point() else flat.double()
             own = flat @ torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device).cos()
-            marks.update(dict.fromkeys(wanted, own))
+            for name in wanted:
+                marks.setdefault(name, []).append(own)
 
     with layer_hooks(model, plan, mark):
         return model(inputs.clone()), marks
@@ -184,6 +185,13 @@ def _check_gradients(looks: Looks) -> None:
             raise ValueError(
                 f"parameter {name!r} has a gradient that changes with the other inputs of a batch (or that is random): {_REMEDY}"
             )
+
+
+def _sees(alone: Sequence[Tensor], together: Sequence[Tensor]) -> bool:
+    """Whether a layer's calls see an input alone, (1, ...) each, as in a batch, (...) each."""
+    return len(alone) == len(together) and all(
+        _same(*_overlap(one[0], other)) for one, other in zip(alone, together, strict=True)
+    )
 
 
 def _overlap(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

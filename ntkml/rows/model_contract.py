@@ -25,7 +25,7 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
 
     Beside the types, two identities are checked on a few inputs: outputs and gradients of an input do not depend on the rest of
     its batch, and the rows are autograd's own gradient of the parameters. A module with a parameter whose captured rows are not
-    (a weight used outside its layer, a layer used twice, or called with the batch in another order) takes exact rows, and those
+    (a weight used outside its layer, or a layer called with the batch in another order) takes exact rows, and those
     are held against the same gradient.
 
     Raises:

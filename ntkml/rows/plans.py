@@ -79,7 +79,7 @@ def _exact(
     Raises:
         ValueError: the outputs do not depend on a parameter.
     """
-    sums, uses = _sums_of_rows(batch), uses_of(batch.captured.outputs, weights)
+    sums, uses, captured = _sums_of_rows(batch), uses_of(batch.captured.outputs, weights), batch.captured.parameters()
     wrong: dict[str, str] = {}
     for name in weights:
         layer = layer_of(name)
@@ -91,7 +91,7 @@ def _exact(
             wrong[layer] = problems[layer]
         elif name not in sums:
             wrong.setdefault(layer, "it is used without calling its layer")
-        elif uses[name] > 1 or not _agree(sums[name], batch, name):
+        elif uses[name] > captured[name].num_calls or not _agree(sums[name], batch, name):
             wrong[layer] = "it is also used outside its layer"
     return {name: wrong[layer_of(name)] for name in weights if layer_of(name) in wrong}
 

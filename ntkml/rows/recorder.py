@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkml.layers import computes_as_known
 from ntkml.layers.calls import Call, inside, tensors_in, unsupported
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse
+from ntkml.layers.uses import LayerUse, OneUse, used
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES
@@ -67,11 +67,11 @@ class Recorder:
 
     def __init__(self, num_inputs: int, num_views: int, graph: bool, checked: bool):
         self.problems: dict[str, str] = {}
-        self.layer_inputs: dict[str, Tensor] = {}
+        self.layer_inputs: dict[str, list[Tensor]] = {}
         self._num_inputs, self._num_views, self._graph = num_inputs, num_views, graph
         self._checked = checked
-        self._seen: dict[str, LayerUse] = {}
-        self._versions: dict[str, tuple[Tensor, int]] = {}
+        self._seen: dict[str, list[OneUse]] = {}
+        self._versions: list[tuple[str, Tensor, int]] = []
 
     def record(self, call: Call) -> Any:
         """Keep one call of a layer; returns what replaces its output, or None."""
@@ -95,11 +95,11 @@ class Recorder:
             return None
         seen = None if self._checked else call.inputs.detach().clone()  # what comes after the layer may write over it
         for use in uses:
-            self._seen[use.name] = use
+            self._seen.setdefault(use.name, []).append(use)
             if seen is not None:
-                self.layer_inputs[use.name] = seen
+                self.layer_inputs.setdefault(use.name, []).append(seen)
             if use.kept is not None:
-                self._versions[use.name] = use.kept, use.kept._version
+                self._versions.append((use.name, use.kept, use.kept._version))
         return replaced
 
     def _problem(self, call: Call) -> str | None:
@@ -108,13 +108,13 @@ class Recorder:
         inputs = call.inputs
         if inputs.ndim == 0 or len(inputs) != self._num_inputs:
             return "it does not see the batch in its first dimension"
-        return "it is used more than once in a forward pass" if any(name in self._seen for name in call.keys) else None
+        return None
 
     def uses(self) -> tuple[LayerUse, ...]:
-        return tuple(use for name, use in self._seen.items() if name not in self.problems)
+        return tuple(used(calls) for name, calls in self._seen.items() if name not in self.problems)
 
     def check_versions(self) -> None:
-        for name, (inputs, version) in self._versions.items():
+        for name, inputs, version in self._versions:
             if version != inputs._version:
                 raise ValueError(
                     f"the input of layer {name!r} is overwritten in place after the layer used it, but its "

@@ -17,7 +17,7 @@ from ntkml.structures.adjoints import KroneckerAdjoint
 class KFAC:
     """sum over tensors and eigenvalue pairs of log(1 + g_i a_j / delta_l); a bias has one factor, a weight two.
 
-    A parameter that no layer of positions has (a scale, or a raw, tied or reused one) has one factor for each of its blocks,
+    A parameter that no layer of positions has (a scale, or a raw or tied one) has one factor for each of its blocks,
     which are exact (:class:`ntkml.layers.kronecker.ExactBlocks`).
 
     Exact for one datum of a linear layer and for the weights of a deep linear network under squared loss; elsewhere an

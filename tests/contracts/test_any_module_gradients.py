@@ -88,7 +88,9 @@ class Gains(nn.Module):
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("name", ["Fixup", "BatchNorm", "raw parameters", "module used twice", "branch on a value"])
+@pytest.mark.parametrize(
+    "name", ["Fixup", "BatchNorm", "raw parameters", "module used twice", "tied weights", "branch on a value"]
+)
 def test_augmentations_are_differentiated_through_views(name, chunk):
     case = case_of(name)
     augmentation = Gains()

@@ -1,0 +1,72 @@
+"""Layers that are called several times in a forward pass: every call is further positions of one layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ntkml import MarginalLikelihood, log_marginal_likelihood
+from ntkml.rows.model_contract import check_model
+from tests.factories import STRUCTURES, assert_same, generator, seeded, targets
+from tests.network_modules import CLASSES
+
+N = 6
+Y = targets("categorical", N, CLASSES)
+
+
+class Tokens(nn.Module):
+    """A layer on all three tokens of an input, ``together`` or in a call for each. dim: of the tokens in what it is given and gives."""
+
+    def __init__(self, layer: nn.Module, together: bool, width: int, dim: int) -> None:
+        super().__init__()
+        self.layer, self.head, self.together, self.dim = layer, nn.Linear(width, CLASSES), together, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls = [x] if self.together else x.split(1, self.dim)
+        return self.head(torch.tanh(torch.cat([self.layer(call) for call in calls], self.dim).flatten(1)))
+
+
+#: How a layer is made, the shape of an input, the size of what all its calls give, and the dimension of the tokens.
+KINDS = {
+    "linear": (lambda: nn.Linear(4, 2), (3, 4), 6, 1),
+    "convolution": (lambda: nn.Conv2d(1, 2, (1, 4)), (1, 3, 4), 6, 2),
+    "convolution in groups": (lambda: nn.Conv2d(2, 4, (1, 3), groups=2), (2, 3, 4), 24, 2),
+    "norm": (lambda: nn.LayerNorm(4), (3, 4), 12, 1),
+    "embedding": (lambda: nn.Embedding(5, 2, padding_idx=0), (3,), 6, 1),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_call_for_every_token_is_one_call_for_all_of_them(name, structure):
+    """Also of KFAC, whose factors are sums and means over positions, and in chunks."""
+    layer, shape, width, dim = KINDS[name]
+    x = torch.randn(N, *shape, generator=generator(5), dtype=torch.float64)
+    x = torch.randint(5, (N, 3), generator=generator(5)) if name == "embedding" else x
+    found = []
+    for together in (True, False):
+        model = seeded(Tokens(layer(), together, width, dim)).eval()
+        assert check_model(model, x).exact == {}
+        for chunk in (N, 2):
+            found.append(MarginalLikelihood(model, f"{structure}-N-C", chunk=chunk).estimate(x, Y).log_det)
+    for other in found[1:]:
+        assert_same(other, found[0])
+
+
+class Overwriting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x + 0.0
+        h = self.layer(first)
+        first.mul_(2.0)
+        return self.head(torch.tanh(h + self.layer(x)))
+
+
+def test_the_input_of_the_first_call_must_not_be_overwritten_either():
+    x = torch.randn(N, 4, generator=generator(5), dtype=torch.float64)
+    with pytest.raises(ValueError, match="the input of layer 'layer' is overwritten in place after the layer used it"):
+        log_marginal_likelihood(seeded(Overwriting()).eval(), x, Y, "ntk-N-C")
