@@ -150,6 +150,15 @@ class ExactBlocks:
         vectors = {key: _in_blocks(rows).permute(1, 2, 0).unsqueeze(0) for key, rows in self.rows.items()}
         return torch.stack([_quadratic(gradients[key][0], own) for key, own in vectors.items()]).sum()
 
+    def in_rows(self, num_rows: int) -> tuple[dict[str, Tensor], ExactBlocks]:
+        """By parameter, the rows (b, q, m) of blocks with more entries than the ``num_rows`` rows of all chunks and columns; the others.
+
+        :func:`row_grams` of the former have the same eigenvalues, but for zeros.
+        """
+        by_block = {key: _in_blocks(rows) for key, rows in self.rows.items()}
+        few = {key: own for key, own in by_block.items() if own.shape[2] > num_rows}
+        return few, ExactBlocks({key: rows for key, rows in self.rows.items() if key not in few})
+
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:
         return ExactBlocks(
             {
@@ -194,6 +203,11 @@ def _block_grams(rows: Tensor) -> Tensor:
     step = max(1, _TILE_ENTRIES // (rows.shape[0] * rows.shape[2]))
     tiles = (tile.transpose(0, 1).double() for tile in rows.split(step, dim=1))  # (q, b, m)
     return torch.cat([tile.mT @ tile for tile in tiles])
+
+
+def row_grams(rows: Tensor) -> Tensor:
+    """R R^T of every block in float64. (b, q, m) -> (q, b, b)."""
+    return _block_grams(rows.transpose(0, 2))
 
 
 def _gram_of_vectors(vectors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import KroneckerPart
+from ntkml.layers.kronecker import ExactBlocks, KroneckerPart, row_grams
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.capture import Capture
@@ -95,7 +95,7 @@ class CapturedRows:
         return sum_of_grams(self, self.shapes, precisions)
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
-        return merge_factors({name: layer.reduced() for name, layer in self._layers.items()})
+        return factors_for_values({name: layer.reduced() for name, layer in self._layers.items()}, self.num_rows)
 
     def column_squares(self) -> dict[str, Tensor]:
         return merge_squares(self._layers)
@@ -122,6 +122,24 @@ def merge_factors(
         for layer, kept in layers.items()
         for key, pair in kept.factors(spectra_only, moments).items()
     }
+
+
+def factors_for_values(layers: Mapping[str, KroneckerPart], num_rows: int) -> dict[str, tuple[Tensor, ...]]:
+    """:func:`merge_factors` of all ``num_rows`` rows of a block, exact blocks by their smaller side."""
+    factors: dict[str, tuple[Tensor, ...]] = {}
+    for layer, part in layers.items():
+        few, others = few_rows(layer, part, num_rows)
+        factors |= merge_factors({layer: others})
+        factors |= {name: (row_grams(rows),) for name, rows in few.items()}
+    return factors
+
+
+def few_rows(layer: str, part: KroneckerPart, num_rows: int) -> tuple[dict[str, Tensor], KroneckerPart]:
+    """:meth:`ExactBlocks.in_rows` by qualified parameter name; none of a part that has Kronecker factors."""
+    if not isinstance(part, ExactBlocks):
+        return {}, part
+    few, others = part.in_rows(num_rows)
+    return {qualified(layer, key): rows for key, rows in few.items()}, others
 
 
 def merge_squares(layers: Mapping[str, LayerRows]) -> dict[str, Tensor]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import KroneckerInputs, KroneckerPart, factor_spectrum
+from ntkml.layers.kronecker import KroneckerInputs, KroneckerPart, factor_spectrum, row_grams
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
-from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams
+from ntkml.rows.block import Groups, Kept, Precisions, few_rows, merge_factors, merge_squares, sum_of_grams
 
 #: Makes the chunks of a block anew, each as the rows of its layers: all columns of the factor together, or some at a time.
 Chunks = Callable[[], Iterable[Iterable[Mapping[str, LayerRows]]]]
@@ -53,7 +53,9 @@ class ChunkedRows:
         self._positions: dict[str, int] = {}
         self._squares: dict[str, Tensor] = {}
         if kept == "factors":
-            self._load(self._add_factors)
+            few: dict[str, Tensor] = {}
+            self._load(lambda chunk, first: self._add_factors(chunk, first, few))
+            self._factors |= {name: (row_grams(rows),) for name, rows in few.items()}
         elif kept == "squares":
             self._load(self._add_squares)
         else:
@@ -101,15 +103,17 @@ class ChunkedRows:
             loaded[name] = rows
             return
         if name not in loaded:
-            loaded[name] = rows.new_empty(self.num_rows, rows.shape[1])
+            loaded[name] = rows.new_empty(self.num_rows, *rows.shape[1:])
         loaded[name][self._loaded : self._loaded + len(rows)] = rows
 
     def _is_kept(self, layer: LayerRows) -> bool:
         return layer.direct_is_cheaper() or (self._values_only and layer.rows_are_larger())
 
-    def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
+    def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool, few: dict[str, Tensor]) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds.
 
+        Exact blocks that have more entries than the block has rows are made of ``few``, these rows, at the end, unless an
+        adjoint follows, whose matrix has their size anyway: scales of 1280 channels had 28 of the 31 times that a pass through MobileNetV2 took.
         Where values are all that is wanted, a second moment, the largest of what KFAC makes, lives until its eigenvalues are known.
         """
         inputs, _ = next(iter(chunk.values())).counts
@@ -117,6 +121,10 @@ class ChunkedRows:
         for layer, rows in chunk.items():
             part = rows.reduced()
             self._check_positions(layer, part)
+            if not self.adjoint_follows:
+                own, part = few_rows(layer, part, self.num_rows)
+                for name, vectors in own.items():
+                    self._place(few, name, vectors)
             made = merge_factors({layer: part}, self._values_only, moments=first)
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:

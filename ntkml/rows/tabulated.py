@@ -18,7 +18,7 @@ from ntkml.layers.layer_rows import qualified
 from ntkml.linalg import channel_gram, gram
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import parameter_shapes
-from ntkml.rows.block import Groups, Precisions, merge_factors, sum_of_grams
+from ntkml.rows.block import Groups, Precisions, factors_for_values, sum_of_grams
 from ntkml.rows.capture import Capture, capture
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.pulled import rows_by_layer
@@ -120,7 +120,8 @@ class TabulatedRows:
 
     def kronecker_factors(self) -> dict[str, tuple[Tensor, ...]]:
         kept = self._table.kept.items()
-        return merge_factors({layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept})
+        cut = {layer: part.cut(self._inputs, self._outputs, self._factor) for layer, part in kept}
+        return factors_for_values(cut, self.num_rows)
 
     def column_squares(self) -> dict[str, Tensor]:
         return {name: self.explicit(name).double().square().sum(0) for name in self.shapes}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from ntkml import linalg
+from ntkml import MarginalLikelihood, linalg
+from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter
 from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.pulled import rows_by_layer
+from ntkml.structures import kfac
 from ntkml.structures.kfac import KFAC
-from tests.factories import assert_same, generator
+from tests.factories import assert_same, generator, seeded
 from tests.objectives import Brightness, everything, problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,6 +65,30 @@ def test_spectra_from_the_smaller_side_lack_only_zeros():
         values.append(KFAC(rows).log_det(objective.prior))
         assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
     assert_same(values[0], values[1], TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["kfac-N-1", "kfac-N-C", "kfac-3-C"])
+def test_exact_blocks_of_more_entries_than_rows_take_the_rows(name, chunk, monkeypatch):
+    """A scale of 40 channels and 5 inputs: eigenvalues of a matrix of 5, 10, or 6 or 4 rows, whatever the chunks and columns."""
+    x = torch.randn(5, 4, generator=generator(2), dtype=torch.float64)
+    y = torch.arange(5) % 3
+
+    def gradients():
+        model = seeded(nn.Sequential(nn.Linear(4, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 3)))
+        objective = MarginalLikelihood(model, name, chunk=chunk)
+        total = objective.backward(x, y, generator=generator(3)).total
+        return [total, objective.log_prior_precision.grad]
+
+    sizes, found = {}, kfac.factor_spectrum
+    monkeypatch.setattr(kfac, "factor_spectrum", lambda factor, of: found(sizes.setdefault(of, factor), of))
+    narrow = gradients()
+    rows = {"kfac-N-1": (5,), "kfac-N-C": (10,), "kfac-3-C": (6, 4)}[name]
+    assert sizes["1.weight"].shape == sizes["1.bias"].shape
+    assert sizes["1.weight"].shape[1] in rows
+    monkeypatch.setattr(ExactBlocks, "in_rows", lambda self, num_rows: ({}, self))
+    for value, expected in zip(narrow, gradients(), strict=True):
+        assert_same(value, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("larger", [True, False])
