@@ -9,7 +9,7 @@ from torch import nn
 from ntkml import MarginalLikelihood, linalg
 from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.positions import Positions
-from ntkml.linalg import scatter
+from ntkml.linalg import scatter, scatters
 from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.pulled import rows_by_layer
@@ -30,6 +30,16 @@ def test_scatter_is_the_gram_of_all_vectors_side_by_side(shape, monkeypatch):
     side_by_side = vectors.transpose(0, 1).flatten(1)
     assert_same(scatter(vectors), side_by_side @ side_by_side.T, TOLERANCE)
     assert torch.equal(scatter(vectors), scatter(vectors).T)
+
+
+@pytest.mark.parametrize("entries", [1, 4 * 84, 5 * 84, 2**18])
+def test_scatters_of_groups_are_those_of_each(entries, monkeypatch):
+    """One by one, some at a time with a rest, or all together."""
+    monkeypatch.setitem(linalg._TILE_ENTRIES, "cpu", entries)
+    vectors = torch.randn(4, 9, 3, 7, generator=generator(), dtype=torch.float64)
+    expected = torch.einsum("nqmt,nqlt->qml", vectors, vectors)
+    assert_same(scatters(vectors), expected, TOLERANCE)
+    assert torch.equal(scatters(vectors), scatters(vectors).mT)
 
 
 @pytest.mark.parametrize("augmentation", [None, Brightness()])
