@@ -190,7 +190,9 @@ def _to_do(outputs: Any, inputs: Tensor) -> str:
     if outputs.ndim == 1:
         return ": end it with unsqueeze(1)"
     one = outputs.shape[2:].numel() == 1
-    return ": end it with flatten(1)" if one else ": reduce all dimensions but n and C, as by a mean, or flatten(1) them"
+    return (
+        ": end it with flatten(1)" if one else ": reduce all dimensions but n and C, as by a mean, or flatten(1) them"
+    )
 
 
 def _checked(outputs: Any, inputs: Tensor) -> Tensor:

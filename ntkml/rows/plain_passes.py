@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ntkml.machine.shared_settings import SharedSetting
 
@@ -55,6 +56,22 @@ def plain_attention() -> Iterator[None]:
     """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory."""
     with attention_by_layers(), _UNFUSED.changed():
         yield
+
+
+class PlainWeightNorm(TorchFunctionMode):
+    """Weight normalisation by operations that vmap knows.
+
+    vmap takes torch's own one input by input, each out of the copies for all of them, whose gradient is then filled with zeros
+    once for every input: rows of 128 inputs of a layer of 768 x 200 took 7.1 s, and take 0.9.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm and len(args) == 3 and not kwargs:  # as torch's own modules call it
+            direction, length, kept = args
+            others = [d for d in range(direction.ndim) if d != kept]  # all for kept = -1, the norm of the whole
+            if others and kept >= -1:
+                return direction * (length / torch.linalg.vector_norm(direction, dim=others, keepdim=kept >= 0))
+        return func(*args, **(kwargs or {}))
 
 
 def plain_recurrence(model: nn.Module) -> AbstractContextManager[None]:
