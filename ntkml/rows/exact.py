@@ -18,7 +18,7 @@ from torch.func import vmap
 from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, parted, qualified
 from ntkml.parameters import called_with, without_gradient_hooks
-from ntkml.rows.plain_passes import PlainWeightNorm, plain_attention, plain_pass, stored_as_before
+from ntkml.rows.plain_passes import plain_attention, plain_pass, stored_as_before
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,7 @@ class ExactForward:
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
             return called_with(self._model, own, views.clone()).mean(0)
 
-        with (
-            torch.enable_grad(),
-            plain_attention(),
-            plain_pass(self._model),
-            PlainWeightNorm(),
-            stored_as_before(self._model),
-        ):
+        with torch.enable_grad(), plain_attention(), plain_pass(self._model), stored_as_before(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 
