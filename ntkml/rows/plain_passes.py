@@ -58,10 +58,10 @@ _SIXTH = torch.tensor(1.0 / 6.0, dtype=torch.float32, device="cpu").item()
 
 
 class _PlainOperations(TorchFunctionMode):
-    """Weight normalisation by operations that vmap knows, and a hard sigmoid, as in MobileNetV3, by those with a second derivative.
+    """Weight normalisation and bilinear maps by operations that vmap knows, a hard sigmoid, as in MobileNetV3, by those with a second derivative.
 
-    vmap takes torch's own weight normalisation one input by input, each out of the copies for all of them, whose gradient is then
-    filled with zeros once for every input: rows of 128 inputs of a layer of 768 x 200 took 7.1 s, and take 0.9.
+    vmap takes torch's own one input by input, each out of the copies for all of them, whose gradient is then filled with zeros
+    once for every input: rows of 128 inputs of a layer of 768 x 200 took 7.1 s, and take 0.9.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,9 +70,16 @@ class _PlainOperations(TorchFunctionMode):
             others = [d for d in range(direction.ndim) if d != kept]  # all for kept = -1, the norm of the whole
             if others and kept >= -1:
                 return direction * (length / torch.linalg.vector_norm(direction, dim=others, keepdim=kept >= 0))
+        if func is F.bilinear:
+            return _bilinear(*args, **(kwargs or {}))
         if func is F.hardsigmoid:
             return _hardsigmoid(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return result if bias is None else result + bias
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
