@@ -5,7 +5,7 @@ What needs the outputs or the rows of a network is checked where these are made 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 
@@ -42,7 +42,7 @@ def check_tensors(x: Tensor, y: Tensor) -> None:
     for name, data in (("x", x), ("y", y)):
         if not isinstance(data, Tensor):
             raise ValueError(
-                f"{name} is a tensor, first dimension the data; got {type(data).__name__}: use torch.as_tensor"
+                f"{name} is a tensor, first dimension the data; got {type(data).__name__}: {_as_one_tensor(data)}"
             )
         if data.is_nested:
             raise ValueError(f"{name} is a dense tensor; got a nested one: use to_padded_tensor(0)")
@@ -56,6 +56,15 @@ def check_tensors(x: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"x and y hold the same number of data, at least one; got {len(x)} inputs and {len(y)} targets"
         )
+
+
+def _as_one_tensor(data: object) -> str:
+    """How what is given for a tensor becomes one."""
+    if isinstance(data, list) and data and isinstance(data[0], Tensor):
+        return "use torch.stack"
+    if isinstance(data, (Mapping, tuple)):
+        return "put the parts of an input side by side in one, and let a module around the network take it apart"
+    return "use torch.as_tensor"
 
 
 def check_size(num_data: object, num_given: int) -> None:

@@ -166,10 +166,10 @@ class BayesianModel(nn.Module):
                 "a Hyperparameter of the network was added, removed or replaced since the objective was made: make a new objective "
                 "and a new optimiser, or their steps would miss it"
             )
-        now = parameter_shapes(self.model)
+        now, held = parameter_shapes(self.model), {name for name, _ in self.model.named_parameters()}
         for name in {**self._shapes, **now}:
             if name not in now or name not in self._shapes:
-                change = "was frozen or unfrozen"
+                change = "was frozen or unfrozen" if name in held else "was removed"
             elif now[name] != self._shapes[name]:
                 change = f"became one of shape {tuple(now[name])}"
             else:

@@ -27,6 +27,9 @@ _TILE_ROWS = {"cpu": 256, "cuda": 4096}
 #: Float64 entries of one tile of vectors at many positions (512 KiB): it is made and used within a core's cache.
 _MOMENT_ENTRIES = 2**16
 
+#: Least groups of channels that are multiplied together: fewer and larger ones fill a core's cache alone.
+_GROUPS_TOGETHER = 4
+
 #: Nats that a log-determinant from eigenvalues may be wrong by.
 SPECTRUM_ERROR = 1e-5
 
@@ -100,6 +103,23 @@ def scatter(vectors: Tensor) -> Tensor:
         tile = vectors[start : start + step].double()
         total += (tile @ tile.transpose(1, 2)).sum(0)
     return (total + total.T) / 2  # a product need not round its two halves alike
+
+
+def scatters(vectors: Tensor) -> Tensor:
+    """:func:`scatter` of every group of channels. vectors: (n, q, m, T). Returns (q, m, m).
+
+    Small groups, of which a depthwise convolution has hundreds, are multiplied some at a time: one by one 960 of them took 22 to
+    46 ms for (32, 960, 1 or 9, 1), and take 1.
+    """
+    num_inputs, _, size, positions = vectors.shape
+    together = suited(_TILE_ENTRIES, vectors.device) // max(1, num_inputs * size * positions)
+    if together < _GROUPS_TOGETHER:
+        return torch.stack([scatter(group) for group in vectors.unbind(1)])
+    tiles = (
+        tile.permute(1, 2, 0, 3).flatten(2).double() for tile in vectors.split(together, dim=1)
+    )  # (groups, m, n T)
+    total = torch.cat([tile @ tile.mT for tile in tiles])
+    return (total + total.mT) / 2  # a product need not round its two halves alike
 
 
 def channel_gram(rows: Tensor) -> Tensor | None:

@@ -37,6 +37,20 @@ class FixupBlock(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(self.relu(h + x), 2).flatten(1))
 
 
+class Excited(nn.Module):
+    """Squeeze and excitation as in MobileNetV3, whose in-place hard sigmoid has no second derivative in torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.narrow, self.wide = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.activation, self.gate, self.head = nn.Hardswish(), nn.Hardsigmoid(inplace=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.activation(self.conv(x))
+        narrow = torch.relu(self.narrow(nn.functional.adaptive_avg_pool2d(h, 1)))
+        return self.head((h * self.gate(self.wide(narrow))).mean((2, 3)))
+
+
 class Words(nn.Module):
     """An embedding, pooled; ``padding`` is the index that learns nothing, ``tied`` puts its table in two places."""
 

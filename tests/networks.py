@@ -55,6 +55,7 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)
     ),
     "Fixup": Kind(modules.FixupBlock, (2, 4, 4)),
+    "squeeze and excitation": Kind(modules.Excited, (2, 4, 4)),
     "embedding": Kind(modules.Words, (5,), vocabulary=6),
     "sparse embedding with padding": Kind(lambda: modules.Words(padding=1, sparse=True), (5,), vocabulary=6),
     "tied embedding": Kind(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.linalg import eigensystem, gram, scatter, spectrum
+from ntkml.linalg import eigensystem, gram, scatters, spectrum
 
 #: Most multiplications, q m^3, of the eigendecompositions of q blocks of m parameters: some seconds on a core.
 MAX_BLOCK_WORK = 2**33
@@ -99,7 +99,7 @@ class KroneckerInputs:
         weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block sum_{n,k,t} g g^T, (q, o, o).
         """
-        summed = torch.stack([scatter(g.flatten(0, 1)) for g in self.gradients.unbind(2)])
+        summed = scatters(self.gradients.flatten(0, 1))
         factors: dict[str, tuple[Factor, ...]] = {}
         if self.weight:
             factors[self.weight] = (summed / self.num_positions,)
@@ -111,9 +111,9 @@ class KroneckerInputs:
 
     def _second_moment(self, spectra_only: bool) -> Tensor:
         inputs = self.inputs
-        narrow = spectra_only and len(inputs) * inputs.shape[-1] < inputs.shape[2]
-        product = _gram_of_vectors if narrow else scatter
-        return torch.stack([product(a) for a in inputs.unbind(1)])
+        if spectra_only and len(inputs) * inputs.shape[-1] < inputs.shape[2]:
+            return torch.stack([_gram_of_vectors(a) for a in inputs.unbind(1)])
+        return scatters(inputs)
 
     def _paired_moment(self, gradient: Tensor) -> Tensor:
         return _quadratic(gradient, self.inputs)

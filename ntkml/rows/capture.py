@@ -181,10 +181,26 @@ def survey(
     return Survey(captured, recorder.problems, recorder.layer_inputs)
 
 
+def _to_do(outputs: Any, inputs: Tensor) -> str:
+    """What makes (n, C) outputs of those that are not, as the end of the error."""
+    if not isinstance(outputs, Tensor):
+        return ": put it into a module that returns its logits alone"
+    if outputs.ndim == 0 or len(outputs) != len(inputs):
+        return ""
+    if outputs.ndim == 1:
+        return ": end it with unsqueeze(1)"
+    one = outputs.shape[2:].numel() == 1
+    return (
+        ": end it with flatten(1)" if one else ": reduce all dimensions but n and C, as by a mean, or flatten(1) them"
+    )
+
+
 def _checked(outputs: Any, inputs: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
         gave = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {gave}")
+        raise ValueError(
+            f"the network must map (n, ...) inputs to (n, C) outputs; {tuple(inputs.shape)} gave {gave}{_to_do(outputs, inputs)}"
+        )
     if not outputs.requires_grad:
         raise ValueError(
             "the outputs do not depend on any trainable layer through autograd: remove detach() or no_grad()"

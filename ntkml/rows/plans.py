@@ -84,7 +84,10 @@ def _exact(
     for name in weights:
         layer = layer_of(name)
         if uses[name] == 0:
-            raise ValueError(f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False)")
+            raise ValueError(
+                f"the outputs do not depend on parameter {name!r}: freeze it with requires_grad_(False); if only other inputs than "
+                "those looked at lead to it, as to an expert, compute it for all and mask what is not for them (torch.where)"
+            )
         if name in reasons:
             wrong[layer] = reasons[name]
         elif layer in problems:

@@ -18,7 +18,7 @@ from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import TabulatedRows, tabulate
 from ntkml.structures import structure_named
 from tests.dense import dense_jacobian
-from tests.factories import STRUCTURES, Case, assert_same, generator, make_prior
+from tests.factories import STRUCTURES, Case, assert_same, generator, make_prior, seeded
 from tests.networks import CLASSES, NETWORKS, WITH_EXACT_ROWS, case_of, pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -209,6 +209,46 @@ def test_padding_that_the_inputs_of_the_check_do_not_show_is_remembered(name):
     """vmap forgets it, which rows of other inputs do not tell."""
     x = torch.randint(2, 6, (5, 5), generator=generator(5))
     assert not check_model(NETWORKS[name].build(), x).vectorised
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weight_norm_is_no_loop_over_the_inputs(normed, dim):
+    """Without a rule for it vmap takes input by input, each out of all copies: time grew with the square of their number."""
+    check_without_loops(nn.Sequential(normed(nn.Linear(4, 5), dim=dim), nn.Tanh(), nn.Linear(5, CLASSES)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bilinear_maps_are_no_loop_over_the_inputs(bias):
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map, self.head = nn.Bilinear(1, 3, 5, bias=bias), nn.Linear(5, CLASSES)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.map(x[:, :1], x[:, 1:])))
+
+    check_without_loops(Bilinear())
+
+
+def check_without_loops(model):
+    model, x = seeded(model), torch.randn(6, 4, generator=generator(), dtype=torch.float64)
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        assert check_model(model, x).vectorised
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(True)
+    every = torch.eye(CLASSES, dtype=torch.float64).expand(6, -1, -1)
+    shapes = {key: weight.shape for key, weight in model.named_parameters()}
+    rows = CapturedRows(capture(model, x, plan=check_model(model, x)), every, shapes, keep_graph=True)
+    outputs, weights = model(x).flatten(), list(model.parameters())
+    for index, output in enumerate(
+        outputs
+    ):  # one graph for all: torch's older weight norm lets nobody copy the network
+        expected = torch.autograd.grad(output, weights, retain_graph=True)
+        for key, gradient in zip(shapes, expected, strict=True):
+            assert_same(rows.explicit(key)[index], gradient.flatten())
 
 
 def test_exact_rows_leave_the_settings_of_attention_alone():

@@ -113,3 +113,29 @@ def test_chunks_change_nothing(name, estimator):
         results.append(torch.tensor([value, *(p.grad.item() for p in objective.in_network)], dtype=torch.float64))
     for part in results[1:]:
         assert_same(part, results[0], 1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["ntk-N-C", "kfac-N-1"])
+def test_operations_without_a_second_derivative_are_refused_by_name(estimator):
+    """Torch's own error names a function that nobody calls. Values, and gradients in the prior alone, take no second derivative."""
+
+    class Prototypes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.slope = nn.Linear(4, 5), Hyperparameter(torch.tensor(0.8))
+
+        def forward(self, x):
+            return -torch.cdist(self.slope * self.layer(x), torch.eye(3, 5))
+
+    objective, x, y = (
+        MarginalLikelihood(Prototypes(), estimator),
+        torch.randn(5, 4, generator=generator()),
+        torch.arange(5) % 3,
+    )
+    with pytest.raises(ValueError, match="no second derivative of 'cdist', .* learn prior and noise alone"):
+        objective.backward(x, y)
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert objective.estimate(x, y).log_det > 0
+    objective.model.slope.requires_grad_(False)
+    objective.backward(x, y)
+    assert objective.log_prior_precision.grad is not None

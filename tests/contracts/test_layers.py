@@ -100,6 +100,24 @@ def test_the_cheaper_route_is_chosen():
     assert not narrow.direct_is_cheaper()
 
 
+def test_a_depthwise_convolution_takes_rows():
+    """A kernel for every channel took twenty times as long, and patches were made anew for each of them."""
+    taken = []
+
+    def take(inputs):
+        taken.append(inputs)
+        return inputs
+
+    channels, cotangents = 32, 5
+    gradients = torch.ones(9, 1, cotangents, channels, 1, 1)
+    depthwise = Positions(
+        torch.ones(9, 1, channels, 9, 1), Patches(take, lambda positions, shape: positions), 9, gradients, "weight", ""
+    )
+    assert not depthwise.direct_is_cheaper()
+    assert_same(depthwise.gram("weight"), torch.full((45, 45), channels * 9.0))
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (2, 1, 1), (1, 2, 1, 1), (5,)])
 @pytest.mark.parametrize("kind", [Bias, Scale])
 def test_a_bias_or_scale_takes_every_shape_that_broadcasts(kind, shape):

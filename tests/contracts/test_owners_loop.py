@@ -252,6 +252,16 @@ def test_hyperparameters_that_an_objective_would_miss_are_refused(change):
             call(X, Y)
 
 
+def test_a_parameter_that_is_gone_is_named():
+    model = network()
+    objective = ntkml.MarginalLikelihood(model, "ntk-4-C")
+    model[-1] = nn.Linear(5, CLASSES, bias=False).double()
+    with pytest.raises(
+        ValueError, match=r"parameter '2.bias' was removed since the objective was made: make a new one"
+    ):
+        objective.backward(X, Y)
+
+
 @pytest.mark.parametrize("prior", ["scalar", "layerwise", "diagonal"])
 def test_a_layer_of_another_shape_is_named(prior):
     model = network()

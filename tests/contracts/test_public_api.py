@@ -149,6 +149,9 @@ def test_data_that_are_no_tensors_are_refused(case):
     for x, y, word in (
         (case.x.tolist(), case.y, "x is a tensor"),
         (case.x, case.y.numpy(), "got ndarray: use torch.as_tensor"),
+        (list(case.x), case.y, "got list: use torch.stack"),
+        ({"tokens": case.x, "mask": case.x}, case.y, "got dict: put the parts of an input side by side in one"),
+        ((case.x, case.x), case.y, "got tuple: put the parts of an input side by side in one, and let a module around"),
     ):
         with pytest.raises(ValueError, match=word):
             log_marginal_likelihood(case.model, x, y, "ntk-N-C")

@@ -25,6 +25,18 @@ class Unused(nn.Module):
         return self.head(x)
 
 
+class Expert(nn.Module):
+    """A layer for inputs that are rare."""
+
+    def __init__(self):
+        super().__init__()
+        self.expert, self.head = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rare = (x[:, 0] > 100).nonzero().squeeze(1)
+        return self.head(x).index_add(0, rare, self.expert(x[rare])) if len(rare) else self.head(x)
+
+
 class Coupled(nn.Module):
     """Outputs that depend on the batch by a module that no type check knows."""
 
@@ -100,14 +112,25 @@ REFUSED_ON_VECTORS = {
     ),
     "one output less": (
         lambda: Returns(lambda h: h[:, 0]),
-        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(4,\)",
+        r"map \(n, ...\) inputs to \(n, C\) outputs; .* gave \(4,\): end it with unsqueeze\(1\)$",
     ),
     "image outputs": (
         lambda: Returns(lambda h: h.reshape(-1, 3, 1)),
-        r"inputs to \(n, C\) outputs; \(4, 4\) gave \(4, 3, 1\)",
+        r"inputs to \(n, C\) outputs; \(4, 4\) gave \(4, 3, 1\): end it with flatten\(1\)$",
     ),
-    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(12, 1\)"),
-    "several outputs": (lambda: Returns(lambda h: (h, h)), r"\(n, C\) outputs; \(4, 4\) gave tuple"),
+    "outputs at every position": (
+        lambda: Returns(lambda h: h.unsqueeze(1).expand(-1, 2, -1)),
+        r"gave \(4, 2, 3\): reduce all dimensions but n and C, as by a mean, or flatten\(1\) them",
+    ),
+    "flattened outputs": (lambda: Returns(lambda h: h.reshape(-1, 1)), r"gave \(12, 1\)$"),
+    "several outputs": (
+        lambda: Returns(lambda h: (h, h)),
+        r"\(n, C\) outputs; \(4, 4\) gave tuple: put it into a module that returns its logits alone",
+    ),
+    "expert of other inputs": (
+        Expert,
+        r"do not depend on parameter 'expert.weight': freeze it .* compute it for all and mask what is not for them \(torch.where\)",
+    ),
     "batch of raw parameters": (WeaklyCoupled, "parameter 'scale' has a gradient that changes with the other inputs"),
     "encoder that takes the batch for the sequence": (Encoder, "the outputs of an input depend on the other inputs"),
     "bfloat16 outputs": (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from ntkml import linalg
+from ntkml import MarginalLikelihood, linalg
+from ntkml.layers.kronecker import ExactBlocks, RowFactor
 from ntkml.layers.positions import Positions
-from ntkml.linalg import scatter
+from ntkml.linalg import scatter, scatters
 from ntkml.rows.capture import capture
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.pulled import rows_by_layer
+from ntkml.structures import kfac
 from ntkml.structures.kfac import KFAC
-from tests.factories import assert_same, generator
+from tests.factories import assert_same, generator, seeded
 from tests.objectives import Brightness, everything, problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,6 +30,16 @@ def test_scatter_is_the_gram_of_all_vectors_side_by_side(shape, monkeypatch):
     side_by_side = vectors.transpose(0, 1).flatten(1)
     assert_same(scatter(vectors), side_by_side @ side_by_side.T, TOLERANCE)
     assert torch.equal(scatter(vectors), scatter(vectors).T)
+
+
+@pytest.mark.parametrize("entries", [1, 4 * 84, 5 * 84, 2**18])
+def test_scatters_of_groups_are_those_of_each(entries, monkeypatch):
+    """One by one, some at a time with a rest, or all together."""
+    monkeypatch.setitem(linalg._TILE_ENTRIES, "cpu", entries)
+    vectors = torch.randn(4, 9, 3, 7, generator=generator(), dtype=torch.float64)
+    expected = torch.einsum("nqmt,nqlt->qml", vectors, vectors)
+    assert_same(scatters(vectors), expected, TOLERANCE)
+    assert torch.equal(scatters(vectors), scatters(vectors).mT)
 
 
 @pytest.mark.parametrize("augmentation", [None, Brightness()])
@@ -62,6 +75,32 @@ def test_spectra_from_the_smaller_side_lack_only_zeros():
         values.append(KFAC(rows).log_det(objective.prior))
         assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
     assert_same(values[0], values[1], TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["kfac-N-1", "kfac-N-C", "kfac-3-C"])
+def test_exact_blocks_of_more_entries_than_rows_take_the_rows(name, chunk, monkeypatch):
+    """A scale of 40 channels and 5 inputs: eigenvalues of a matrix of 5, 10, or 6 or 4 rows, whatever the chunks and columns."""
+    x = torch.randn(5, 4, generator=generator(2), dtype=torch.float64)
+    y = torch.arange(5) % 3
+
+    def gradients():
+        model = seeded(nn.Sequential(nn.Linear(4, 40), nn.LayerNorm(40), nn.Tanh(), nn.Linear(40, 3)))
+        objective = MarginalLikelihood(model, name, chunk=chunk)
+        total = objective.backward(x, y, generator=generator(3)).total
+        return [total, objective.log_prior_precision.grad]
+
+    sizes, found = {}, kfac.factor_spectrum
+    monkeypatch.setattr(kfac, "factor_spectrum", lambda factor, of: found(sizes.setdefault(of, factor), of))
+    narrow = gradients()
+    rows = {"kfac-N-1": (5,), "kfac-N-C": (10,), "kfac-3-C": (6, 4)}[name]
+    for key in ("1.weight", "1.bias"):
+        assert isinstance(sizes[key], RowFactor)
+        assert len(torch.cat(sizes[key].parts)) in rows
+    by_their_size = ExactBlocks.factors
+    monkeypatch.setattr(ExactBlocks, "factors", lambda self, spectra_only, moments, _: by_their_size(self, True, True))
+    for value, expected in zip(narrow, gradients(), strict=True):
+        assert_same(value, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("larger", [True, False])
