@@ -25,7 +25,7 @@ from ntkml.rows.capture import Capture, capture
 from ntkml.rows.chunked import ChunkedRows
 from ntkml.rows.chunking import chunks, columns_squared, row_groups
 from ntkml.rows.exact import RowPlan
-from ntkml.rows.plain_passes import missing_derivatives_explained, plain_attention
+from ntkml.rows.plain_passes import missing_derivatives_explained, plain_operations
 from ntkml.rows.pulled import rows_by_columns, rows_by_layer, rows_twice
 from ntkml.structures import Structure, structure_named
 
@@ -115,7 +115,7 @@ class TwoPass:
                     log_prob = self.likelihood.log_prob(graph.outputs, data.targets[part])
                     value = value + share * log_prob.double().sum()
                 # Checkpointing runs parts of the network again.
-                with plain_attention(), missing_derivatives_explained():
+                with plain_operations(), missing_derivatives_explained():
                     gradients = torch.autograd.grad(value, targets, allow_unused=True)
                 del graph, value  # or they would be alive beside the next ones
                 total = [_sum(old, new) for old, new in zip(total, gradients, strict=True)]

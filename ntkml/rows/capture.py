@@ -22,7 +22,7 @@ from ntkml.parameters import trainable_parameters
 from ntkml.rows.drawn_numbers import no_random_numbers
 from ntkml.rows.exact import ExactForward, RowPlan
 from ntkml.rows.graphs import uses_of
-from ntkml.rows.plain_passes import attention_by_layers, plain_attention, plain_pass
+from ntkml.rows.plain_passes import attention_by_layers, plain_operations, plain_pass
 from ntkml.rows.recorder import Recorder, check_row_type, layer_hooks
 
 _REMEDY = (
@@ -72,7 +72,7 @@ class Capture:
         if not self.layers:
             return []
         # Checkpointing runs parts of the network again.
-        with plain_attention() if self.differentiable else nullcontext():
+        with plain_operations() if self.differentiable else nullcontext():
             found = iter(
                 torch.autograd.grad(
                     self.outputs,
@@ -161,7 +161,7 @@ def survey(
     convolutions = list(constant_convolutions(model)) if differentiable else []
 
     def again() -> None:
-        with plain_attention(), plain_pass(model):  # fused attention counts as random, whatever it drops
+        with plain_operations(), plain_pass(model):  # fused attention counts as random, whatever it drops
             model(inputs.clone())
 
     with (
@@ -169,7 +169,7 @@ def survey(
         no_random_numbers(inputs.device, again),
         layer_hooks(model, plan, recorder.record),
         torch.enable_grad(),
-        plain_attention() if differentiable else attention_by_layers(),
+        plain_operations() if differentiable else attention_by_layers(),
         plain_pass(model),
         ConstantFilters(convolutions) if convolutions else nullcontext(),
     ):

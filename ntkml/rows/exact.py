@@ -18,7 +18,7 @@ from torch.func import vmap
 from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, PlainRows, parted, qualified
 from ntkml.parameters import called_with, without_gradient_hooks
-from ntkml.rows.plain_passes import plain_attention, plain_pass, stored_as_before
+from ntkml.rows.plain_passes import plain_operations, plain_pass, stored_as_before
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ExactForward:
         return {name: torch.cat([g[i] for g in by_input]) for i, name in enumerate(self._plan.exact)}
 
     def _gradients(self, outputs: Tensor, leaves: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
-        with without_gradient_hooks(leaves), plain_attention():  # checkpointing runs parts of the network again
+        with without_gradient_hooks(leaves), plain_operations():  # checkpointing runs parts of the network again
             found = torch.autograd.grad(
                 outputs,
                 leaves,
@@ -94,14 +94,14 @@ class ExactForward:
         def averaged(own: dict[str, Tensor], views: Tensor) -> Tensor:
             return called_with(self._model, own, views.clone()).mean(0)
 
-        with torch.enable_grad(), plain_attention(), plain_pass(self._model), stored_as_before(self._model):
+        with torch.enable_grad(), plain_operations(), plain_pass(self._model), stored_as_before(self._model):
             outputs = vmap(averaged, randomness="different")(copies, self._views)
         return outputs, list(copies.values())
 
     @cached_property
     def _one_by_one(self) -> list[Tensor]:
         """Outputs of every input, (1, C) each."""
-        with torch.enable_grad(), plain_attention(), plain_pass(self._model):
+        with torch.enable_grad(), plain_operations(), plain_pass(self._model):
             return [self._model(views.clone()).mean(0, keepdim=True) for views in self._views]
 
 

@@ -58,10 +58,10 @@ _SIXTH = torch.tensor(1.0 / 6.0, dtype=torch.float32, device="cpu").item()
 
 
 class _PlainOperations(TorchFunctionMode):
-    """Weight normalisation and bilinear maps by operations that vmap knows, a hard sigmoid, as in MobileNetV3, by those with a second derivative.
+    """Weight normalisation and bilinear maps by operations that vmap knows; a hard sigmoid, as in MobileNetV3, by those with a second derivative.
 
-    vmap takes torch's own one input by input, each out of the copies for all of them, whose gradient is then filled with zeros
-    once for every input: rows of 128 inputs of a layer of 768 x 200 took 7.1 s, and take 0.9.
+    vmap takes an operation that it does not know input by input, each out of the copies for all of them, whose gradient is then filled
+    with zeros once for every input: rows of 128 inputs of a weight-normalised layer of 768 x 200 took 7.1 s, and take 0.9.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,8 +89,8 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by operations that vmap and second derivatives know, instead of fused ones, which need less memory; and others alike."""
+def plain_operations() -> Iterator[None]:
+    """Operations that vmap and second derivatives know, instead of fused ones: attention, which needs more memory so, and some others."""
     with attention_by_layers(), _UNFUSED.changed(), _PlainOperations():
         yield
 

@@ -10,7 +10,7 @@ import torch._dynamo
 from torch import nn
 
 from ntkml.machine.full_precision import full_precision
-from ntkml.rows.plain_passes import attention_by_layers, not_compiled, plain_attention, plain_recurrence
+from ntkml.rows.plain_passes import attention_by_layers, not_compiled, plain_operations, plain_recurrence
 
 
 def settings():
@@ -28,7 +28,7 @@ def settings():
 
 CHANGES = {
     "attention by layers": attention_by_layers,
-    "plain attention": plain_attention,
+    "plain operations": plain_operations,
     "plain recurrence": lambda: plain_recurrence(nn.LSTM(2, 3)),
     "full precision": full_precision,
     "not compiled": not_compiled,
