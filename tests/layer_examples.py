@@ -36,6 +36,9 @@ LAYERS = {
     "recurrent": (lambda: nn.RNN(3, 2, batch_first=True), (2, 3)),
     "recurrent, more steps than fan-in": (lambda: nn.LSTM(2, 2, batch_first=True, bidirectional=True), (4, 2)),
     "recurrent, gates of their own": (lambda: nn.GRU(2, 3, 2, batch_first=True), (3, 2)),
+    "recurrent cell": (lambda: nn.RNNCell(3, 2), (3,)),
+    "recurrent cell, gates of their own": (lambda: nn.GRUCell(2, 3, bias=False), (2,)),
+    "recurrent cell and its last state": (lambda: nn.LSTMCell(3, 2), (3,)),
     "layer norm": (lambda: nn.LayerNorm(4, eps=0.5), (4,)),
     "layer norm over tokens": (lambda: nn.LayerNorm(4), (3, 4)),
     "layer norm over an image": (lambda: nn.LayerNorm((2, 3, 3)), (2, 3, 3)),
@@ -62,14 +65,20 @@ def normalised(layer):
 
 def surrounded(layer, shape, num_outputs=3, trainable_head=True):
     """The layer behind a nonlinearity and in front of another one and a head."""
-    parts = [nn.Tanh(), layer, *([Steps()] if isinstance(layer, nn.RNNBase) else []), nn.Tanh(), nn.Flatten()]
+    parts = [
+        nn.Tanh(),
+        layer,
+        *([Steps()] if isinstance(layer, (nn.RNNBase, nn.LSTMCell)) else []),
+        nn.Tanh(),
+        nn.Flatten(),
+    ]
     width = nn.Sequential(*parts)(torch.zeros(1, *shape)).numel()
     head = nn.Linear(width, num_outputs).requires_grad_(trainable_head)
     return seeded(nn.Sequential(*parts, head), seed=2)
 
 
 class Steps(nn.Module):
-    """Of what a recurrent layer gives, all but the last states."""
+    """Of what a recurrent layer gives, all but its last states; of an LSTM's cell, the state."""
 
     def forward(self, given):
         return given[0]

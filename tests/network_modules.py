@@ -383,6 +383,20 @@ class Recurrent(nn.Module):
         return cell(input=x) if self.of == "keywords" else cell(x)
 
 
+class Stepwise(nn.Module):
+    """A recurrent cell, called at every step."""
+
+    def __init__(self, kind: type[nn.RNNCellBase], **settings: object) -> None:
+        super().__init__()
+        self.cell, self.head = kind(2, 3, **settings), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = None
+        for step in x.unbind(1):
+            last = self.cell(step, last)
+        return self.head(sum(last) if isinstance(last, tuple) else last)
+
+
 class ChannelsLast(nn.LayerNorm):
     """Normalises the channels of an image, as in ConvNeXt: a subclass that computes something else."""
 

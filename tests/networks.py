@@ -128,6 +128,11 @@ NETWORKS = {
     "recurrent: projected": Kind(
         partial(modules.Recurrent, nn.LSTM, proj_size=2), (3, 2), exact=("cell",), vectorised=False
     ),
+    "recurrent: cells": Kind(partial(modules.Stepwise, nn.GRUCell), (3, 2)),
+    "recurrent: cells of LSTM": Kind(partial(modules.Stepwise, nn.LSTMCell), (3, 2)),
+    "recurrent: cells of ReLUs without bias": Kind(
+        partial(modules.Stepwise, nn.RNNCell, bias=False, nonlinearity="relu"), (3, 2)
+    ),
     "weight norm": Kind(modules.weight_normed, (4,), exact=("0.parametrizations.weight",)),
     "subclass": Kind(lambda: nn.Sequential(modules.Renamed(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),
     "subclass of LayerNorm": Kind(

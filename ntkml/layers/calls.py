@@ -51,7 +51,7 @@ class Call:
         if not self.given:
             return "it is called with a keyword"
         if (
-            isinstance(self.module, (nn.MultiheadAttention, *recurrent.TYPES))
+            isinstance(self.module, (nn.MultiheadAttention, *recurrent.SEQUENCES))
             and self.module.batch_first == self.steps_first
         ):
             return f"it has batch_first={self.module.batch_first}"
@@ -78,8 +78,9 @@ class Call:
             edge = get_gradient_edge(result)
             return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], replaced
         if isinstance(module, recurrent.TYPES):
-            output, of_gates = recurrent.unrolled(module, inputs, self.given, self.named)
-            return [self._recurrent_use(of_gates, inputs, num_views, graph)], output
+            sequence = inputs if isinstance(module, recurrent.SEQUENCES) else inputs.unsqueeze(1)
+            output, of_gates = recurrent.unrolled(module, sequence, self.given, self.named)
+            return [self._recurrent_use(of_gates, sequence, num_views, graph)], output
         maps, replaced = self._linear_maps()
         uses: list[OneUse] = []
         for layer, keys in self.keys.items():
@@ -89,7 +90,7 @@ class Call:
         return uses, replaced
 
     def _recurrent_use(
-        self, maps: Sequence[recurrent.GateMap], inputs: Tensor, num_views: int, graph: bool
+        self, maps: Sequence[recurrent.GateMap], sequence: Tensor, num_views: int, graph: bool
     ) -> RecurrentUse:
         name, trainable = self.name, self.keys[self.name]
         wanted = [one for one in maps if one.gates.weight in trainable or one.gates.bias in trainable]
@@ -101,8 +102,8 @@ class Call:
             keys = tuple(key for key in (one.gates.weight, one.gates.bias) if key in trainable)
             source = one.inputs if graph else one.inputs.detach()
             uses.append(PositionsUse(name, keys, (edges[place],), one.gates, source, num_views))
-        overwritable = any(one.inputs is inputs and one.gates.weight in trainable for one in wanted)
-        return RecurrentUse(name, uses, edges, places, inputs if overwritable else None)
+        overwritable = any(one.inputs is sequence and one.gates.weight in trainable for one in wanted)
+        return RecurrentUse(name, uses, edges, places, sequence if overwritable else None)
 
     def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Any]:
         """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own output."""
@@ -134,7 +135,7 @@ class Call:
 
 
 #: Types of layers whose inputs may have the steps in front of the batch: they do not tell the first dimensions apart, or know.
-_STEPS_FIRST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, *recurrent.TYPES)
+_STEPS_FIRST = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, *recurrent.SEQUENCES)
 
 
 def has_steps_first(module: nn.Module, shapes: Mapping[int, torch.Size]) -> bool:
