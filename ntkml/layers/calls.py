@@ -94,16 +94,14 @@ class Call:
     ) -> RecurrentUse:
         name, trainable = self.name, self.keys[self.name]
         wanted = [one for one in maps if one.gates.weight in trainable or one.gates.bias in trainable]
-        distinct = list({id(one.gradients_at): one.gradients_at for one in wanted}.values())
-        places = [next(i for i, made in enumerate(distinct) if made is one.gradients_at) for one in wanted]
-        edges = tuple(get_gradient_edge(made) for made in distinct)
+        edges = {id(one.gradients_at): get_gradient_edge(one.gradients_at) for one in wanted}
         uses = []
-        for one, place in zip(wanted, places, strict=True):
+        for one in wanted:
             keys = tuple(key for key in (one.gates.weight, one.gates.bias) if key in trainable)
             source = one.inputs if graph else one.inputs.detach()
-            uses.append(PositionsUse(name, keys, (edges[place],), one.gates, source, num_views))
+            uses.append(PositionsUse(name, keys, (edges[id(one.gradients_at)],), one.gates, source, num_views))
         overwritable = any(one.inputs is sequence and one.gates.weight in trainable for one in wanted)
-        return RecurrentUse(name, uses, edges, places, sequence if overwritable else None)
+        return RecurrentUse(name, uses, sequence if overwritable else None)
 
     def _linear_maps(self) -> tuple[dict[str, tuple[nn.Module, Tensor, Tensor]], Any]:
         """The linear maps by layer, each with its inputs and its result, and what is to replace the call's own output."""

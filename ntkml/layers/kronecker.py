@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -64,9 +64,6 @@ class KroneckerPart(Protocol):
 
     def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         """<V, factors> for gradients V shaped like them, of a block of ``num_inputs`` inputs. Scalar, with its graph."""
-
-    def with_calls(self, others: Sequence[Any]) -> KroneckerPart:
-        """The part of a layer that was called several times: all positions of all calls, or the sums of their rows."""
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> KroneckerPart:
         """The part of a block, from one of all inputs and outputs. factor: (n, c, k), columns of L."""
@@ -129,6 +126,7 @@ class KroneckerInputs:
         return total
 
     def with_calls(self, others: Sequence[KroneckerInputs]) -> KroneckerInputs:
+        """Of a layer that was called several times: all positions of all calls."""
         calls = (self, *others)
         return replace(
             self,
@@ -194,6 +192,7 @@ class ExactBlocks:
         return torch.stack([_quadratic(gradients[key][0], own) for key, own in vectors.items()]).sum()
 
     def with_calls(self, others: Sequence[ExactBlocks]) -> ExactBlocks:
+        """Of a layer that was called several times: the sums of the rows of all calls."""
         return ExactBlocks({key: sum((call.rows[key] for call in others), rows) for key, rows in self.rows.items()})
 
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> ExactBlocks:

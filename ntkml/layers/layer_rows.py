@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
+from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
 from ntkml.linalg import gram
 
 #: Squares that are added in the dtype of the rows before their sums are added in float64.
@@ -124,7 +124,8 @@ class RowsOfCalls(PlainRows):
 
     def reduced(self) -> KroneckerPart:
         first, *others = (call.reduced() for call in self.calls)
-        return first.with_calls(others)
+        assert isinstance(first, (KroneckerInputs, ExactBlocks)), "linear maps are one map in all of their calls"
+        return first.with_calls(others)  # type: ignore[arg-type]  # all calls of a layer give the same
 
 
 def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,9 +71,5 @@ class FactorsOfMaps:
     def pair(self, gradients: FactorGradients, num_inputs: int) -> Tensor:
         return torch.stack([each.pair(gradients, num_inputs) for each in self.maps]).sum()
 
-    def with_calls(self, others: Sequence[FactorsOfMaps]) -> FactorsOfMaps:
-        by_map = zip(self.maps, *(other.maps for other in others), strict=True)
-        return FactorsOfMaps([first.with_calls(rest) for first, *rest in by_map])
-
     def cut(self, inputs: Tensor, outputs: Tensor, factor: Tensor) -> FactorsOfMaps:
         return FactorsOfMaps([each.cut(inputs, outputs, factor) for each in self.maps])

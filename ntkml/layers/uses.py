@@ -8,6 +8,7 @@ from functools import partial
 from types import ModuleType
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
@@ -61,7 +62,10 @@ class OneUse(LayerUse, Protocol):
 
 @dataclass(frozen=True)
 class PositionsUse:
-    """A linear or convolutional layer, or a linear map within another one: its input, kept, and the edge of its output."""
+    """A linear or convolutional layer, or a linear map within another one: its input, kept, and the edge of its output.
+
+    A linear map that was called several times has the edges of all calls, and their inputs as its tokens.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -94,14 +98,15 @@ class PositionsUse:
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
         weight, bias = (key if key in self.keys else "" for key in self._parameters)
+        own = pulled[0] if len(pulled) == 1 else torch.cat([_tokens(gradient, 2) for gradient in pulled], 2)
         return Positions(
             source=self.inputs,
             patches=self._patches,
             fan_in=code.fan_in(self.module),
-            gradients=code.gradients(self.module, pulled[0], self.num_views),
+            gradients=code.gradients(self.module, own, self.num_views),
             weight=weight,
             bias=bias,
-            grouped=self.grouped(pulled[0]),
+            grouped=self.grouped(own),
         )
 
     @property
@@ -128,25 +133,28 @@ class PositionsUse:
 
 @dataclass(frozen=True)
 class RecurrentUse:
-    """A recurrent layer: its linear maps, which are given the edges in turn, some of them the same one.
+    """A recurrent layer: its linear maps, some of which have the same edges.
 
-    ``maps``: those with trainable parameters; ``edge_of``: the edge of each among ``edges``; ``kept``: the layer's own inputs, where
-    they are those of a map. What other maps are given is made for them alone.
+    ``maps``: those with trainable parameters; ``kept``: the layer's own inputs, where they are those of a map. What other maps are given
+    is made for them alone.
     """
 
     name: str
     maps: Sequence[PositionsUse]
-    edges: tuple[GradientEdge, ...]
-    edge_of: Sequence[int]
     kept: Tensor | None
     num_calls: int = 1
+
+    @property
+    def edges(self) -> tuple[GradientEdge, ...]:
+        return tuple(dict.fromkeys(edge for one in self.maps for edge in one.edges))
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(key for each in self.maps for key in each.keys)
 
     def rows(self, pulled: Sequence[Tensor]) -> RowsOfMaps:
-        return RowsOfMaps([each.rows([pulled[i]]) for each, i in zip(self.maps, self.edge_of, strict=True)])
+        at = dict(zip(self.edges, pulled, strict=True))
+        return RowsOfMaps([one.rows([at[edge] for edge in one.edges]) for one in self.maps])
 
     def over_views(self) -> RecurrentUse:
         return replace(self, maps=[each.over_views() for each in self.maps])
@@ -218,7 +226,7 @@ class ElementwiseUse:
 
 @dataclass(frozen=True)
 class SeveralUses:
-    """A layer that was called several times: its rows are the sums of those of all calls."""
+    """A layer that was called several times and is no linear map: its rows are the sums of those of all calls."""
 
     calls: Sequence[LayerUse]
 
@@ -255,7 +263,30 @@ class SeveralUses:
 
 def used(calls: Sequence[LayerUse]) -> LayerUse:
     """The use of a layer in all of its calls."""
-    return calls[0] if len(calls) == 1 else SeveralUses(calls)
+    first = calls[0]
+    if len(calls) == 1:
+        return first
+    linear_maps = [call for call in calls if isinstance(call, PositionsUse) and not isinstance(call.module, conv.TYPES)]
+    if len(linear_maps) == len(calls):
+        return _linear_map(linear_maps)
+    recurrent = [call for call in calls if isinstance(call, RecurrentUse)]
+    return _recurrent_layer(recurrent) if len(recurrent) == len(calls) else SeveralUses(calls)
+
+
+def _linear_map(calls: Sequence[PositionsUse]) -> PositionsUse:
+    edges = tuple(edge for call in calls for edge in call.edges)
+    tokens = torch.cat([_tokens(call.inputs, 1) for call in calls], 1)
+    return replace(calls[0], edges=edges, inputs=tokens, num_calls=len(calls))
+
+
+def _recurrent_layer(calls: Sequence[RecurrentUse]) -> RecurrentUse:
+    maps = [_linear_map(of_all_calls) for of_all_calls in zip(*(call.maps for call in calls), strict=True)]
+    return replace(calls[0], maps=maps, num_calls=len(calls))
+
+
+def _tokens(values: Tensor, dim: int) -> Tensor:
+    """What stands between the dimensions before ``dim`` and the last one, none or several, in one."""
+    return values.reshape(*values.shape[:dim], -1, values.shape[-1])
 
 
 def average_views(values: Tensor, num_views: int) -> Tensor:
