@@ -116,7 +116,7 @@ def train_names() -> list[str]:
 def default_name(dataset: str | None) -> str:
     """The protocol that is meant where a data set is named and no protocol is; variants count as their data set."""
     plain = split_name(dataset or "")[0]
-    claims = ((name, read_tables(name, [name])) for name in train_names())
+    claims = ((name, read_tables(name)) for name in train_names())
     return next((name for name, table in claims if plain in table.get("default_for", [])), DEFAULT)
 
 
