@@ -73,7 +73,7 @@ class Sheet:
             self._add_legend(scale_legend, "", scale_columns, 1 - top / height)
         if caption:
             self.figure.text(
-                0.06 / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
+                style.MARGIN / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
                 linespacing=CAPTION_LINE * 72 / style.CAPTION_SIZE / 1.2, va="bottom", parse_math=False, gid="caption",
             )  # fmt: skip
 

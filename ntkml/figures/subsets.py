@@ -50,7 +50,7 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
         sheet = Sheet(
             width=figure.width, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=True,
             legend=handles_of(list(panels.values()), looks, "name", 0), legend_title="",
-            caption=captions.wrap(sentences, figure.width - 0.12, style.CAPTION_SIZE), shared_y=True,
+            caption=captions.wrap(sentences, figure.width), shared_y=True,
         )  # fmt: skip
         for column, (kind, curves) in enumerate(panels.items()):
             part = sheet.panel(0, column)
