@@ -12,6 +12,7 @@ from matplotlib.textpath import text_to_path
 
 from ntkml.figures import style
 from ntkml.figures.curves import Curve
+from ntkml.machine.messages import counted
 from ntkml.specs import EXACT
 
 
@@ -104,7 +105,7 @@ def seeds_of(by_estimator: Mapping[str, Sequence[int]]) -> str:
     for name, seeds in by_estimator.items():
         groups.setdefault(tuple(sorted(seeds)), []).append(name)
     most = max(groups, key=lambda seeds: (len(groups[seeds]), len(seeds)))
-    words = {seeds: f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" for seeds in groups}
+    words = {seeds: f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})" for seeds in groups}
     others = [f"{words[seeds]} for {listed(names)}" for seeds, names in groups.items() if seeds != most]
     return ", ".join([words[most], *others])
 

@@ -1,6 +1,11 @@
-"""Errors as people read them."""
+"""Words as people read them."""
 
 from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def one_line(error: Exception) -> str:
