@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.augmentations import Augmentation
-from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
+from ntkml.hyperparameters.affine import AffineInvariance, rotation_eta
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
 from ntkml.partitions import Partition
@@ -180,8 +180,7 @@ class FixedAugmentation(System):
     """Rotations by U[-angle, angle] that stay as they are; the angle in degrees is the number in the name."""
 
     def views(self) -> Augmentation:
-        eta = torch.zeros(len(GENERATOR_NAMES))
-        eta[ROTATION] = self.number * torch.pi / 180
+        eta = rotation_eta(self.number * torch.pi / 180, torch.get_default_dtype())
         return AffineInvariance(self.protocol.samples, eta)
 
 
