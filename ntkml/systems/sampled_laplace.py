@@ -36,11 +36,6 @@ class LinearModel:
     factor: Tensor
     precision: Tensor
 
-    @property
-    def noise_precision(self) -> Tensor:
-        """B, (N, C, C)."""
-        return self.factor @ self.factor.mT
-
     def curvature(self, vector: Tensor) -> Tensor:
         """Phi^T L (L^T Phi v), (P,)."""
         columns = self.factor.mT @ self.features(vector).unsqueeze(2)
