@@ -19,8 +19,9 @@ from typing import Any
 
 from ntkml.protocols.ranges import check_setting
 from ntkml.protocols.tables import merge_tables
-from ntkml.protocols.train import NAMED_ELSEWHERE, TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
+from ntkml.protocols.train import NAMED_ELSEWHERE, TrainProtocol, departures, differing, load_train
 from ntkml.registry import unknown_name
+from ntkml.system_specs import TRAIN_HPARAMS
 
 #: What a ``[[cells]]`` table says beside settings of its runs.
 _OF_THE_TABLE = ("row", "hparam", "base", "variant", "estimators", "seeds")

@@ -16,10 +16,7 @@ from ntkml.dataset_names import split_name
 from ntkml.protocols.tables import TRAIN, VARIANTS, merge_tables, names_of, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR, parse_estimator
-from ntkml.system_specs import family_of, is_bound
-
-#: What is learned: the prior precision, or the prior precision and the six affine half-widths.
-TRAIN_HPARAMS = ("prior", "invariance")
+from ntkml.system_specs import INVARIANCE, TRAIN_HPARAMS, family_of, is_bound
 
 #: The protocol of data sets that no file claims.
 DEFAULT = "train-digits"
@@ -100,7 +97,7 @@ class TrainProtocol:
 
     @property
     def learns_invariance(self) -> bool:
-        return self.hparam == "invariance" and self.estimator != "none"
+        return self.hparam == INVARIANCE and self.estimator != NO_ESTIMATOR
 
     @property
     def draws_afresh(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ntkml.records.checks import Check, above_zero, one_of, system
 from ntkml.records.tables import Columns, read_joined
-from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
+from ntkml.system_specs import TRAIN_HPARAMS, is_bound
 
 if TYPE_CHECKING:
     import pandas
@@ -42,7 +42,7 @@ COLUMNS: Columns = {
 }
 KEY = ["run_id", "system", "seed"]
 CHECKS = [
-    one_of("hparam", (PRIOR, INVARIANCE)),
+    one_of("hparam", TRAIN_HPARAMS),
     system("system"),
     Check(
         "family",

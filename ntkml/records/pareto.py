@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ntkml.records.checks import ESTIMATOR, PARTS, above_zero, fully_matching, one_of
 from ntkml.records.tables import Columns, read_joined
-from ntkml.system_specs import INVARIANCE, PRIOR
+from ntkml.system_specs import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     import pandas
@@ -56,7 +56,7 @@ COLUMNS: Columns = {
 }
 KEY = ["run_id", "estimator"]
 CHECKS = [
-    one_of("hparam", (PRIOR, INVARIANCE)),
+    one_of("hparam", TRAIN_HPARAMS),
     ESTIMATOR,
     *PARTS,
     fully_matching("seeds", "[0-9]{1,19}( [0-9]{1,19})*", "whole numbers with spaces between them, such as 0 1 2"),

@@ -18,9 +18,10 @@ from ntkml.learning.state import new_learner, restore, state_of
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
 from ntkml.protocols import ranges
-from ntkml.protocols.train import TRAIN_HPARAMS, load_train
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.records import train as train_records
+from ntkml.system_specs import TRAIN_HPARAMS
 from ntkml.two_pass import TwoPass
 
 COUNT = 60
