@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkml.protocols.cells import SETTINGS, Cell, expanded
+from ntkml.protocols.cells import Cell, expanded
 from ntkml.protocols.tables import TRAIN, names_of, read_tables
+from ntkml.protocols.train import SETTINGS
 from ntkml.registry import unknown_name
 from ntkml.system_specs import TRAIN_HPARAMS
 

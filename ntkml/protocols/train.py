@@ -105,6 +105,10 @@ class TrainProtocol:
         return self.fresh_blocks and not self.learns_invariance and draws_blocks(self.estimator)
 
 
+#: What a run can change of its training protocol.
+SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE)
+
+
 def train_names() -> list[str]:
     """Names that :func:`load_train` knows."""
     return names_of(TRAIN)
@@ -200,8 +204,7 @@ def _hparams(table: dict[str, Any]) -> list[str]:
 
 def settings_for(estimator: str) -> list[str]:
     """The settings that mean something to runs of ``estimator``, by which they are compared."""
-    names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
-    return [name for name in names if name != "fresh_blocks" or draws_blocks(estimator)]
+    return [name for name in SETTINGS if name != "fresh_blocks" or draws_blocks(estimator)]
 
 
 def draws_blocks(estimator: str) -> bool:
