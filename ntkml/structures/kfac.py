@@ -13,6 +13,9 @@ from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
 
+#: Eigenvalues (q, m) of a factor, and its eigenvectors (q, m, m), None of a diagonal one.
+Eigensystem = tuple[Tensor, Tensor | None]
+
 
 class KFAC:
     """sum over tensors and eigenvalue pairs of log(1 + g_i a_j / delta_l); a bias has one factor, a weight two.
@@ -29,9 +32,7 @@ class KFAC:
     def __init__(self, rows: Rows):
         self._shapes = rows.shapes
         self._num_inputs = rows.num_inputs
-        self._systems: dict[
-            str, list[tuple[Tensor, Tensor | None]]
-        ] = {}  # with eigenvectors, which only the adjoint needs
+        self._systems: dict[str, list[Eigensystem]] = {}  # only the adjoint needs eigenvectors
         self._eigenvalues = {}
         for name, factors in rows.kronecker_factors().items():
             if rows.adjoint_follows:
@@ -72,7 +73,7 @@ def _product_spectrum(first: Tensor, *others: Tensor) -> Tensor:
     return first.flatten()
 
 
-def _factor_gradients(systems: Sequence[tuple[Tensor, Tensor | None]], precision: Tensor) -> tuple[Tensor, ...]:
+def _factor_gradients(systems: Sequence[Eigensystem], precision: Tensor) -> tuple[Tensor, ...]:
     """Gradient of sum log(1 + g_i a_j / delta) in every factor, shaped like it: U diag(sum over the others) U^T."""
     values = [eigenvalues for eigenvalues, _ in systems]  # (q, m) each
     if len(values) == 1:
