@@ -23,17 +23,7 @@ from ntkml.commands.options import (
 )
 from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import (
-    COUNT,
-    DATASET,
-    POSITIVE,
-    SAMPLES,
-    SECONDS,
-    SEED,
-    SYSTEM,
-    TRAIN_PROTOCOL,
-    LearnedHparam,
-)
+from ntkml.commands.types import COUNT, DATASET, POSITIVE, SAMPLES, SECONDS, SEED, SYSTEM, TRAIN_PROTOCOL, LearnedHparam
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
 from ntkml.protocols.tables import VARIANTS
