@@ -133,8 +133,8 @@ class ChunkSize(click.ParamType):
     name = "auto|int"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or isinstance(value, int) or value == "auto":
-            return None if value == "auto" else value
+        if value == "auto":
+            return None
         if (size := _whole(str(value), 1, MOST)) is None:
             self.fail(f"{value!r} is not auto or a positive number of inputs (up to {MOST})", param, ctx)
         return size
