@@ -23,9 +23,9 @@ BOX_WIDTH, BOX_HEIGHT, MATRIX = 1.50, 0.52, 0.36
 PARAMETERS, PAIRS, BOTH, UNCUT = "#3b528b", "#1f7f79", "#7a4a86", "0.2"
 
 CAPTION = (
-    "Arrows lead from a tighter bound to a looser one: ≥ compares log q, of which the boxes show the determinants. Solid boxes are proven lower bounds under softmax, dashed ones are not: "
-    "KFAC approximates its blocks, and single outputs ignore that softmax couples them, which single nodes of a class tree do "
-    "not. Bounds on blocks of inputs (right and bottom) are estimated without bias from one block, 100 inputs here."
+    "Arrows lead from a tighter bound to a looser one: ≥ compares log q, of which the boxes show the determinants. "
+    "Solid boxes are proven lower bounds under softmax, dashed ones are not: KFAC approximates its blocks, and single outputs "
+    "ignore that softmax couples them, which single nodes of a class tree do not. Bounds on blocks of inputs (right and bottom) are estimated without bias from one block, 100 inputs here."
 )
 
 

@@ -3,7 +3,7 @@
 Like the protocols of bound grids, a file has settings at its top, ``[prior]`` and ``[invariance]`` add to them, and
 ``[code]`` holds what the authors' code does otherwise than the paper's text. A table ``[full]`` below any of them is for
 the estimators whose blocks hold all inputs (``kfac-N-C``), ``[none]`` for MAP. ``datasets`` are the data sets of a file,
-the first one its default. ``reduces`` names the protocol that a file is a smaller version of: every caption then says
+``dataset`` is its default. ``reduces`` names the protocol that a file is a smaller version of: every caption then says
 what differs. ``default_for`` lists the data sets on which ``ntkml train`` takes a file unasked.
 """
 
