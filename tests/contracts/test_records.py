@@ -226,6 +226,20 @@ def test_a_folder_made_in_vain_is_removed_again(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    removed, try_file = [], tempfile.TemporaryFile
+
+    def too_late(dir):
+        if not removed:
+            removed.append(dir)
+            os.rmdir(dir)
+        return try_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", too_late)
+    assert files.ensure_writable_folder(tmp_path / "a").is_dir()
+    assert removed == [tmp_path / "a"]
+
+
 @pytest.mark.parametrize("left_out", ["an aggregate", "a block"])
 def test_rows_that_were_cut_between_two_lines_are_refused(tmp_path, rows, left_out):
     blocks = [row for row in rows if row["block"] is not None]
