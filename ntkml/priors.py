@@ -21,7 +21,8 @@ class PriorPrecision:
     """The diagonal of P0, in 1 / (units of a weight)^2.
 
     ``values`` holds one precision (``kind`` "scalar"), one per parameter tensor, weight and bias apart ("layerwise"), or
-    one per parameter in the network's order ("diagonal"); numbers become a float64 tensor. It may require a gradient: every result is differentiable in it.
+    one per parameter in the network's order ("diagonal"); numbers become a float64 tensor. It may require a gradient:
+    every result is differentiable in it.
     """
 
     values: Tensor

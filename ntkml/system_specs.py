@@ -18,7 +18,9 @@ from ntkml.specs import NO_ESTIMATOR, parse_estimator
 
 ALIASES = {"map": NO_ESTIMATOR, "lila": "kfac-N-C"}
 
+#: What is learned: the prior precision, or the prior precision and the six affine half-widths.
 PRIOR, INVARIANCE = "prior", "invariance"
+TRAIN_HPARAMS = (PRIOR, INVARIANCE)
 
 #: The largest number in a name: a grid makes a list of so many values before its first fit.
 MOST_COUNTED = 10_000
@@ -44,12 +46,11 @@ class Family:
     fixed_point: bool = False
 
 
-_BOTH = (PRIOR, INVARIANCE)
-_HOAG = Family(_BOTH, "train + validation", updates=True, learns_prior=True)
-_SEARCH = Family(_BOTH, "train + validation", counts="fits", searches=True)
+_HOAG = Family(TRAIN_HPARAMS, "train + validation", updates=True, learns_prior=True)
+_SEARCH = Family(TRAIN_HPARAMS, "train + validation", counts="fits", searches=True)
 
 FAMILIES = {
-    NO_ESTIMATOR: Family(_BOTH),
+    NO_ESTIMATOR: Family(TRAIN_HPARAMS),
     "fixed-augmentation": Family((INVARIANCE,), counts="degrees of rotation"),
     "hoag": _HOAG,
     "hoag-quadratic": _HOAG,
@@ -63,11 +64,11 @@ FAMILIES = {
     "random": _SEARCH,
     "tpe": _SEARCH,
     "gp": _SEARCH,
-    "cross-validation": Family(_BOTH, "train + validation", counts="folds", searches=True),
+    "cross-validation": Family(TRAIN_HPARAMS, "train + validation", counts="folds", searches=True),
 }
 
 #: The marginal likelihood, for what is the same question about every system.
-_BOUND = Family(_BOTH, updates=True, learns_prior=True)
+_BOUND = Family(TRAIN_HPARAMS, updates=True, learns_prior=True)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ntkml.commands.options import data_root_option, device_option, download_option, figures_option, out_option, setting
+from ntkml.commands.options import (
+    data_root_option,
+    device_option,
+    download_option,
+    figures_option,
+    out_option,
+    protocol_variant_option,
+    setting,
+)
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, DATASET, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
 from ntkml.protocols.bound_grid import departures, load_bound_grid
-from ntkml.protocols.tables import VARIANTS
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import MODELS
 
@@ -32,12 +39,7 @@ Examples:
 @click.command("bound-grid", epilog=_EXAMPLES, context_settings={"show_default": True})
 @click.option("--hparam", type=click.Choice(HPARAMS), required=True, help="Hyperparameter of the grid.")
 @click.option("--protocol", default="digits", help="Settings: digits, mnist-bounds, figure-3, -4, -5, -6 or -12.")
-@click.option(
-    "--protocol-variant",
-    type=click.Choice(VARIANTS),
-    default="paper",
-    help="Whose settings where paper and authors' code differ.",
-)
+@protocol_variant_option
 @setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
 @setting("--estimators", ESTIMATORS, "Comma-separated names, e.g. ntk-100-1,kfac-N-C.")

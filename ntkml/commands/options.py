@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ntkml.commands.types import COUNT, SAMPLES, SEEDS, ChunkSize, LearnedHparam, NamedPath
+from ntkml.protocols.tables import VARIANTS
 
 #: What a command may compute on, which :func:`ntkml.commands.devices.device_named` takes.
 device_option = click.option(
@@ -24,6 +25,12 @@ download_option = click.option("--download", is_flag=True, help="Fetch missing d
 out_option = click.option("--out", type=NamedPath(), default=Path("results"), help="Folder for results.")
 figures_option = click.option("--figures", type=NamedPath(), default=Path("figures"), help="Folder for the picture.")
 
+protocol_variant_option = click.option(
+    "--protocol-variant",
+    type=click.Choice(VARIANTS),
+    default="paper",
+    help="Whose settings where paper and authors' code differ.",
+)
 compared_hparam_option = click.option(
     "--hparam",
     type=LearnedHparam(),

@@ -24,6 +24,7 @@ def report(results: Path, out: Path) -> None:
     It opens from disk without a network. An older report of the same name is replaced; another file is not.
     """
     from ntkml.machine import files
+    from ntkml.machine.messages import counted
     from ntkml.report.contents import gather
     from ntkml.report.page import render_page
 
@@ -36,6 +37,6 @@ def report(results: Path, out: Path) -> None:
     page = render_page(contents).encode(errors="backslashreplace")
     files.ensure_writable_folder(out.parent)
     files.write_atomically(out, page)
-    counted = (("figure", contents.pictures), ("table", contents.tables), ("run", contents.runs))
-    click.echo(", ".join(f"{len(found)} {word}{'s' * (len(found) != 1)}" for word, found in counted))
+    shown = (("figure", contents.pictures), ("table", contents.tables), ("run", contents.runs))
+    click.echo(", ".join(counted(len(these), noun) for noun, these in shown))
     click.echo(f"Wrote {out}")

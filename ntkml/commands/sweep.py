@@ -14,6 +14,7 @@ import click
 from ntkml.commands.options import computing_options, fresh_blocks_option, setting
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASETS, NUMBERS, SAMPLES, SEEDS, SYSTEMS, LearnedHparam
+from ntkml.machine.messages import counted
 from ntkml.protocols import cells as cell_protocols
 from ntkml.protocols.sweep import SweepProtocol, load_sweep
 from ntkml.protocols.train import draws_blocks
@@ -143,7 +144,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
         _train_on_cluster(protocol, cells, options, stops)
         return
     sites = _sites(options)
-    where = f"{len(sites)} worker{'s' * (len(sites) > 1)} of {sites[0].threads} thread{'s' * (sites[0].threads > 1)}"
+    where = f"{counted(len(sites), 'worker')} of {counted(sites[0].threads, 'thread')}"
     click.echo(f"{protocol.title}: {len(cells)} cells, {where} on {sites[0].device}")
     _train(cells, sites, stops, Screen())
 

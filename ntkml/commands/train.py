@@ -19,24 +19,14 @@ from ntkml.commands.options import (
     download_option,
     fresh_blocks_option,
     out_option,
+    protocol_variant_option,
     setting,
 )
 from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
-from ntkml.commands.types import (
-    COUNT,
-    DATASET,
-    POSITIVE,
-    SAMPLES,
-    SECONDS,
-    SEED,
-    SYSTEM,
-    TRAIN_PROTOCOL,
-    LearnedHparam,
-)
+from ntkml.commands.types import COUNT, DATASET, POSITIVE, SAMPLES, SECONDS, SEED, SYSTEM, TRAIN_PROTOCOL, LearnedHparam
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
-from ntkml.protocols.tables import VARIANTS
 from ntkml.protocols.train import WORDS, TrainProtocol, departures, draws_blocks
 from ntkml.registry import LIKELIHOODS, MODELS
 from ntkml.specs import PRIOR_KINDS
@@ -70,12 +60,7 @@ _HELD_OUT = (*WORDS, "hparam", "lr_min", "hyper_decay", "aug_decay")  # settings
     type=TRAIN_PROTOCOL,
     help="Settings to start from, such as train-mnist or table-1.  [default: the one for the data set, else train-digits]",
 )
-@click.option(
-    "--protocol-variant",
-    type=click.Choice(VARIANTS),
-    default="paper",
-    help="Whose settings where paper and authors' code differ.",
-)
+@protocol_variant_option
 @setting("--dataset", DATASET, "Data set (mnist, mnist_r180, folder:PATH, ...).")
 @setting("--model", click.Choice(list(MODELS)), "Network.")
 @setting(

@@ -13,9 +13,9 @@ from click.shell_completion import CompletionItem
 from ntkml import registry
 from ntkml.dataset_names import VARIANTS, join_name
 from ntkml.protocols.ranges import LARGEST, LAST_SEED, MOST, MOST_SAMPLES, SMALLEST
-from ntkml.protocols.train import TRAIN_HPARAMS, train_names
+from ntkml.protocols.train import train_names
 from ntkml.specs import GROUPINGS, parse_estimator
-from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, canonical_name
+from ntkml.system_specs import ALIASES, FAMILIES, INVARIANCE, TRAIN_HPARAMS, canonical_name
 
 
 class NumberRange(click.FloatRange):
@@ -133,8 +133,8 @@ class ChunkSize(click.ParamType):
     name = "auto|int"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or isinstance(value, int) or value == "auto":
-            return None if value == "auto" else value
+        if value == "auto":
+            return None
         if (size := _whole(str(value), 1, MOST)) is None:
             self.fail(f"{value!r} is not auto or a positive number of inputs (up to {MOST})", param, ctx)
         return size

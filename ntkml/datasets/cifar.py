@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkml.datasets import ImageDataset, resolve_data_root
+from ntkml.datasets import ImageDataset
 from ntkml.datasets.image_cache import DecodedImages
 from ntkml.machine import torchvision_shim
 
@@ -58,12 +58,12 @@ CIFAR10 = Archive(
 CIFAR100 = Archive("cifar100", "CIFAR100", "cifar-100-python", ("train",), ("test",), "fine_labels", 100)
 
 
-def load_cifar10(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load_cifar10(data_root: Path, download: bool) -> ImageDataset:
     """CIFAR-10: 50 000 training and 10 000 test images (3, 32, 32) in [0, 1], 10 classes."""
     return _load(CIFAR10, data_root, download)
 
 
-def load_cifar100(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load_cifar100(data_root: Path, download: bool) -> ImageDataset:
     """CIFAR-100: 50 000 training and 10 000 test images (3, 32, 32) in [0, 1], 100 classes."""
     return _load(CIFAR100, data_root, download)
 
@@ -79,17 +79,16 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _load(archive: Archive, data_root: Path | None, download: bool) -> ImageDataset:
+def _load(archive: Archive, data_root: Path, download: bool) -> ImageDataset:
     """Read the files of one data set.
 
     Raises:
         ValueError: a file is missing, damaged, refused, or does not hold what it should.
     """
-    root = resolve_data_root(data_root)
-    folder = root / archive.folder
+    folder = data_root / archive.folder
     files = [folder / name for name in (*archive.train_files, *archive.test_files)]
     if download and not all(file.is_file() for file in files):
-        torchvision_shim.download(archive.torchvision_name, root)
+        torchvision_shim.download(archive.torchvision_name, data_root)
     for file in files:
         if not file.is_file():
             raise ValueError(

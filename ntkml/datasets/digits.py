@@ -26,7 +26,7 @@ NUM_TRAIN = 1297
 MAX_VALUE = 16
 
 
-def load(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load(data_root: Path, download: bool) -> ImageDataset:
     """The digits: 1297 training and 500 test images (1, 8, 8), values 0..16 divided by 16; the arguments are unused."""
     raw = resources.files("ntkml.datasets").joinpath("digits.npz").read_bytes()
     with np.load(io.BytesIO(raw), allow_pickle=False) as packed:

@@ -24,7 +24,7 @@ from ntkml.datasets.class_folders import arrange, checksum, names_of, targets_of
 from ntkml.datasets.image_cache import DecodedImages, cached
 from ntkml.datasets.image_sources import archive_suffix, fingerprint, read_entries
 from ntkml.datasets.pictures import Size, decode_all, is_picture
-from ntkml.records.provenance import as_utf8
+from ntkml.machine.messages import as_utf8
 from ntkml.registry import DATASETS
 
 _SIZE = re.compile(r"(?P<path>.+)@(?P<height>\d+)(?:x(?P<width>\d+))?")

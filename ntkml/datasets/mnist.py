@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntkml.datasets import ImageDataset, idx, resolve_data_root
+from ntkml.datasets import ImageDataset, idx
 from ntkml.machine import torchvision_shim
 
 FILES = (
@@ -27,26 +27,25 @@ FILES = (
 )
 
 
-def load_mnist(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load_mnist(data_root: Path, download: bool) -> ImageDataset:
     """MNIST: 60 000 training and 10 000 test images (1, 28, 28) in [0, 1], not normalised, 10 digits."""
     return _load("mnist", "MNIST", data_root, download)
 
 
-def load_fashion_mnist(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load_fashion_mnist(data_root: Path, download: bool) -> ImageDataset:
     """FashionMNIST: 60 000 training and 10 000 test images (1, 28, 28) in [0, 1], 10 kinds of clothing."""
     return _load("fashion-mnist", "FashionMNIST", data_root, download)
 
 
-def _load(name: str, torchvision_name: str, data_root: Path | None, download: bool) -> ImageDataset:
+def _load(name: str, torchvision_name: str, data_root: Path, download: bool) -> ImageDataset:
     """Read the four files of one data set.
 
     Raises:
         ValueError: a file is missing, truncated or of another kind, or images and labels differ in number.
     """
-    root = resolve_data_root(data_root)
-    folder = root / torchvision_name / "raw"
+    folder = data_root / torchvision_name / "raw"
     if download and any(idx.find(folder, stem) is None for stem, _ in FILES):
-        torchvision_shim.download(torchvision_name, root)
+        torchvision_shim.download(torchvision_name, data_root)
     digest = hashlib.sha256()
     arrays = []
     for path, magic in [(_find_or_explain(name, folder, stem), magic) for stem, magic in FILES]:

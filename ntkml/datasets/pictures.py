@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageOps
 
+from ntkml.machine.messages import counted
+
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _GREY_MODES = ("1", "L", "LA")
@@ -75,7 +77,7 @@ def decode_all(files: Iterable[tuple[str, bytes]], size: Size | None, where: str
         if len(sizes) == 1:  # once they differ only the sizes are of interest
             pictures.arrays[name] = array
     if broken:
-        raise ValueError(f"{where}: {_counted(len(broken), 'image')} cannot be decoded: {_some(broken)}")
+        raise ValueError(f"{where}: {counted(len(broken), 'image')} cannot be decoded: {_some(broken)}")
     if len(sizes) > 1:
         found = _some([f"{height}x{width} ({count})" for (height, width), count in sizes.most_common()])
         raise ValueError(f"{where}: the images have {len(sizes)} sizes, {found}: {how_to_ask}")
@@ -97,10 +99,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a JPEG or PNG"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def _some(items: list[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ntkml.datasets import ImageDataset, resolve_data_root
+from ntkml.datasets import ImageDataset
 from ntkml.datasets.class_folders import Classes, checksum, names_of, targets_of
 from ntkml.datasets.image_cache import DecodedImages, cached
 from ntkml.datasets.image_sources import fingerprint, read_entries
@@ -28,19 +28,18 @@ MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _CLASSES, _ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
 
 
-def load(data_root: Path | None = None, download: bool = False) -> ImageDataset:
+def load(data_root: Path, download: bool) -> ImageDataset:
     """TinyImageNet: 100 000 training and 10 000 test images (3, 64, 64) in [0, 1], 200 classes.
 
     Raises:
         ValueError: it is missing, damaged, or not laid out as published.
     """
-    root = resolve_data_root(data_root)
-    if download and _find(root) is None:
-        torchvision_shim.download_file(URL, root, MD5)
-    path = _find(root)
+    if download and _find(data_root) is None:
+        torchvision_shim.download_file(URL, data_root, MD5)
+    path = _find(data_root)
     if path is None:
         raise ValueError(
-            f"data set 'tinyimagenet': found neither {root / FOLDER}.zip nor {root / FOLDER}/; name the folder that holds "
+            f"data set 'tinyimagenet': found neither {data_root / FOLDER}.zip nor {data_root / FOLDER}/; name the folder that holds "
             f"it with --data-root (or set NTKML_DATA), or fetch it with --download ({URL})"
         )
     return cached(f"tinyimagenet\0{path.resolve()}", fingerprint(path), lambda: _decode(path)).as_dataset(
@@ -65,8 +64,8 @@ class _Texts:
         return [line.split() for line in self.by_name[name].splitlines() if line.strip()]
 
 
-def _find(root: Path) -> Path | None:
-    return next((path for path in (root / FOLDER, root / f"{FOLDER}.zip") if path.exists()), None)
+def _find(data_root: Path) -> Path | None:
+    return next((path for path in (data_root / FOLDER, data_root / f"{FOLDER}.zip") if path.exists()), None)
 
 
 def _decode(path: Path) -> DecodedImages:

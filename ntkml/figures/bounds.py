@@ -105,7 +105,7 @@ def _draw(
             titles=any(facet.title for facet in facets),
             legend=handles_of(list(drawn.values()), looks, labels, num_outputs or 0),
             legend_title=legend_title,
-            caption=captions.wrap(sentences, protocol.width - 0.12, style.CAPTION_SIZE),
+            caption=captions.wrap(sentences, protocol.width),
             shared_x=protocol.facets_along == "rows",
             shared_y=protocol.facets_along == "columns",
         )

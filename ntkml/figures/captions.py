@@ -12,6 +12,7 @@ from matplotlib.textpath import text_to_path
 
 from ntkml.figures import style
 from ntkml.figures.curves import Curve
+from ntkml.machine.messages import counted
 from ntkml.specs import EXACT
 
 
@@ -104,26 +105,26 @@ def seeds_of(by_estimator: Mapping[str, Sequence[int]]) -> str:
     for name, seeds in by_estimator.items():
         groups.setdefault(tuple(sorted(seeds)), []).append(name)
     most = max(groups, key=lambda seeds: (len(groups[seeds]), len(seeds)))
-    words = {seeds: f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" for seeds in groups}
+    words = {seeds: f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})" for seeds in groups}
     others = [f"{words[seeds]} for {listed(names)}" for seeds, names in groups.items() if seeds != most]
     return ", ".join([words[most], *others])
 
 
-def wrap(sentences: Iterable[str], width: float, size: float) -> list[str]:
-    """Lines of a caption ``width`` inches wide in type of ``size`` points."""
-    text = " ".join(sentences)
+def wrap(sentences: Iterable[str], width: float) -> list[str]:
+    """Lines of the caption of a figure that is ``width`` inches wide."""
+    text, points = " ".join(sentences), (width - 2 * style.MARGIN) * 72
     # 0.41 em is the mean width of our type; where the letters of a line are wider, all lines become shorter.
-    letters = int(width * 72 / (0.41 * size))
+    letters = int(points / (0.41 * style.CAPTION_SIZE))
     lines = textwrap.wrap(text, letters, break_on_hyphens=False)
-    while letters > 20 and any(_points(line, size) > width * 72 for line in lines):
+    while letters > 20 and any(_points(line) > points for line in lines):
         letters -= 2
         lines = textwrap.wrap(text, letters, break_on_hyphens=False)
     return lines
 
 
-def _points(line: str, size: float) -> float:
-    """Width of a line in our type, in points."""
-    font = FontProperties(family=style.SETTINGS["font.family"], size=size)
+def _points(line: str) -> float:
+    """Width of a caption's line in points."""
+    font = FontProperties(family=style.SETTINGS["font.family"], size=style.CAPTION_SIZE)
     return float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
 
 

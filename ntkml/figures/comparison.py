@@ -55,7 +55,7 @@ def draw(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
     with style.context():
         sheet = Sheet(
             width=style.FULL_WIDTH, shape=(len(groups), 2), panel_height=PANEL_HEIGHT, titles=True, legend=handles,
-            legend_title="", caption=captions.wrap(sentences, style.FULL_WIDTH - 0.12, style.CAPTION_SIZE),
+            legend_title="", caption=captions.wrap(sentences, style.FULL_WIDTH),
         )  # fmt: skip
         for row, group in enumerate(groups):
             first = None

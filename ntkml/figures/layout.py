@@ -49,7 +49,8 @@ class Sheet:
         scale_columns, scale_lines = _legend_shape(scale_legend, width)
         title_lines = 1 if legend_title and legend else 0
         above = (title_lines + legend_lines + scale_lines) * LEGEND_LINE + 0.04
-        title = (TITLE if titles else 0.04) + _highest(row_legends, width)
+        highest = max((_legend_shape(own, width)[1] for own in row_legends), default=0)
+        title = (TITLE if titles else 0.04) + highest * LEGEND_LINE
         below = BELOW_PANEL + CAPTION_LINE * len(caption) + (0.05 if caption else 0.0)
         between = (BARE_BELOW if shared_x else BELOW_PANEL) + title
         height = above + title + num_rows * panel_height + (num_rows - 1) * between + below
@@ -73,7 +74,7 @@ class Sheet:
             self._add_legend(scale_legend, "", scale_columns, 1 - top / height)
         if caption:
             self.figure.text(
-                0.06 / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
+                style.MARGIN / width, 0.03 / height, "\n".join(caption), fontsize=style.CAPTION_SIZE, color="0.25",
                 linespacing=CAPTION_LINE * 72 / style.CAPTION_SIZE / 1.2, va="bottom", parse_math=False, gid="caption",
             )  # fmt: skip
 
@@ -120,11 +121,6 @@ class Sheet:
             labelspacing=0.25, columnspacing=1.0, handlelength=2.4, handletextpad=0.4,
         )  # fmt: skip
         legend._legend_box.sep = 2.0  # points between the title and the entries
-
-
-def _highest(legends: Sequence[Sequence[Line2D]], width: float) -> float:
-    """Inches that the highest of the legends takes, a little room included."""
-    return max((_legend_shape(legend, width)[1] * LEGEND_LINE for legend in legends), default=0.0)
 
 
 def _legend_shape(handles: Sequence[Line2D], width: float) -> tuple[int, int]:

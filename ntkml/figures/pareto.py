@@ -57,7 +57,7 @@ def draw(
         sheet = Sheet(
             width=style.FULL_WIDTH, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=len(panels) > 1,
             legend=family_handles(chosen), legend_title="", scale_legend=scale_handles(chosen),
-            caption=captions.wrap(sentences, style.FULL_WIDTH - 0.12, style.CAPTION_SIZE),
+            caption=captions.wrap(sentences, style.FULL_WIDTH),
         )  # fmt: skip
         for place, column in enumerate(panels):
             part = sheet.panel(0, place)

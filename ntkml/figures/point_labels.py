@@ -10,21 +10,8 @@ from matplotlib.transforms import Bbox
 
 SIZE = 5.4  # points
 _DISTANCES = (3.0, 6.0, 10.0, 15.0, 21.0, 28.0, 36.0, 45.0, 55.0, 66.0, 78.0)  # points, from the mark to the words
-_ANGLES = (
-    225,
-    205,
-    245,
-    190,
-    262,
-    180,
-    275,
-    300,
-    45,
-    20,
-    70,
-    330,
-    135,
-)  # degrees; below the left of a frontier is free
+#: Degrees; below the left of a frontier is free.
+_ANGLES = (225, 205, 245, 190, 262, 180, 275, 300, 45, 20, 70, 330, 135)
 _SHARES = tuple(step / 12 for step in range(13))
 _LEADER_FROM = 6.0  # points of distance from which on a thin line joins the words with their mark
 

@@ -23,9 +23,9 @@ BOX_WIDTH, BOX_HEIGHT, MATRIX = 1.50, 0.52, 0.36
 PARAMETERS, PAIRS, BOTH, UNCUT = "#3b528b", "#1f7f79", "#7a4a86", "0.2"
 
 CAPTION = (
-    "Arrows lead from a tighter bound to a looser one: ≥ compares log q, of which the boxes show the determinants. Solid boxes are proven lower bounds under softmax, dashed ones are not: "
-    "KFAC approximates its blocks, and single outputs ignore that softmax couples them, which single nodes of a class tree do "
-    "not. Bounds on blocks of inputs (right and bottom) are estimated without bias from one block, 100 inputs here."
+    "Arrows lead from a tighter bound to a looser one: ≥ compares log q, of which the boxes show the determinants. "
+    "Solid boxes are proven lower bounds under softmax, dashed ones are not: KFAC approximates its blocks, and single outputs "
+    "ignore that softmax couples them, which single nodes of a class tree do not. Bounds on blocks of inputs (right and bottom) are estimated without bias from one block, 100 inputs here."
 )
 
 
@@ -89,7 +89,7 @@ HEADINGS = (
 
 def draw() -> Figure:
     """The schematic of the family of bounds."""
-    lines = captions.wrap([CAPTION], WIDTH - 0.12, style.CAPTION_SIZE)
+    lines = captions.wrap([CAPTION], WIDTH)
     with style.context():
         figure = Figure(figsize=(WIDTH, HEIGHT))
         axes = figure.add_axes((0, 0, 1, 1), label="schematic")
@@ -108,7 +108,9 @@ def draw() -> Figure:
         axes.text(
             middle, HEIGHT - 0.03, "linearised Laplace, exact (Equations 5 and 6)", ha="center", va="top", fontsize=7.5
         )
-        axes.text(0.06, 0.05, "\n".join(lines), fontsize=style.CAPTION_SIZE, color="0.25", va="bottom", gid="caption")
+        axes.text(
+            style.MARGIN, 0.05, "\n".join(lines), fontsize=style.CAPTION_SIZE, color="0.25", va="bottom", gid="caption"
+        )
     return figure
 
 

@@ -10,6 +10,7 @@ import matplotlib
 
 HALF_COLUMN, FULL_WIDTH = 3.25, 6.75  # inches, ICML
 CAPTION_SIZE = 5.2  # points
+MARGIN = 0.06  # inches, on both sides of a caption
 
 SETTINGS = {
     # STIX comes with matplotlib, so that a figure looks the same on every machine.

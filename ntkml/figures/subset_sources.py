@@ -16,6 +16,7 @@ from typing import Any
 import pandas
 
 from ntkml.dataset_names import split_name
+from ntkml.machine.messages import counted
 from ntkml.protocols.run_settings import RunSettings, settings_of, versions_of
 from ntkml.protocols.training_figures import SubsetFigure
 from ntkml.records import train as train_records
@@ -70,7 +71,7 @@ def subset_runs(figure: SubsetFigure, results: Path) -> SubsetRuns:
     notes = merged((run.settings["estimator"], _notes(run.manifest)) for run in chosen.values()) + _devices(points)
     left_out = sum(map(len, groups.values())) - len(chosen)
     if left_out:
-        notes.append(f"No settings are mixed: {left_out} other run{'s' * (left_out > 1)} left out.")
+        notes.append(f"No settings are mixed: {counted(left_out, 'other run')} left out.")
     return SubsetRuns(points, key[0], key[1], tuple(run.rows for run in chosen.values()), tuple(notes))
 
 

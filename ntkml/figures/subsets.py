@@ -20,6 +20,7 @@ from ntkml.figures.layout import Sheet
 from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import Limits, draw_empty, draw_panel, padded
 from ntkml.figures.subset_sources import SubsetRuns
+from ntkml.figures.training_curves import seeds_by_estimator
 from ntkml.protocols.bound_figures import Facet, PanelAxes
 from ntkml.protocols.training_figures import load_subset_figure
 
@@ -50,7 +51,7 @@ def draw(name: str, runs: SubsetRuns) -> Figure:
         sheet = Sheet(
             width=figure.width, shape=(1, len(panels)), panel_height=PANEL_HEIGHT, titles=True,
             legend=handles_of(list(panels.values()), looks, "name", 0), legend_title="",
-            caption=captions.wrap(sentences, figure.width - 0.12, style.CAPTION_SIZE), shared_y=True,
+            caption=captions.wrap(sentences, figure.width), shared_y=True,
         )  # fmt: skip
         for column, (kind, curves) in enumerate(panels.items()):
             part = sheet.panel(0, column)
@@ -104,7 +105,7 @@ def _caption(
     wanted: tuple[str, ...], plain: str, runs: SubsetRuns, panels: Mapping[str, Mapping[str, Curve]]
 ) -> list[str]:
     points = runs.points
-    seeds = {str(name): sorted(set(group["seed"])) for name, group in points.groupby("estimator", sort=False)}
+    seeds = seeds_by_estimator(points)
     first = points.iloc[0]
     several = max(map(len, seeds.values())) > 1
     elsewhere = "" if runs.source == plain else f" (not the paper's {plain})"

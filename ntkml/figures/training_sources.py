@@ -24,6 +24,7 @@ from typing import Any
 import pandas
 
 from ntkml.figures.captions import manifest_notes
+from ntkml.machine.messages import counted
 from ntkml.protocols.train import draws_blocks
 from ntkml.protocols.training_figures import TrajectoryFigure
 from ntkml.records import train as train_records
@@ -147,7 +148,7 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
             chosen.setdefault((run.estimator, int(run.rows["seed"].iloc[0])), run)
     notes = list(dict.fromkeys(note for run in chosen.values() for note in run.notes))
     if others := len(at_home) - len(chosen):
-        notes.append(f"No settings are mixed: {others} run{'s' * (others > 1)} of other settings left out.")
+        notes.append(f"No settings are mixed: {counted(others, 'run')} of other settings left out.")
     return list(chosen.values()), notes
 
 

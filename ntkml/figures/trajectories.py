@@ -58,7 +58,7 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
         legends = [_legend(facet, present, num_outputs) for facet, present in zip(figure.facets, panels, strict=True)]
         sheet = Sheet(
             width=figure.width, shape=(len(panels), len(QUANTITIES)), panel_height=PANEL_HEIGHT, titles=True,
-            legend=(), legend_title="", caption=captions.wrap(sentences, figure.width - 0.12, style.CAPTION_SIZE),
+            legend=(), legend_title="", caption=captions.wrap(sentences, figure.width),
             shared_x=True, labelled_columns=True, row_legends=legends,
         )  # fmt: skip
         for row, (facet, present) in enumerate(zip(figure.facets, panels, strict=True)):

@@ -162,7 +162,8 @@ def _less_for_blocks(learner: Learner) -> str:
         )
     greedy = parse_estimator(learner.protocol.estimator).grouping == "greedy"
     ungrouped = ", or another grouping than greedy, which needs the kernel of all data" * greedy
-    return f"{_smaller(learner)} or fewer inputs at a time ({_chunk(learner)}){ungrouped}"
+    chunk = f"--chunk, now {learner.objective.chunk or 'auto'}"
+    return f"{_smaller(learner)} or fewer inputs at a time ({chunk}){ungrouped}"
 
 
 def _smaller(learner: Learner) -> str:
@@ -180,10 +181,6 @@ def _less_for_scores(learner: Learner) -> str:
     protocol = learner.protocol
     less = f"lower --samples (now {protocol.samples})" if protocol.learns_invariance else "choose a smaller --model"
     return f"the test data take too much at a time; {less}"
-
-
-def _chunk(learner: Learner) -> str:
-    return f"--chunk, now {learner.objective.chunk or 'auto'}"
 
 
 _LESS = {"weights": _less_for_weights, "hyper": _less_for_blocks, "eval": _less_for_scores}

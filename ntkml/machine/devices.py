@@ -1,4 +1,4 @@
-"""What a device that a user or a worker of a sweep is told is to torch, and what was measured to serve it."""
+"""Devices by the names that users and workers of a sweep give them, and the sizes that were measured to suit them."""
 
 from __future__ import annotations
 

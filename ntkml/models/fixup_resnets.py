@@ -6,8 +6,10 @@ A block of a ResNet (He et al. 2016) is relu(shortcut + branch), with the branch
 
 of scalar biases and scale. One of a Wide ResNet (Zagoruyko and Komodakis 2016) activates before its convolutions: the branch
 starts from relu(x + b1), nothing follows the sum, and one ReLU stands before the mean over pixels. A shortcut that changes
-the shape takes what the branch's first convolution takes; one that does not takes x itself. The last convolution of every branch and the classifier start at zero; the other
-convolutions of a branch of m start at their He deviation times L^(-1 / (2 m - 2)), L the number of blocks. Convolutions have no bias.
+the shape takes what the branch's first convolution takes; one that does not takes x itself.
+
+Convolutions have no bias. The last convolution of every branch and the classifier start at zero. The other convolutions of a
+branch of m start at their He deviation times L^(-1 / (2 m - 2)), L the number of blocks.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ntkml.machine.messages import counted
+
 
 def wrong_size(model: str, takes: str, input_shape: tuple[int, int, int]) -> ValueError:
     """The error for images of another size; ``takes`` words the sizes that the model takes."""
     channels, height, width = input_shape
-    plural = "s" * (channels != 1)
     return ValueError(
-        f"{model} takes images of {takes}, got {height}x{width} with {channels} channel{plural}: choose --model mlp (any "
+        f"{model} takes images of {takes}, got {height}x{width} with {counted(channels, 'channel')}: choose --model mlp (any "
         "size) or resnet18-16 (from 8x8 on), or resize the images (folder:PATH@28)"
     )
 

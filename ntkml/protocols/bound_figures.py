@@ -67,7 +67,7 @@ class FigureProtocol:
 
 def figure_names() -> list[str]:
     """Names that ``load_figure`` knows: protocols that say what is drawn together."""
-    return [name for name in names_of(BOUNDS) if "facets" in read_tables(name, [name])]
+    return [name for name in names_of(BOUNDS) if "facets" in read_tables(name)]
 
 
 def load_figure(name: str) -> FigureProtocol:
@@ -78,7 +78,7 @@ def load_figure(name: str) -> FigureProtocol:
     """
     if name not in figure_names():
         raise ValueError(unknown_name("figure of a bound grid", name, figure_names()))
-    return figure_of(name, read_tables(name, [name]))
+    return figure_of(name, read_tables(name))
 
 
 def figure_of(name: str, table: dict[str, Any]) -> FigureProtocol:

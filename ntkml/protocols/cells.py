@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ntkml.protocols.ranges import check_setting
 from ntkml.protocols.tables import merge_tables
-from ntkml.protocols.train import NAMED_ELSEWHERE, TRAIN_HPARAMS, TrainProtocol, departures, differing, load_train
+from ntkml.protocols.train import SETTINGS, TrainProtocol, departures, differing, load_train
 from ntkml.registry import unknown_name
+from ntkml.system_specs import TRAIN_HPARAMS
 
 #: What a ``[[cells]]`` table says beside settings of its runs.
 _OF_THE_TABLE = ("row", "hparam", "base", "variant", "estimators", "seeds")
-#: What a run can change of its training protocol.
-SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE)
 
 
 @dataclass(frozen=True, kw_only=True)

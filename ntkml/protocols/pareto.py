@@ -11,9 +11,9 @@ from typing import Any
 
 from ntkml.protocols.cells import Cell, changed, expanded, with_estimators, with_seeds
 from ntkml.protocols.tables import merge_tables, names_of, read_tables
-from ntkml.protocols.train import TRAIN_HPARAMS
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR
+from ntkml.system_specs import TRAIN_HPARAMS
 
 
 @dataclass(frozen=True, kw_only=True)

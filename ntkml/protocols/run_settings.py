@@ -54,4 +54,4 @@ def settings_of(manifest: Mapping[str, Any]) -> RunSettings | None:
 
 def versions_of(name: str) -> list[str]:
     """The training protocol ``name`` and those that reduce it."""
-    return [other for other in train_names() if name in (other, read_tables(other, [other]).get("reduces"))]
+    return [other for other in train_names() if name in (other, read_tables(other).get("reduces"))]

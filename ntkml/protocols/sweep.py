@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkml.protocols.cells import SETTINGS, Cell, expanded
+from ntkml.protocols.cells import Cell, expanded
 from ntkml.protocols.tables import TRAIN, names_of, read_tables
-from ntkml.protocols.train import TRAIN_HPARAMS
+from ntkml.protocols.train import SETTINGS
 from ntkml.registry import unknown_name
+from ntkml.system_specs import TRAIN_HPARAMS
 
 SWEEP_KINDS = ("sweep", "pareto", TRAIN)
 

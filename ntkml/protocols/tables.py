@@ -30,7 +30,7 @@ def protocol_names() -> tuple[str, ...]:
 
 def kind_of(name: str) -> str:
     """What the protocol file ``name`` is about: "bounds" where it does not say."""
-    return str(read_tables(name, [name]).get("kind", BOUNDS))
+    return str(read_tables(name).get("kind", BOUNDS))
 
 
 def names_of(*kinds: str) -> list[str]:
@@ -50,13 +50,17 @@ def experiments_folder() -> Traversable:
     return importlib.resources.files("ntkml.experiments")
 
 
-def read_tables(name: str, known: list[str]) -> dict[str, Any]:
-    """The tables of one protocol file on top of those that it extends."""
-    if name not in known:
+def read_tables(name: str, known: list[str] | None = None) -> dict[str, Any]:
+    """The tables of one protocol file on top of those that it extends.
+
+    Raises:
+        ValueError: the file is not among ``known``; without these it is one that is there.
+    """
+    if known is not None and name not in known:
         raise ValueError(unknown_name("protocol", name, known))
     table = dict(_tables_in(name))
     parent = table.pop("extends", None)
-    return table if parent is None else merge_tables(read_tables(parent, [parent]), table)
+    return table if parent is None else merge_tables(read_tables(parent), table)
 
 
 @functools.cache

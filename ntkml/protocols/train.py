@@ -3,7 +3,7 @@
 Like the protocols of bound grids, a file has settings at its top, ``[prior]`` and ``[invariance]`` add to them, and
 ``[code]`` holds what the authors' code does otherwise than the paper's text. A table ``[full]`` below any of them is for
 the estimators whose blocks hold all inputs (``kfac-N-C``), ``[none]`` for MAP. ``datasets`` are the data sets of a file,
-the first one its default. ``reduces`` names the protocol that a file is a smaller version of: every caption then says
+``dataset`` is its default. ``reduces`` names the protocol that a file is a smaller version of: every caption then says
 what differs. ``default_for`` lists the data sets on which ``ntkml train`` takes a file unasked.
 """
 
@@ -16,10 +16,7 @@ from ntkml.dataset_names import split_name
 from ntkml.protocols.tables import TRAIN, VARIANTS, merge_tables, names_of, read_tables
 from ntkml.registry import unknown_name
 from ntkml.specs import NO_ESTIMATOR, parse_estimator
-from ntkml.system_specs import family_of, is_bound
-
-#: What is learned: the prior precision, or the prior precision and the six affine half-widths.
-TRAIN_HPARAMS = ("prior", "invariance")
+from ntkml.system_specs import INVARIANCE, TRAIN_HPARAMS, family_of, is_bound
 
 #: The protocol of data sets that no file claims.
 DEFAULT = "train-digits"
@@ -100,12 +97,16 @@ class TrainProtocol:
 
     @property
     def learns_invariance(self) -> bool:
-        return self.hparam == "invariance" and self.estimator != "none"
+        return self.hparam == INVARIANCE and self.estimator != NO_ESTIMATOR
 
     @property
     def draws_afresh(self) -> bool:
         """Whether prior steps draw their own blocks: ``fresh_blocks``, where it means anything to the run."""
         return self.fresh_blocks and not self.learns_invariance and draws_blocks(self.estimator)
+
+
+#: What a run can change of its training protocol.
+SETTINGS = tuple(field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE)
 
 
 def train_names() -> list[str]:
@@ -116,7 +117,7 @@ def train_names() -> list[str]:
 def default_name(dataset: str | None) -> str:
     """The protocol that is meant where a data set is named and no protocol is; variants count as their data set."""
     plain = split_name(dataset or "")[0]
-    claims = ((name, read_tables(name, [name])) for name in train_names())
+    claims = ((name, read_tables(name)) for name in train_names())
     return next((name for name, table in claims if plain in table.get("default_for", [])), DEFAULT)
 
 
@@ -203,8 +204,7 @@ def _hparams(table: dict[str, Any]) -> list[str]:
 
 def settings_for(estimator: str) -> list[str]:
     """The settings that mean something to runs of ``estimator``, by which they are compared."""
-    names = [field.name for field in fields(TrainProtocol) if field.name not in NAMED_ELSEWHERE]
-    return [name for name in names if name != "fresh_blocks" or draws_blocks(estimator)]
+    return [name for name in SETTINGS if name != "fresh_blocks" or draws_blocks(estimator)]
 
 
 def draws_blocks(estimator: str) -> bool:

@@ -119,7 +119,7 @@ def load_subset_figure(name: str) -> SubsetFigure:
     """
     table = read_tables(name, subset_names())
     training = table.get("training", name)
-    runs = read_tables(training, [training])
+    runs = read_tables(training)
     split = [split_name(dataset) for dataset in runs["datasets"]]
     return SubsetFigure(
         name=name,
@@ -134,14 +134,14 @@ def load_subset_figure(name: str) -> SubsetFigure:
 
 def _shows_subsets(name: str) -> bool:
     """A reduced protocol is drawn by the figure that it reduces."""
-    table = read_tables(name, [name])
+    table = read_tables(name)
     return "plot" in table and "reduces" not in table
 
 
 def pareto_names() -> list[str]:
     """Names that :func:`load_pareto_figure` knows: the protocols, and any run."""
     kept = (name for name in names_of(PARETO) if name.startswith("figure-"))
-    figures = [name for name in kept if "reduces" not in read_tables(name, [name])]
+    figures = [name for name in kept if "reduces" not in read_tables(name)]
     return [*figures, ANY_PARETO]
 
 
@@ -155,7 +155,7 @@ def load_pareto_figure(name: str) -> ParetoFigure:
         raise ValueError(unknown_name("Pareto figure", name, pareto_names()))
     if name == ANY_PARETO:
         return ParetoFigure(name=name, title="Tightness against the time of one estimate and its gradient")
-    table = read_tables(name, [name])
+    table = read_tables(name)
     names = dict.fromkeys(one for cells in table["cells"] for one in cells["estimators"] if one != NO_ESTIMATOR)
     return ParetoFigure(
         name=name,

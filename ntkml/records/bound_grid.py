@@ -12,7 +12,7 @@ from ntkml.records.checks import ESTIMATOR, PARTS, Check, above_zero, one_of
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS: dict[str, tuple[str, bool]] = {
+COLUMNS: tables.Columns = {
     "run_id": ("text", False),
     "command": ("text", False),
     "dataset": ("text", False),

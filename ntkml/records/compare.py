@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkml.records.checks import Check, above_zero, one_of, system
-from ntkml.records.tables import read_joined
-from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
+from ntkml.records.tables import Columns, read_joined
+from ntkml.system_specs import TRAIN_HPARAMS, is_bound
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS: dict[str, tuple[str, bool]] = {
+COLUMNS: Columns = {
     "run_id": ("text", False),
     "command": ("text", False),
     "dataset": ("text", False),
@@ -42,7 +42,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
 }
 KEY = ["run_id", "system", "seed"]
 CHECKS = [
-    one_of("hparam", (PRIOR, INVARIANCE)),
+    one_of("hparam", TRAIN_HPARAMS),
     system("system"),
     Check(
         "family",

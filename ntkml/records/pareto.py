@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkml.records.checks import ESTIMATOR, PARTS, above_zero, fully_matching, one_of
-from ntkml.records.tables import read_joined
-from ntkml.system_specs import INVARIANCE, PRIOR
+from ntkml.records.tables import Columns, read_joined
+from ntkml.system_specs import TRAIN_HPARAMS
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS: dict[str, tuple[str, bool]] = {
+COLUMNS: Columns = {
     "run_id": ("text", False),
     "command": ("text", False),
     "dataset": ("text", False),
@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[str, bool]] = {
 }
 KEY = ["run_id", "estimator"]
 CHECKS = [
-    one_of("hparam", (PRIOR, INVARIANCE)),
+    one_of("hparam", TRAIN_HPARAMS),
     ESTIMATOR,
     *PARTS,
     fully_matching("seeds", "[0-9]{1,19}( [0-9]{1,19})*", "whole numbers with spaces between them, such as 0 1 2"),

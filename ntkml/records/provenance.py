@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ntkml
+from ntkml.machine.messages import as_utf8
 
 PACKAGES = ("ntkml", "torch", "torchvision", "numpy", "scipy", "pandas", "matplotlib", "click", "pillow")
 
@@ -32,11 +33,6 @@ def environment() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "git": _git_state(Path(__file__).resolve().parents[2]),
     }
-
-
-def as_utf8(text: str) -> str:
-    """Text that can be written; bytes of a path that are no UTF-8 become escapes such as ``\\udcff``."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def now() -> str:

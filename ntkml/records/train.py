@@ -27,14 +27,14 @@ from ntkml.records.checks import (
     system,
 )
 from ntkml.records.notes import first_few
-from ntkml.records.tables import read_joined
+from ntkml.records.tables import Columns, read_joined
 from ntkml.registry import LIKELIHOODS
-from ntkml.system_specs import INVARIANCE, PRIOR, is_bound
+from ntkml.system_specs import TRAIN_HPARAMS, is_bound
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS: dict[str, tuple[str, bool]] = {
+COLUMNS: Columns = {
     "run_id": ("text", False),
     "command": ("text", False),
     "dataset": ("text", False),
@@ -79,7 +79,7 @@ KEY = ["run_id", "epoch"]
 _OF_THE_RUN = ("dataset", "model", "seed", "num_data", "num_params", "likelihood", "estimator", "hparam", "dtype")
 CHECKS = [
     one_of("likelihood", list(LIKELIHOODS)),
-    one_of("hparam", (PRIOR, INVARIANCE)),
+    one_of("hparam", TRAIN_HPARAMS),
     system("estimator"),
     *PARTS,
     Check(

@@ -105,7 +105,7 @@ def _pictures(results: Path) -> tuple[list[Picture], list[tuple[str, str]]]:
 def _title(name: str) -> str:
     if name in drawing.WITHOUT_ROWS:
         return "The family of bounds"
-    return str(read_tables(name, [name])["title"]) if name in protocol_names() else "Systems that learn hyperparameters"
+    return str(read_tables(name)["title"]) if name in protocol_names() else "Systems that learn hyperparameters"
 
 
 def _tables(runs: dict[str, list[Run]], results: Path) -> list[Table]:

@@ -92,7 +92,7 @@ def training_table(rows: pandas.DataFrame) -> Table:
 
 
 def pareto_table(rows: pandas.DataFrame) -> Table:
-    """Tightness and cost of every estimator of a Pareto run."""
+    """Tightness and cost of every estimator, the rows of all Pareto runs by their seconds."""
     caption = (
         "Seconds of one estimate with its gradient (median); log q / N: mean of the last five own estimates; "
         "exact: the log marginal likelihood where training ended."

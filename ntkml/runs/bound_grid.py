@@ -30,7 +30,7 @@ from ntkml.rows.tabulated import JacobianTable, tabulate
 from ntkml.runs import surroundings
 from ntkml.runs.bound_rows import GridPoint, estimator_rows
 from ntkml.runs.bound_setup import BoundGrid, Setup, set_up
-from ntkml.runs.learned import around
+from ntkml.runs.learned import with_rotation
 from ntkml.runs.locks import exclusive
 from ntkml.runs.progress import Track
 from ntkml.specs import EXACT, EstimatorSpec, is_certified
@@ -106,7 +106,7 @@ def _rotation_cells(setup: Setup) -> tuple[str, list[Cell]]:
         prior = PriorPrecision(torch.tensor(given.prior_precisions, dtype=torch.float64), kind)
 
     def compute(radians: float) -> Iterator[dict[str, Any]]:
-        eta = torch.tensor(around(given.eta, radians)) if given and given.eta else rotation_eta(radians)
+        eta = torch.tensor(with_rotation(given.eta, radians)) if given and given.eta else rotation_eta(radians)
         table = _table(setup, eta)
         for spec in setup.partitions:
             yield from _rows(setup, spec, table, [_point(setup, radians, prior)])

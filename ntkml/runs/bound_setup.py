@@ -69,9 +69,9 @@ class BoundGrid:
         if self.given is None:
             return [*self.protocol.notes, *self.notes, *self.data.notes]
         grid = f"{self.protocol.hparam.capitalize()} grid"
-        used = "at prior precision " + f"{self.protocol.training.prior_precision:g}"
+        used = f"at prior precision {self.protocol.training.prior_precision:g}"
         if self.given.prior_precisions:
-            used = "at the prior precisions" + (" and other half-widths" if self.given.eta else "") + " of that run"
+            used = f"at the prior precisions{' and other half-widths' if self.given.eta else ''} of that run"
         swept = [f"{grid}: {used}."] if self.protocol.hparam == "rotation" else []
         learned = f"{grid}: {self.given.description[0].lower()}{self.given.description[1:]}"
         return [learned, *swept, *self.notes, *self.data.notes]

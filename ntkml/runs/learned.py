@@ -62,6 +62,6 @@ def read_learned(path: Path) -> Learned:
     return Learned(weights, " ".join(described), precisions, eta)
 
 
-def around(eta: tuple[float, ...], radians: float) -> tuple[float, ...]:
+def with_rotation(eta: tuple[float, ...], radians: float) -> tuple[float, ...]:
     """Learned half-widths with another rotation, as a rotation grid takes them."""
     return (*eta[:ROTATION], radians, *eta[ROTATION + 1 :])

@@ -137,7 +137,8 @@ def run_pareto(
                 write_manifest(parts / f"{name}.json", _measured(run, name, results))
         training = _training_rows(run, results)
         measured = {name: read_manifest(parts / f"{name}.json") for name in compared}
-        by_estimator = {name: _frames(run, training, cells) for name, cells in compared.items()}
+        of_cell = dict(list(training.groupby("run_id")))
+        by_estimator = {name: [of_cell[run.cell(cell).run_id] for cell in cells] for name, cells in compared.items()}
         rows = pareto_rows(run.run_id, run.settings, by_estimator, measured)
         path = write_rows(folder / "rows.csv", rows, pareto_records.COLUMNS)
         write_rows(folder / "training.csv.gz", as_rows(training), train_records.COLUMNS)
@@ -200,18 +201,6 @@ def _training_rows(run: ParetoRun, results: Path) -> pandas.DataFrame:
     return pandas.concat([train_records.read_finished(*cell) for cell in cells], ignore_index=True)
 
 
-def _notes(run: ParetoRun) -> Iterator[str]:
-    """The notes of the cells that are compared."""
-    for cells in run.protocol.compared.values():
-        for cell in cells:
-            yield from cell.notes
-
-
-def _frames(run: ParetoRun, training: pandas.DataFrame, cells: list[Cell]) -> list[pandas.DataFrame]:
-    """The rows of each cell."""
-    return [training[training["run_id"] == run.cell(cell).run_id] for cell in cells]
-
-
 def _trained_elsewhere(run: ParetoRun, training: pandas.DataFrame) -> list[str]:
     """Sentences for the caption on cells that were trained on another device than their estimates are timed on."""
     others = training[training["device"] != run.device.type].groupby("device", sort=True)["estimator"]
@@ -219,18 +208,18 @@ def _trained_elsewhere(run: ParetoRun, training: pandas.DataFrame) -> list[str]:
 
 
 def _manifest(run: ParetoRun, results: Path, environment: dict[str, Any], elsewhere: list[str]) -> dict[str, Any]:
-    runs = [run.cell(cell) for cell in run.protocol.cells]
+    runs, compared = [run.cell(cell) for cell in run.protocol.cells], run.protocol.compared
     manifests = {cell.run_id: read_manifest(cell.folder(results) / "manifest.json") for cell in runs}
-    estimators: dict[str, Any] = {}
-    for name, cells in run.protocol.compared.items():
-        estimators |= {name: manifests[run.cell(cells[0]).run_id]["estimators"][name]}
+    of_cells = [note for cells in compared.values() for cell in cells for note in cell.notes]
     return {
         "run_id": run.run_id,
         "command": "pareto",
         "settings": run.settings,
         "environment": environment | {"load_average": os.getloadavg()[0]},
-        "estimators": estimators,
-        "notes": list(dict.fromkeys([*_notes(run), *run.notes, *elsewhere])),
+        "estimators": {
+            name: manifests[run.cell(cells[0]).run_id]["estimators"][name] for name, cells in compared.items()
+        },
+        "notes": list(dict.fromkeys([*of_cells, *run.notes, *elsewhere])),
         "runs": manifests,
         "finished_at": now(),
     }

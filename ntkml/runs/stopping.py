@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ntkml.machine.messages import counted
+
 #: Looked at between any two steps: the name of what asks for a stop ("SIGTERM"), or None.
 StopRequest = Callable[[], str | None]
 
@@ -12,13 +14,9 @@ class Stopped(Exception):
     """A run left as it was asked to, with everything kept: ``epochs`` are finished, and ``steps`` of the next one."""
 
     def __init__(self, reason: str, epochs: int, steps: int):
-        super().__init__(f"Stopped by {reason} after {_counted(epochs, 'epoch')} and {_counted(steps, 'step')}")
+        super().__init__(f"Stopped by {reason} after {counted(epochs, 'epoch')} and {counted(steps, 'step')}")
         self.reason, self.epochs, self.steps = reason, epochs, steps
 
 
 def never() -> None:
     """A :data:`StopRequest` that asks for nothing."""
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -2,7 +2,8 @@
 
 Before a task's time is over Slurm sends SIGUSR1 to it: the run stops after its step with everything kept, and the task is
 put into the queue again. So is a task whose cell another process trains: when its turn comes again, it finds the cell
-finished, or takes it up where it was left. Tasks need what the submitting machine has: the folder of the results, this package and the data.
+finished, or takes it up where it was left. Tasks need what the submitting machine has: the folder of the results, this
+package and the data.
 """
 
 from __future__ import annotations
@@ -128,23 +129,27 @@ def watched(
         if progress.having(*OPEN) and progress.elapsed - looked >= LOOK_AT_QUEUE:
             looked = progress.elapsed
             try:
-                states = queued([str(job.job_id) for job in jobs.values()])
+                _ask(progress, jobs)
+                answered = True
             except ConnectionError as error:
                 if answered:
                     warn(
                         f"Slurm does not say how far the tasks are ({error}): asked again until it does; the tasks go on"
                     )
                 answered = False
-            else:
-                answered = True
-                for one in progress.having(*OPEN):
-                    job = jobs[one.cell.folder]
-                    _look_at(progress, one, job, states.get(str(job.job_id), ""))
         yield progress
         if not progress.having(*OPEN):
             return
         time.sleep(LOOK)
     yield progress
+
+
+def _ask(progress: SweepProgress, jobs: Mapping[Path, Any]) -> None:
+    """Take in what the queue and the folders say of the cells that have not ended. Raises ConnectionError as :func:`queued`."""
+    states = queued([str(job.job_id) for job in jobs.values()])
+    for one in progress.having(*OPEN):
+        job = jobs[one.cell.folder]
+        _look_at(progress, one, job, states.get(str(job.job_id), ""))
 
 
 def _look_at(progress: SweepProgress, one: CellProgress, job: Any, state: str) -> None:

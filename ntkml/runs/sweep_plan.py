@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ntkml.datasets import ImageDataset
-from ntkml.protocols.cells import SETTINGS, Cell
-from ntkml.protocols.train import TrainProtocol
+from ntkml.protocols.cells import Cell
+from ntkml.protocols.train import SETTINGS, TrainProtocol
 from ntkml.records.finished_runs import FITS
 from ntkml.records.manifests import read_manifest
 from ntkml.runs.any_run import begun

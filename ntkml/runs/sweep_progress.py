@@ -29,8 +29,8 @@ class CellProgress:
 
     @property
     def left(self) -> int:
-        """Epochs that are left."""
-        return max(self.cell.protocol.epochs - self.epochs, 0) if self.status in OPEN else 0
+        """Epochs that are left of a cell that has not ended."""
+        return max(self.cell.protocol.epochs - self.epochs, 0)
 
 
 @dataclass

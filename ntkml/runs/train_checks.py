@@ -8,6 +8,7 @@ import torch
 
 from ntkml.datasets import ImageDataset
 from ntkml.likelihoods import as_likelihood, groups_of
+from ntkml.machine.messages import counted
 from ntkml.protocols.train import TrainProtocol, with_own_steps
 from ntkml.specs import NO_ESTIMATOR, parse_estimator, resolve_estimator
 from ntkml.system_specs import family_of, is_bound, parse_system
@@ -36,7 +37,7 @@ def resolve_protocol(protocol: TrainProtocol, data: ImageDataset) -> TrainProtoc
     blocks = num_blocks(protocol, data)
     if protocol.blocks_per_step > blocks:
         raise ValueError(
-            f"--blocks-per-step {protocol.blocks_per_step}: {spec} has {blocks} block{'s' * (blocks > 1)} of "
+            f"--blocks-per-step {protocol.blocks_per_step}: {spec} has {counted(blocks, 'block')} of "
             f"{protocol.num_data} inputs"
         )
     return replace(protocol, estimator=str(spec))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ntkml.augmentations import Augmentation
-from ntkml.hyperparameters.affine import GENERATOR_NAMES, ROTATION, AffineInvariance
+from ntkml.hyperparameters.affine import AffineInvariance, rotation_eta
 from ntkml.machine.processes import ALONE, Processes
 from ntkml.objective import MarginalLikelihood
 from ntkml.partitions import Partition
 from ntkml.protocols.train import TrainProtocol
 from ntkml.randomness import generator_for
+from ntkml.specs import EXACT
 from ntkml.system_specs import parse_system
 
 #: Share of the training data that systems with a validation part hold out.
@@ -36,9 +37,6 @@ class System:
     pass of N inputs, one for a row of the Jacobian of N inputs. Views of one input count once.
     """
 
-    #: The objective's estimator; MAP asks for its loss and its outputs alone, so that any name serves.
-    estimator = "ntk-N-C"
-
     def __init__(self, protocol: TrainProtocol, model: nn.Module, chunk: int | None, processes: Processes = ALONE):
         self.protocol, self.processes = protocol, processes
         self.data_passes = 0.0
@@ -54,7 +52,8 @@ class System:
 
     @property
     def estimator_name(self) -> str:
-        return self.estimator
+        """The objective's; MAP asks for its loss and its outputs alone, so that any name serves."""
+        return EXACT
 
     @property
     def number(self) -> int:
@@ -180,8 +179,7 @@ class FixedAugmentation(System):
     """Rotations by U[-angle, angle] that stay as they are; the angle in degrees is the number in the name."""
 
     def views(self) -> Augmentation:
-        eta = torch.zeros(len(GENERATOR_NAMES))
-        eta[ROTATION] = self.number * torch.pi / 180
+        eta = rotation_eta(self.number * torch.pi / 180, torch.get_default_dtype())
         return AffineInvariance(self.protocol.samples, eta)
 
 

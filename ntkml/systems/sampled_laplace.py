@@ -36,11 +36,6 @@ class LinearModel:
     factor: Tensor
     precision: Tensor
 
-    @property
-    def noise_precision(self) -> Tensor:
-        """B, (N, C, C)."""
-        return self.factor @ self.factor.mT
-
     def curvature(self, vector: Tensor) -> Tensor:
         """Phi^T L (L^T Phi v), (P,)."""
         columns = self.factor.mT @ self.features(vector).unsqueeze(2)
@@ -64,16 +59,14 @@ def draw_noise(model: LinearModel, generator: torch.Generator | None) -> Noise:
     return Noise(theta.to(factor.device) / model.precision.sqrt(), torch.einsum("ncr,nr->nc", factor, xi.to(factor)))
 
 
-def sample(
-    model: LinearModel, noise: Noise, tolerance: float = 1e-10, start: Tensor | None = None, most: int | None = None
-) -> Tensor:
+def sample(model: LinearModel, noise: Noise, tolerance: float = 1e-10, most: int | None = None) -> Tensor:
     """The minimiser of both forms, H z = A theta_0 + Phi^T B eps, by conjugate gradients. (P,)."""
 
     def hessian(vector: Tensor) -> Tensor:
         return model.curvature(vector) + model.precision * vector
 
     right_side = model.precision * noise.theta + model.transposed(noise.weighted)
-    return conjugate_gradients(hessian, right_side, tolerance, start, most)
+    return conjugate_gradients(hessian, right_side, tolerance, most=most)
 
 
 def effective_dimensions(model: LinearModel, samples: list[Tensor]) -> Tensor:

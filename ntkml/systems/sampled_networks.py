@@ -54,9 +54,7 @@ class SampledLaplace(System):
         """One update of the precisions; returns the mean log joint, in nats per datum."""
         model, objective = self.linearised(x), self.objective
         noises = [draw_noise(model, generator) for _ in range(self.number)]
-        effective = effective_dimensions(
-            model, [sample(model, noise, TOLERANCE, None, MOST_PRODUCTS) for noise in noises]
-        )
+        effective = effective_dimensions(model, [sample(model, noise, TOLERANCE, MOST_PRODUCTS) for noise in noises])
         weights = trainable_parameters(objective.model)
         gamma = torch.stack([part.sum() for part in effective.split([w.numel() for w in weights.values()])]).double()
         gamma = gamma.sum(0, keepdim=True) if objective.prior_kind == "scalar" else gamma

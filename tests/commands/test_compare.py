@@ -286,6 +286,10 @@ def test_rows_of_other_systems_claim_no_marginal_likelihood(in_empty_folder, onl
         (("--estimator", "grid-10001"), "'grid-10001': the number of fits is at most 10000"),
         (("--estimator", "grid-" + "9" * 5000), "the number of fits is at most 10000"),
         (("--estimator", "hoagg"), "unknown estimator or system 'hoagg'; did you mean 'hoag'? known: ntk-100-1, "),
+        (
+            ("--estimator", "hoag-4"),
+            "unknown system 'hoag-4'; did you mean 'hoag'? known: none, fixed-augmentation-K, hoag,",
+        ),
         (("--estimator", "hoag", "--prior", "diagonal"), "takes a scalar or layerwise prior"),
         (("--estimator", "hoag", "--epochs", 3), "no hyperparameter is updated"),
         (("--estimator", "hoag", "--likelihood", "gaussian"), "is offered for --likelihood categorical"),

@@ -15,12 +15,14 @@ from ntkml.learning import state
 from ntkml.learning.loop import cosine, evaluate, learn
 from ntkml.learning.scores import expected_calibration_error, score
 from ntkml.learning.state import new_learner, restore, state_of
+from ntkml.machine.processes import Processes
 from ntkml.models import build_model
 from ntkml.objective import MarginalLikelihood
 from ntkml.protocols import ranges
-from ntkml.protocols.train import TRAIN_HPARAMS, load_train
+from ntkml.protocols.train import load_train
 from ntkml.randomness import generator_for
 from ntkml.records import train as train_records
+from ntkml.system_specs import TRAIN_HPARAMS
 from ntkml.two_pass import TwoPass
 
 COUNT = 60
@@ -258,6 +260,17 @@ def test_exploding_half_widths_are_named():
         learner.objective.augmentation.eta[0] = torch.nan
     with pytest.raises(ValueError, match="epoch 1"):
         list(learn(learner, data))
+
+
+def test_processes_go_on_with_the_smallest_of_their_chunks():
+    class BesideOneOfThree(Processes):
+        def largest(self, number):
+            return max(number, -3)
+
+    learner, data = problem(epochs=2, hyper_steps=1)
+    learner = replace(learner, processes=BesideOneOfThree())
+    list(learn(learner, data))
+    assert learner.objective.chunk == 3
 
 
 @pytest.mark.parametrize("flip", [False, True])

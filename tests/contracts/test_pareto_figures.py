@@ -2,12 +2,14 @@
 
 import itertools
 import math
+import random
 
 import numpy
 import pandas
 import pytest
+from matplotlib.figure import Figure
 
-from ntkml.figures import pareto, render, style
+from ntkml.figures import pareto, point_labels, render, style
 from ntkml.figures.pareto_marks import mark_size
 from ntkml.records import pareto as pareto_records
 from ntkml.records.tables import write_rows
@@ -223,6 +225,25 @@ def test_blocks_that_are_all_data_are_not_missed_beside_them(tmp_path):
 def test_one_estimator_alone_can_be_drawn(tmp_path):
     figure = pareto.draw("pareto", read(tmp_path, "prior", ["ntk-100-1"]))
     assert [text.get_text() for text in figure.axes[0].texts] == ["ntk-100-1"]
+
+
+@pytest.mark.parametrize("seed", [4, 6, 9])
+def test_no_line_from_a_mark_to_its_words_runs_through_other_words(seed):
+    places = random.Random(seed)
+    points = {f"ntk-100-C-{index}": (places.uniform(0.3, 0.7), places.uniform(0.3, 0.7)) for index in range(8)}
+    with style.context():
+        part = Figure(figsize=(2.2, 1.6)).add_axes((0.1, 0.1, 0.85, 0.85))
+        part.set(xlim=(0, 1), ylim=(0, 1))
+        marks = point_labels.boxes_around(part, list(points.values()), [2.0] * len(points))
+        point_labels.label_points(part, points, marks)
+        boxes = [text.get_window_extent() for text in part.texts]
+        assert part.lines
+        for line in part.lines:
+            start, end = part.transData.transform(line.get_xydata())
+            along = [start + share * (end - start) for share in numpy.linspace(0, 1, 101)]
+            for box in boxes:
+                inside = [(x, y) for x, y in along if box.x0 + 1 < x < box.x1 - 1 and box.y0 + 1 < y < box.y1 - 1]
+                assert not inside
 
 
 def test_other_rows_are_refused_in_one_line(all_rows):

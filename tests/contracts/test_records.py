@@ -59,6 +59,8 @@ def test_columns_have_their_types(tmp_path, rows):
     assert str(table["certified"].dtype) == str(table["exceeds_exact"].dtype) == "boolean"
     assert table["seed"].dtype == "int64"
     assert table["standard_error"].dtype == table["hparam_value"].dtype == "float64"
+    filled = bound_records.write_rows(tmp_path / "filled.csv", [row | {"peak_bytes": 1} for row in rows])
+    assert str(bound_records.read_rows(filled)["peak_bytes"].dtype) == "Int64"  # as where cells are empty
     # A run id that looks like a number, inputs that are one, and an empty grouping all stay text.
     assert set(table["run_id"]) == {"12e4567890"}
     assert set(table["inputs"]) == {"N", "100", "10"}
@@ -111,6 +113,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, rows, mo
     [
         ({"colour": "red"}, "has unknown columns colour"),
         ({"run_id": None}, "run_id must not be empty"),
+        ({"run_id": ""}, "run_id must not be empty"),
         ({"log_det": float("nan")}, "log_det must be a finite number, got nan"),
         ({"log_prior": float("-inf")}, "log_prior must be a finite number, got -inf"),
         ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
@@ -224,6 +227,20 @@ def test_a_folder_made_in_vain_is_removed_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot write to the folder .*b .No space left on device.; choose another"):
         files.ensure_writable_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    removed, try_file = [], tempfile.TemporaryFile
+
+    def too_late(dir):
+        if not removed:
+            removed.append(dir)
+            os.rmdir(dir)
+        return try_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", too_late)
+    assert files.ensure_writable_folder(tmp_path / "a").is_dir()
+    assert removed == [tmp_path / "a"]
 
 
 @pytest.mark.parametrize("left_out", ["an aggregate", "a block"])

@@ -12,6 +12,7 @@ from ntkml.figures import render, subsets
 from ntkml.figures.subset_sources import subset_runs
 from ntkml.protocols.training_figures import load_subset_figure, subset_names
 from ntkml.records import train as train_records
+from ntkml.records.manifests import read_manifest, write_manifest
 from ntkml.records.tables import as_rows, write_rows
 from tests.pictures import bands_of, caption_of, lines_of
 from tests.protocol_runs import write_protocol_run
@@ -146,6 +147,13 @@ def test_points_from_another_device_are_named(tmp_path):
     assert (
         subset_runs(load_subset_figure("figure-7"), tmp_path).notes[-1] == "Trained on cuda: kfac-N-C of 2000 images."
     )
+
+
+def test_sentences_on_anything_but_a_protocol_stay_as_they_are(tmp_path):
+    path = write_protocol_run(tmp_path, "figure-7-reduced", "invariance", "kfac-N-C").with_name("manifest.json")
+    said = "Weights trained in bfloat16 (autocast)."
+    write_manifest(path, read_manifest(path) | {"notes": [said]})
+    assert subset_runs(load_subset_figure("figure-7"), tmp_path).notes == (said,)
 
 
 def test_a_comma_in_the_name_of_a_data_set_leaves_no_half_of_it_in_the_caption(tmp_path):

@@ -103,6 +103,26 @@ def test_what_our_rows_say_of_a_bound_counts_more_than_its_name(tmp_path):
         assert ("KFAC-500-1*" in render.markdown([replace(panel, ours=ours)])) is not certified
 
 
+def test_only_estimators_of_the_marginal_likelihood_are_doubted(tmp_path):
+    write_protocol_run(tmp_path, "table-1", "prior", "none")
+    [panel, _] = panels("table-1", tmp_path)
+    assert panel.ours["prior", "none"].certified is None
+    assert not any("*" in cells[1] for cells in render.plain(panel)[1] if cells[1].startswith("none"))
+
+
+def test_what_is_learned_heads_the_first_of_its_rows(tmp_path):
+    [panel] = panels("table-2", tmp_path)
+    heads = {place: cells[0] for place, cells in enumerate(render.plain(panel)[1]) if cells[0]}
+    learned = [hparam for hparam, _ in panel.rows]
+    assert heads == {learned.index("prior"): "prior precision", learned.index("invariance"): "invariance"}
+
+
+def test_the_sources_of_the_literature_are_said_once(tmp_path):
+    [panel] = panels("table-2", tmp_path)
+    [augerino] = [one for one in panel.theirs.values() if one.label == "AUGERINO"]
+    assert len([note for note in render.notes_of(panel) if augerino.note in note]) == 1
+
+
 def test_reduced_protocols_other_data_and_changed_settings_stand_apart_and_say_so(tmp_path):
     write_protocol_run(tmp_path, "table-1", *ROW)
     write_protocol_run(tmp_path, "table-1", *ROW, epochs=30)

@@ -10,16 +10,10 @@ import torch
 from ntkml.datasets import load_dataset
 from ntkml.protocols.bound_grid import bound_grid_names
 from ntkml.protocols.sweep import load_sweep
-from ntkml.protocols.train import (
-    TRAIN_HPARAMS,
-    default_hparam,
-    default_name,
-    departures,
-    load_train,
-    train_names,
-)
+from ntkml.protocols.train import default_hparam, default_name, departures, load_train, train_names
 from ntkml.runs.train import TrainRun
 from ntkml.specs import parse_estimator, resolve_estimator
+from ntkml.system_specs import TRAIN_HPARAMS
 
 NAMES = {"train-digits", "train-mnist", "table-1", "table-1-reduced", "table-2", "figure-7", "figure-7-reduced"}
 INVARIANCE_ONLY = {"figure-7", "figure-7-reduced"}

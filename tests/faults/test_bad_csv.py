@@ -107,6 +107,7 @@ def test_a_header_alone(tmp_path, good):
         ("hparam_value", "-1", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got -1"),
         ("hparam_value", "0", "column hparam_value, line 3: expected a number above 0 .prior. or .*, got 0"),
         ("estimator", "foo", "column estimator, line 3: expected the name of an estimator such as .*, got 'foo'"),
+        ("estimator", "none", "column estimator, line 3: expected the name of an estimator such as .*, got 'none'"),
         ("inputs", "n", "column inputs, line 3: expected the inputs that the estimator's name says, got 'n'"),
         ("outputs", "foo", "column outputs, line 3: expected the outputs that the estimator's name says, got 'foo'"),
         ("structure", "kfac", "column structure, line 3: expected the structure that the .* name says, got 'kfac'"),
@@ -217,6 +218,7 @@ def test_training_rows_may_be_empty_where_nothing_was_measured(tmp_path):
         ({"prior_precisions": f"[{10**400}]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[NaN]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[true]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
+        ({"prior_precisions": "5"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": "[]"}, "column prior_precisions, line 3: expected numbers above 0 as "),
         ({"prior_precisions": '{"a": 1}'}, "column prior_precisions, line 3: expected numbers above 0 as "),
         (

@@ -6,7 +6,8 @@ import pytest
 
 from ntkml.protocols.ranges import RANGES
 from ntkml.protocols.sweep import load_sweep, swept_names
-from ntkml.protocols.train import TRAIN_HPARAMS, WORDS, TrainProtocol
+from ntkml.protocols.train import WORDS, TrainProtocol
+from ntkml.system_specs import TRAIN_HPARAMS
 
 WHOLE = "write a whole number from"
 

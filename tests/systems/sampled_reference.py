@@ -10,18 +10,23 @@ from torch import Tensor
 from ntkml.systems.sampled_laplace import LinearModel, Noise
 
 
+def noise_precision(model: LinearModel) -> Tensor:
+    """B = L L^T, (N, C, C)."""
+    return model.factor @ model.factor.mT
+
+
 def noisy_targets_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
     """The first form, for invertible B. Scalar."""
-    eps = torch.linalg.solve(model.noise_precision, noise.weighted)
+    eps = torch.linalg.solve(noise_precision(model), noise.weighted)
     residual = eps - model.features(z)
-    fit = torch.einsum("nc,ncd,nd->", residual, model.noise_precision, residual)
+    fit = torch.einsum("nc,ncd,nd->", residual, noise_precision(model), residual)
     return 0.5 * fit + 0.5 * (model.precision * (z - noise.theta).square()).sum()
 
 
 def quiet_objective(model: LinearModel, noise: Noise, z: Tensor) -> Tensor:
     """The second form, whose gradients vary less over batches. Scalar."""
     pushed = model.features(z)
-    fit = torch.einsum("nc,ncd,nd->", pushed, model.noise_precision, pushed)
+    fit = torch.einsum("nc,ncd,nd->", pushed, noise_precision(model), pushed)
     centre = noise.theta + model.transposed(noise.weighted) / model.precision
     return 0.5 * fit + 0.5 * (model.precision * (z - centre).square()).sum()
 
@@ -37,7 +42,7 @@ def g_prior_scale(model: LinearModel, num_params: int, basis: Callable[[int], Te
     With features Phi diag(scale) the result does not depend on how columns were scaled. ``basis``: index -> unit vector.
     """
     columns = (model.features(basis(index)) for index in range(num_params))
-    diagonal = torch.stack([torch.einsum("nc,ncd,nd->", c, model.noise_precision, c) for c in columns])
+    diagonal = torch.stack([torch.einsum("nc,ncd,nd->", c, noise_precision(model), c) for c in columns])
     empty = diagonal <= 0
     return torch.where(
         empty, torch.ones_like(diagonal), diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt()

@@ -61,6 +61,19 @@ def test_the_variant_of_lilas_paper_has_a_tenth_of_the_strength():
     assert (Augerino.strength, LilaAugerino.strength) == (0.1, 0.01)
 
 
+@pytest.mark.parametrize(("name", "widths"), [("augerino", F.softplus), ("augerino-lila", torch.abs)])
+def test_the_loss_is_regularised_by_the_widths_of_the_system(name, widths):
+    learner, data = learner_on(name)
+    eta, losses = learner.objective.augmentation.eta, []
+    with torch.no_grad():
+        eta.copy_(torch.linspace(-0.3, 0.4, 6))
+    for strength in (0.0, 1.0):
+        learner.system.strength = strength
+        [(loss, _)] = learner.system.weight_losses(data.train_inputs, data.train_targets, torch.arange(20), generator())
+        losses.append(loss)
+    torch.testing.assert_close(losses[0] - losses[1], widths(eta).norm(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_loss_of_a_batch_is_its_mean_fit_and_a_share_of_the_decay_for_all_data():
     learner, data = learner_on("augerino", strength=0.0, prior_init=3.0)
     x, y = data.train_inputs, data.train_targets

@@ -129,6 +129,13 @@ def test_a_search_returns_the_best_of_what_it_tried(name):
     assert best == max(tried, key=peak)
 
 
+def test_a_search_fits_no_value_twice():
+    """Rotations are whole degrees, so that many random draws meet."""
+    tried = []
+    best_value(parse_system("random-100"), "invariance", 0, lambda value: tried.append(value) or value)
+    assert len(set(tried)) == len(tried) < 100
+
+
 @pytest.mark.parametrize("name", ["tpe-12", "gp-12"])
 def test_black_box_search_repeats_itself_and_finds_the_peak(name):
     pytest.importorskip("optuna")
