@@ -19,7 +19,8 @@ from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, OneUse, PositionsUse
 class Call:
     """A call of the layer ``name``, with the steps in front of the batch where ``steps_first``.
 
-    ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs. ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
+    ``keys``: the parameters to capture by layer, of :func:`inside`. ``given`` and ``named``: the arguments, the first one the inputs.
+    ``output``: what the layer gave for them; attention gives its weights too, or None, recurrent layers their last states.
     """
 
     name: str
@@ -70,9 +71,8 @@ class Call:
         if isinstance(module, elementwise.TYPES):
             own = elementwise.copies(module, len(inputs))
             edges = tuple(get_gradient_edge(own[key]) for key in self.keys[name])
-            return [ElementwiseUse(name, self.keys[name], edges, num_views)], self._placed(
-                elementwise.output(module, inputs, own)
-            )
+            result = elementwise.output(module, inputs, own)
+            return [ElementwiseUse(name, self.keys[name], edges, num_views)], self._placed(result)
         if isinstance(module, nn.Embedding):
             result, replaced = self._with_an_edge()
             edge = get_gradient_edge(result)

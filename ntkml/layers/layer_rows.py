@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
+from ntkml.layers.kronecker import ExactBlocks, KroneckerPart
 from ntkml.linalg import gram
 
 #: Squares that are added in the dtype of the rows before their sums are added in float64.
@@ -100,32 +100,6 @@ class ElementwiseRows(PlainRows):
 
     def reduced(self) -> KroneckerPart:
         return ExactBlocks(self.values)
-
-
-@dataclass(frozen=True)
-class RowsOfCalls(PlainRows):
-    """The rows of a layer that was called several times in a forward pass: the sums of the rows of all calls."""
-
-    calls: Sequence[LayerRows]
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        return self.calls[0].counts
-
-    def rows(self) -> dict[str, Tensor]:
-        return {key: self.row(key) for key in self.calls[0].rows()}
-
-    def row(self, key: str) -> Tensor:
-        first, *others = (call.row(key) for call in self.calls)
-        return sum(others, first)
-
-    def pair(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([call.pair(gradients) for call in self.calls]).sum()
-
-    def reduced(self) -> KroneckerPart:
-        first, *others = (call.reduced() for call in self.calls)
-        assert isinstance(first, (KroneckerInputs, ExactBlocks)), "linear maps are one map in all of their calls"
-        return first.with_calls(others)  # type: ignore[arg-type]  # all calls of a layer give the same
 
 
 def squares_of(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

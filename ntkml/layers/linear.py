@@ -31,3 +31,8 @@ def gradients(module: nn.Linear | Gates, pulled: Tensor, num_views: int) -> Tens
     """pulled: (n * S, k, ..., o) -> (n, S, k, 1, o, T)."""
     middle = pulled.shape[2:-1].numel()
     return pulled.reshape(-1, num_views, pulled.shape[1], 1, middle, pulled.shape[-1]).transpose(-1, -2)
+
+
+def tokens(values: Tensor, dim: int) -> Tensor:
+    """What stands between the dimensions before ``dim`` and the last one, none or several, in one."""
+    return values.reshape(*values.shape[:dim], -1, values.shape[-1])

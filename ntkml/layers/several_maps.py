@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import Factor, FactorGradients, KroneckerPart
+from ntkml.layers.factors import Factor, FactorGradients
+from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.positions import Positions
 
 

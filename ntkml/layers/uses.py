@@ -1,4 +1,4 @@
-"""The uses of one layer in a forward pass: the autograd edges to ask for gradients at, and the rows made of those."""
+"""One use of one layer in a forward pass: the autograd edges to ask for gradients at, and the rows made of those."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from ntkml.layers import attention, conv, linear
 from ntkml.layers.embedding import common_indices, embedding_rows
 from ntkml.layers.grouped_convolution import GroupedConvolution, grouped_is_faster
-from ntkml.layers.layer_rows import ElementwiseRows, LayerRows, RowsOfCalls
+from ntkml.layers.layer_rows import ElementwiseRows, LayerRows
 from ntkml.layers.patches import Patches
 from ntkml.layers.positions import Positions
 from ntkml.layers.recurrent import Gates
@@ -98,7 +98,7 @@ class PositionsUse:
     def rows(self, pulled: Sequence[Tensor]) -> Positions:
         code = _code(self.module)
         weight, bias = (key if key in self.keys else "" for key in self._parameters)
-        own = pulled[0] if len(pulled) == 1 else torch.cat([_tokens(gradient, 2) for gradient in pulled], 2)
+        own = pulled[0] if len(pulled) == 1 else torch.cat([linear.tokens(gradient, 2) for gradient in pulled], 2)
         return Positions(
             source=self.inputs,
             patches=self._patches,
@@ -222,71 +222,6 @@ class ElementwiseUse:
 
     def detached(self) -> ElementwiseUse:
         return self
-
-
-@dataclass(frozen=True)
-class SeveralUses:
-    """A layer that was called several times and is no linear map: its rows are the sums of those of all calls."""
-
-    calls: Sequence[LayerUse]
-
-    @property
-    def name(self) -> str:
-        return self.calls[0].name
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.calls[0].keys
-
-    @property
-    def edges(self) -> tuple[GradientEdge, ...]:
-        return tuple(edge for call in self.calls for edge in call.edges)
-
-    @property
-    def num_calls(self) -> int:
-        return len(self.calls)
-
-    @property
-    def maps(self) -> Sequence[PositionsUse]:
-        return [one for call in self.calls for one in call.maps]
-
-    def rows(self, pulled: Sequence[Tensor]) -> LayerRows:
-        found = iter(pulled)
-        return RowsOfCalls([call.rows([next(found) for _ in call.edges]) for call in self.calls])
-
-    def over_views(self) -> SeveralUses:
-        return SeveralUses([call.over_views() for call in self.calls])
-
-    def detached(self) -> SeveralUses:
-        return SeveralUses([call.detached() for call in self.calls])
-
-
-def used(calls: Sequence[LayerUse]) -> LayerUse:
-    """The use of a layer in all of its calls."""
-    first = calls[0]
-    if len(calls) == 1:
-        return first
-    linear_maps = [call for call in calls if isinstance(call, PositionsUse) and not isinstance(call.module, conv.TYPES)]
-    if len(linear_maps) == len(calls):
-        return _linear_map(linear_maps)
-    recurrent = [call for call in calls if isinstance(call, RecurrentUse)]
-    return _recurrent_layer(recurrent) if len(recurrent) == len(calls) else SeveralUses(calls)
-
-
-def _linear_map(calls: Sequence[PositionsUse]) -> PositionsUse:
-    edges = tuple(edge for call in calls for edge in call.edges)
-    tokens = torch.cat([_tokens(call.inputs, 1) for call in calls], 1)
-    return replace(calls[0], edges=edges, inputs=tokens, num_calls=len(calls))
-
-
-def _recurrent_layer(calls: Sequence[RecurrentUse]) -> RecurrentUse:
-    maps = [_linear_map(of_all_calls) for of_all_calls in zip(*(call.maps for call in calls), strict=True)]
-    return replace(calls[0], maps=maps, num_calls=len(calls))
-
-
-def _tokens(values: Tensor, dim: int) -> Tensor:
-    """What stands between the dimensions before ``dim`` and the last one, none or several, in one."""
-    return values.reshape(*values.shape[:dim], -1, values.shape[-1])
 
 
 def average_views(values: Tensor, num_views: int) -> Tensor:

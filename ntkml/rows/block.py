@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import Factor, KroneckerPart
+from ntkml.layers.factors import Factor
+from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.capture import Capture

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import Factor, KroneckerPart, added, factor_spectrum
+from ntkml.layers.factors import Factor, added, factor_spectrum
+from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
 from ntkml.rows.block import Groups, Kept, Precisions, merge_factors, merge_squares, sum_of_grams

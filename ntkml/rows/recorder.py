@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ntkml.layers import computes_as_known
 from ntkml.layers.calls import Call, inside, tensors_in, unsupported
 from ntkml.layers.layer_rows import qualified
-from ntkml.layers.uses import LayerUse, OneUse, used
+from ntkml.layers.several_calls import used
+from ntkml.layers.uses import LayerUse, OneUse
 from ntkml.parameters import is_weight, trainable_parameters
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.graphs import ROW_TYPES

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ntkml.layers.kronecker import ExactBlocks, Factor, KroneckerInputs, KroneckerPart
+from ntkml.layers.factors import Factor
+from ntkml.layers.kronecker import ExactBlocks, KroneckerInputs, KroneckerPart
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.several_maps import FactorsOfMaps
 from ntkml.linalg import channel_gram, gram

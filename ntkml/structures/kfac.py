@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ntkml.layers.kronecker import Eigensystem, RowEigensystem, factor_eigensystem, factor_spectrum
+from ntkml.layers.factors import Eigensystem, RowEigensystem, factor_eigensystem, factor_spectrum
 from ntkml.linalg import log_det_from_spectrum
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ntkml import Categorical, log_marginal_likelihood
-from ntkml.layers import LAYER_TYPES, kronecker, positions
+from ntkml.layers import LAYER_TYPES, factors, kronecker, positions
 from ntkml.layers.fixup import Bias, Scale
 from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.patches import Patches
@@ -181,7 +181,7 @@ def test_many_blocks_are_made_some_at_a_time(monkeypatch):
     rows = torch.randn(5, 1, 7, 2, generator=generator())
     expected = torch.einsum("bkqm,bkqn->qmn", rows.double(), rows.double())
     monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 7 * 2**3)
-    monkeypatch.setattr(kronecker, "_TILE_ENTRIES", 25)
+    monkeypatch.setattr(factors, "_TILE_ENTRIES", 25)
     assert_same(ExactBlocks({"weight": rows}).factors(True, True)["weight"][0], expected)
 
 
@@ -193,16 +193,16 @@ def test_blocks_of_more_entries_than_rows_are_known_by_their_rows(shape, monkeyp
 
     def summed(num_rows):
         first, second = (ExactBlocks({"w": rows}).factors(True, True, num_rows)["w"][0] for rows in parts)
-        return kronecker.added(first, second)
+        return factors.added(first, second)
 
     by_rows, by_entries = summed(6), summed(7)
-    assert isinstance(by_rows, kronecker.RowFactor)
+    assert isinstance(by_rows, factors.RowFactor)
     assert by_entries.shape[1:] == (7, 7)
-    spectra = [kronecker.factor_spectrum(factor, "w") for factor in (by_rows, by_entries)]
+    spectra = [factors.factor_spectrum(factor, "w") for factor in (by_rows, by_entries)]
     assert_same(spectra[0], spectra[1][:, 1:])
     assert_same(spectra[1][:, 0], torch.zeros(len(by_entries)))
     precision = torch.tensor(0.3, dtype=torch.float64)
-    inverses = [kronecker.factor_eigensystem(factor, "w").inverse(precision) for factor in (by_rows, by_entries)]
+    inverses = [factors.factor_eigensystem(factor, "w").inverse(precision) for factor in (by_rows, by_entries)]
     assert_same(*inverses)
     assert_same(inverses[0], torch.linalg.inv(by_entries + precision * torch.eye(7, dtype=torch.float64)))
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ntkml import MarginalLikelihood, linalg
-from ntkml.layers.kronecker import ExactBlocks, RowFactor
+from ntkml.layers.factors import RowFactor
+from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter, scatters
 from ntkml.rows.capture import capture
