@@ -67,17 +67,18 @@ class KroneckerInputs:
         return self.gradients.shape[-1]
 
     def factors(self, spectra_only: bool, moments: bool, num_rows: int | None = None) -> dict[str, tuple[Factor, ...]]:
-        """Kronecker factors by parameter, in float64, scaled as in the authors' code.
+        """Kronecker factors by parameter, in float64; their product is scaled as in the authors' code.
 
-        weight: G = 1/T sum_{n,k,t} g g^T (q, o, o) and A = 1/n sum_{n,t} a a^T (q, d, d); the block is G (x) A.
-        bias: its own block sum_{n,k,t} g g^T, (q, o, o).
+        weight: G = sum_{n,k,t} g g^T (q, o, o) and A = 1/(n T) sum_{n,t} a a^T (q, d, d); the block is G (x) A.
+        bias: its own block, G itself, the same tensor, whose eigenvalues are found once.
         """
         summed = scatters(self.gradients.flatten(0, 1))
         factors: dict[str, tuple[Factor, ...]] = {}
         if self.weight:
-            factors[self.weight] = (summed / self.num_positions,)
+            factors[self.weight] = (summed,)
         if self.weight and moments:
-            factors[self.weight] += (self._second_moment(spectra_only) / len(self.gradients),)
+            count = len(self.gradients) * self.num_positions
+            factors[self.weight] += (self._second_moment(spectra_only) / count,)
         if self.bias:
             factors[self.bias] = (summed,)
         return factors
@@ -95,8 +96,8 @@ class KroneckerInputs:
         total = self.gradients.new_zeros(())
         if self.weight:
             summed, second_moment = gradients[self.weight]
-            total = total + _quadratic(summed / self.num_positions, self.gradients.flatten(0, 1))
-            total = total + self._paired_moment(second_moment / num_inputs)
+            total = total + _quadratic(summed, self.gradients.flatten(0, 1))
+            total = total + self._paired_moment(second_moment / (num_inputs * self.num_positions))
         if self.bias:
             total = total + _quadratic(gradients[self.bias][0], self.gradients.flatten(0, 1))
         return total

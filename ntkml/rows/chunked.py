@@ -111,6 +111,7 @@ class ChunkedRows:
     def _add_factors(self, chunk: Mapping[str, LayerRows], first: bool) -> None:
         """Scatters add up; second moments are means over inputs and are weighted by how many each chunk holds.
 
+        A weight and its bias have the same scatter, one tensor, to which a chunk's is added once.
         Where values are all that is wanted, a second moment, the largest of what KFAC makes, lives until its eigenvalues are known.
         """
         inputs, _ = next(iter(chunk.values())).counts
@@ -119,6 +120,7 @@ class ChunkedRows:
             part = rows.reduced()
             self._check_positions(layer, part)
             made = merge_factors({layer: part}, self.num_rows, self._values_only, moments=first)
+            summed: set[int] = set()
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
                     second_moment = [factor_spectrum(moment, name) for moment in second_moment]
@@ -126,7 +128,9 @@ class ChunkedRows:
                     self._factors[name] = (scatter, *second_moment)
                     continue
                 old_scatter, *old_moment = self._factors[name]
-                self._factors[name] = (added(old_scatter, scatter), *old_moment)
+                if id(old_scatter) not in summed:
+                    self._factors[name] = (added(old_scatter, scatter), *old_moment)
+                    summed.add(id(old_scatter))
                 for old, new in zip(old_moment, second_moment, strict=True) if first else ():
                     old.lerp_(new, share)  # type: ignore[union-attr, arg-type]  # only first factors may be rows
 

@@ -32,13 +32,21 @@ class KFAC:
         #: With eigenvectors, which only the adjoint needs.
         self._systems: dict[str, list[Eigensystem | RowEigensystem]] = {}
         self._eigenvalues = {}
-        for name, factors in rows.kronecker_factors().items():
+        by_parameter = rows.kronecker_factors()
+        systems: dict[int, Eigensystem | RowEigensystem] = {}
+        spectra: dict[int, Tensor] = {}
+        for name, factors in by_parameter.items():
+            for factor in factors:
+                if id(factor) in spectra:  # a bias has a factor of its weight
+                    continue
+                if rows.adjoint_follows:
+                    systems[id(factor)] = factor_eigensystem(factor, name)
+                    spectra[id(factor)] = systems[id(factor)].values
+                else:
+                    spectra[id(factor)] = factor_spectrum(factor, name)
             if rows.adjoint_follows:
-                self._systems[name] = [factor_eigensystem(factor, name) for factor in factors]
-                values = [system.values for system in self._systems[name]]
-            else:
-                values = [factor_spectrum(factor, name) for factor in factors]
-            self._eigenvalues[name] = _product_spectrum(*values)
+                self._systems[name] = [systems[id(factor)] for factor in factors]
+            self._eigenvalues[name] = _product_spectrum(*(spectra[id(factor)] for factor in factors))
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
         """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
