@@ -65,15 +65,12 @@ class Eigensystem:
     values: Tensor
     vectors: Tensor | None
 
-    def weighted(self, weights: Tensor) -> Tensor:
-        """U diag(w) U^T, shaped like the factor. weights: (q, m)."""
+    def gradient(self, others: Tensor, precision: Tensor) -> Tensor:
+        """That of sum_ij log(1 + g_i a_j / delta) in the factor with eigenvalues g, shaped like it. others: a, (q, d)."""
+        weights = (others.unsqueeze(1) / (precision + self.values.unsqueeze(2) * others.unsqueeze(1))).sum(2)
         if self.vectors is None:
             return weights
         return self.vectors @ (weights.unsqueeze(-1) * self.vectors.transpose(1, 2))
-
-    def inverse(self, precision: Tensor) -> Tensor:
-        """(delta I + F)^-1 of the factor F."""
-        return self.weighted(1.0 / (precision + self.values))
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,14 @@ class RowEigensystem:
     values: Tensor
     turned: Tensor
 
-    def inverse(self, precision: Tensor) -> Tensor:
-        """(delta I + R^T R)^-1 = (I - R^T U (delta I + S)^-1 U^T R) / delta. (q, m, m)."""
-        weighted = self.turned / (precision + self.values).unsqueeze(1)
-        found = (weighted @ self.turned.transpose(1, 2)).neg_()
-        found.diagonal(dim1=1, dim2=2).add_(1.0)
+    def gradient(self, others: Tensor, precision: Tensor) -> Tensor:
+        """That of :meth:`Eigensystem.gradient`: w(0) I + R^T U diag((w(s) - w(0)) / s) U^T R, w(s) = sum_j a_j / (delta + s a_j)."""
+        a, s = others.unsqueeze(1), self.values.unsqueeze(2)
+        slopes = (a.square() / (precision + s * a)).sum(
+            2
+        )  # of (w(0) - w(s)) / s = sum_j a_j^2 / (delta (delta + s a_j))
+        found = (self.turned * slopes.unsqueeze(1)) @ self.turned.transpose(1, 2)
+        found.neg_().diagonal(dim1=1, dim2=2).add_(others.sum(1, keepdim=True))
         return found / precision
 
 

@@ -72,7 +72,7 @@ class KroneckerInputs:
         weight: G = sum_{n,k,t} g g^T (q, o, o) and A = 1/(n T) sum_{n,t} a a^T (q, d, d); the block is G (x) A.
         bias: its own block, G itself, the same tensor, whose eigenvalues are found once.
         """
-        summed = scatters(self.gradients.flatten(0, 1))
+        summed = self._scatter(num_rows)
         factors: dict[str, tuple[Factor, ...]] = {}
         if self.weight:
             factors[self.weight] = (summed,)
@@ -82,6 +82,12 @@ class KroneckerInputs:
         if self.bias:
             factors[self.bias] = (summed,)
         return factors
+
+    def _scatter(self, num_rows: int | None) -> Factor:
+        """G, by its vectors where the block has fewer of them than entries."""
+        if num_rows is not None and num_rows * self.num_positions < self.gradients.shape[3]:
+            return RowFactor((self.gradients.permute(0, 1, 4, 2, 3).flatten(0, 2),))
+        return scatters(self.gradients.flatten(0, 1))
 
     def _second_moment(self, spectra_only: bool) -> Tensor:
         inputs = self.inputs

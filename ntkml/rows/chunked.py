@@ -120,7 +120,7 @@ class ChunkedRows:
             part = rows.reduced()
             self._check_positions(layer, part)
             made = merge_factors({layer: part}, self.num_rows, self._values_only, moments=first)
-            summed: set[int] = set()
+            summed: dict[int, Factor] = {}
             for name, (scatter, *second_moment) in made.items():
                 if self._values_only:
                     second_moment = [factor_spectrum(moment, name) for moment in second_moment]
@@ -129,8 +129,8 @@ class ChunkedRows:
                     continue
                 old_scatter, *old_moment = self._factors[name]
                 if id(old_scatter) not in summed:
-                    self._factors[name] = (added(old_scatter, scatter), *old_moment)
-                    summed.add(id(old_scatter))
+                    summed[id(old_scatter)] = added(old_scatter, scatter)
+                self._factors[name] = (summed[id(old_scatter)], *old_moment)
                 for old, new in zip(old_moment, second_moment, strict=True) if first else ():
                     old.lerp_(new, share)  # type: ignore[union-attr, arg-type]  # only first factors may be rows
 

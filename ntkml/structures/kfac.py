@@ -80,13 +80,9 @@ def _product_spectrum(first: Tensor, *others: Tensor) -> Tensor:
 
 
 def _factor_gradients(systems: Sequence[Eigensystem | RowEigensystem], precision: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of sum log(1 + g_i a_j / delta) in every factor, shaped like it: U diag(sum over the others) U^T."""
-    first, *others = systems
-    if not others:
-        return (first.inverse(precision),)
-    second = others[0]
-    assert isinstance(first, Eigensystem), "only a single factor is given by its rows"
-    assert isinstance(second, Eigensystem)
-    g, a = first.values.unsqueeze(2), second.values.unsqueeze(1)
-    shared = 1.0 / (precision + g * a)  # (q, o, d)
-    return first.weighted((a * shared).sum(2)), second.weighted((g * shared).sum(1))
+    """Gradient of sum log(1 + g_i a_j / delta) in every factor, shaped like it; of a single one a_j = 1."""
+    if len(systems) == 1:
+        values = systems[0].values
+        return (systems[0].gradient(torch.ones_like(values[:, :1]), precision),)
+    first, second = systems
+    return first.gradient(second.values, precision), second.gradient(first.values, precision)

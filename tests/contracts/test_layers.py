@@ -187,7 +187,7 @@ def test_many_blocks_are_made_some_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7)])
 def test_blocks_of_more_entries_than_rows_are_known_by_their_rows(shape, monkeypatch):
-    """In two parts, as from two chunks: eigenvalues and (delta I + R^T R)^-1, in which both ways give the gradient."""
+    """In two parts, as from two chunks: eigenvalues, and gradients of the log-determinant, (delta I + R^T R)^-1 without another factor."""
     monkeypatch.setattr(kronecker, "MAX_BLOCK_WORK", 3 * 7**3)  # one block, or one for each of three leading indices
     parts = [torch.randn(n, 2, *shape, generator=generator(n), dtype=torch.float64) for n in (1, 2)]
 
@@ -202,9 +202,13 @@ def test_blocks_of_more_entries_than_rows_are_known_by_their_rows(shape, monkeyp
     assert_same(spectra[0], spectra[1][:, 1:])
     assert_same(spectra[1][:, 0], torch.zeros(len(by_entries)))
     precision = torch.tensor(0.3, dtype=torch.float64)
-    inverses = [factors.factor_eigensystem(factor, "w").inverse(precision) for factor in (by_rows, by_entries)]
-    assert_same(*inverses)
-    assert_same(inverses[0], torch.linalg.inv(by_entries + precision * torch.eye(7, dtype=torch.float64)))
+    systems = [factors.factor_eigensystem(factor, "w") for factor in (by_rows, by_entries)]
+    alone = torch.ones(len(by_entries), 1, dtype=torch.float64)
+    inverse = torch.linalg.inv(by_entries + precision * torch.eye(7, dtype=torch.float64))
+    others = torch.rand(len(by_entries), 4, generator=generator(), dtype=torch.float64)
+    for system in systems:
+        assert_same(system.gradient(alone, precision), inverse)
+        assert_same(system.gradient(others, precision), systems[1].gradient(others, precision))
 
 
 def test_exact_blocks_are_paired_without_a_copy_of_them_for_every_row():
