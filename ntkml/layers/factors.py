@@ -19,18 +19,22 @@ FactorGradients = Mapping[str, tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class RowFactor:
-    """A factor R^T R of more entries than rows, by these: its spectrum is that of R R^T. ``parts``: of R, (b_i, q, m) each."""
+    """A factor R^T R / c of more entries than rows, by these: its spectrum is that of R R^T / c.
+
+    ``parts``: of R, (b_i, q, m) each; ``count``: c, that of what the factor is a mean over, or 1.
+    """
 
     parts: tuple[Tensor, ...]
+    count: int = 1
 
     @property
     def rows(self) -> Tensor:
-        """(q, m, b) in float64."""
-        return torch.cat(self.parts).double().permute(1, 2, 0)
+        """R^T / sqrt(c), (q, m, b) in float64."""
+        return torch.cat(self.parts).double().permute(1, 2, 0) / self.count**0.5
 
     def gram(self) -> Tensor:
-        """R R^T of every block in float64, (q, b, b)."""
-        return block_grams(torch.cat(self.parts).transpose(0, 2))
+        """R R^T / c of every block in float64, (q, b, b)."""
+        return block_grams(torch.cat(self.parts).transpose(0, 2)) / self.count
 
 
 Factor = Tensor | RowFactor
@@ -43,6 +47,15 @@ def added(total: Factor, further: Factor) -> Factor:
     assert isinstance(total, Tensor), "the parts of a block agree on how a factor is given"
     assert isinstance(further, Tensor)
     return total.add_(further)
+
+
+def averaged(mean: Factor, further: Factor, share: float) -> Factor:
+    """The mean of two second factors, of which the ``share`` of ``further`` is that of its inputs; a matrix is overwritten with it."""
+    if isinstance(mean, RowFactor) and isinstance(further, RowFactor):
+        return RowFactor(mean.parts + further.parts, mean.count + further.count)
+    assert isinstance(mean, Tensor), "the parts of a block agree on how a factor is given"
+    assert isinstance(further, Tensor)
+    return mean.lerp_(further, share)
 
 
 def factor_spectrum(factor: Factor, name: str) -> Tensor:

@@ -77,8 +77,7 @@ class KroneckerInputs:
         if self.weight:
             factors[self.weight] = (summed,)
         if self.weight and moments:
-            count = len(self.gradients) * self.num_positions
-            factors[self.weight] += (self._second_moment(spectra_only) / count,)
+            factors[self.weight] += (self._second_moment(spectra_only, num_rows),)
         if self.bias:
             factors[self.bias] = (summed,)
         return factors
@@ -89,11 +88,15 @@ class KroneckerInputs:
             return RowFactor((self.gradients.permute(0, 1, 4, 2, 3).flatten(0, 2),))
         return scatters(self.gradients.flatten(0, 1))
 
-    def _second_moment(self, spectra_only: bool) -> Tensor:
+    def _second_moment(self, spectra_only: bool, num_rows: int | None) -> Factor:
+        """A likewise."""
         inputs = self.inputs
-        if spectra_only and len(inputs) * inputs.shape[-1] < inputs.shape[2]:
-            return torch.stack([_gram_of_vectors(a) for a in inputs.unbind(1)])
-        return scatters(inputs)
+        n, _, size, positions = inputs.shape
+        if num_rows is not None and num_rows * positions < size:
+            return RowFactor((inputs.permute(0, 3, 1, 2).flatten(0, 1),), n * positions)
+        if spectra_only and n * positions < size:
+            return torch.stack([_gram_of_vectors(a) for a in inputs.unbind(1)]) / (n * positions)
+        return scatters(inputs) / (n * positions)
 
     def _paired_moment(self, gradient: Tensor) -> Tensor:
         return _quadratic(gradient, self.inputs)
@@ -133,15 +136,15 @@ class KroneckerIndices(KroneckerInputs):
     num_entries: int = 0
     padding: int | None = None
 
-    def _second_moment(self, spectra_only: bool) -> Tensor:
-        """How often every index occurs, (1, num_entries)."""
+    def _second_moment(self, spectra_only: bool, num_rows: int | None) -> Tensor:
+        """How often every index occurs, over n T, (1, num_entries)."""
         indices = self.inputs.flatten()
         counts = torch.zeros(self.num_entries, dtype=torch.float64, device=indices.device)
         # bincount would make the host wait for a GPU.
         counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
         if self.padding is not None:
             counts[self.padding] = 0.0
-        return counts.unsqueeze(0)
+        return counts.unsqueeze(0) / len(indices)
 
     def _paired_moment(self, gradient: Tensor) -> Tensor:
         """Counts are constants."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ntkml.layers.factors import Factor, added, factor_spectrum
+from ntkml.layers.factors import Factor, added, averaged, factor_spectrum
 from ntkml.layers.kronecker import KroneckerPart
 from ntkml.layers.layer_rows import LayerRows, layer_of, parted, qualified
 from ntkml.linalg import gram
@@ -130,9 +130,10 @@ class ChunkedRows:
                 old_scatter, *old_moment = self._factors[name]
                 if id(old_scatter) not in summed:
                     summed[id(old_scatter)] = added(old_scatter, scatter)
+                if first:
+                    both = zip(old_moment, second_moment, strict=True)
+                    old_moment = [averaged(old, new, share) for old, new in both]
                 self._factors[name] = (summed[id(old_scatter)], *old_moment)
-                for old, new in zip(old_moment, second_moment, strict=True) if first else ():
-                    old.lerp_(new, share)  # type: ignore[union-attr, arg-type]  # only first factors may be rows
 
     def _check_positions(self, layer: str, part: KroneckerPart) -> None:
         """Factors are means over positions, of which a network that cuts its batch to the longest sequence makes others in every chunk."""

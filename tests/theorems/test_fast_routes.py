@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ntkml import MarginalLikelihood, linalg
-from ntkml.layers.factors import RowFactor
+from ntkml.layers.factors import RowFactor, factor_spectrum
 from ntkml.layers.kronecker import ExactBlocks
 from ntkml.layers.positions import Positions
 from ntkml.linalg import scatter, scatters
@@ -64,18 +64,19 @@ def test_the_first_chunk_decides_the_route_of_a_layer(monkeypatch):
 
 
 def test_spectra_from_the_smaller_side_lack_only_zeros():
-    """The wide last layer has fewer inputs (3) than entries (16): its factor is 3 x 3 then."""
+    """The wide last layer has fewer inputs (3) than entries (16): its factor is known by 3 eigenvalues then, in one chunk or of few rows."""
     objective, x, _ = problem(None, "kfac-N-C")
     captured = capture(objective.model, x[:3])
     factor = objective.likelihood.factor(captured.outputs.detach(), "C", objective.tree)
     layers = rows_by_layer(captured, factor, keep_graph=True, over_views=True)
     shapes = {name: weight.shape for name, weight in objective.model.named_parameters() if "slope" not in name}
     values = []
-    for values_only in (True, False):
-        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], 3 * factor.shape[2], values_only)
+    for values_only, num_rows, size in ((True, 16, 3), (False, 15, 3), (False, 16, 16)):
+        rows = ChunkedRows(lambda: [[layers]], shapes, "factors", [tuple(shapes)], num_rows, values_only)
         values.append(KFAC(rows).log_det(objective.prior))
-        assert rows.kronecker_factors()["6.weight"][1].shape[-1] == (3 if values_only else 16)
-    assert_same(values[0], values[1], TOLERANCE)
+        assert factor_spectrum(rows.kronecker_factors()["6.weight"][1], "6.weight").shape[-1] == size
+    for value in values[1:]:
+        assert_same(values[0], value, TOLERANCE)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5])
