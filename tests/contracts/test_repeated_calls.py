@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.model_contract import check_model
-from tests.factories import STRUCTURES, assert_same, generator, seeded, targets
+from tests.dense import dense_jacobian
+from tests.factories import LIKELIHOODS, STRUCTURES, Case, assert_same, generator, seeded, targets
 from tests.network_modules import CLASSES
 
 N = 6
@@ -70,3 +71,37 @@ def test_the_input_of_the_first_call_must_not_be_overwritten_either():
     x = torch.randn(N, 4, generator=generator(5), dtype=torch.float64)
     with pytest.raises(ValueError, match="the input of layer 'layer' is overwritten in place after the layer used it"):
         log_marginal_likelihood(seeded(Overwriting()).eval(), x, Y, "ntk-N-C")
+
+
+class Branching(nn.Module):
+    """The result of the second call is used in batches alone that hold an input for it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layer(x)
+        second = self.layer(torch.tanh(first))
+        wanted = x[:, 0] > 0
+        return self.head(torch.where(wanted[:, None], second, first) if wanted.any() else first)
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.Linear(4, 4), lambda: nn.LayerNorm(4), nn.PReLU, lambda: nn.GRUCell(4, 4)]
+)
+def test_a_call_whose_result_is_not_used_adds_nothing(layer):
+    model = seeded(Branching(layer())).eval()
+    x = torch.randn(N, 4, generator=generator(5), dtype=torch.float64)
+    x[:, 0] = torch.linspace(-1.0, 1.0, N, dtype=torch.float64)
+    assert check_model(model, x).exact == {}
+    for structure in STRUCTURES:
+        whole, alone = (MarginalLikelihood(model, f"{structure}-N-C", chunk=chunk).estimate(x, Y) for chunk in (N, 1))
+        assert_same(alone.log_det, whole.log_det)
+    unused = x[: N // 2]
+    assert check_model(model, unused).exact == {}
+    estimate = log_marginal_likelihood(model, unused, Y[: N // 2], "ntk-N-C", prior=1.0)
+    jacobian = dense_jacobian(model, unused)
+    case = Case(model, unused, Y[: N // 2], "categorical", LIKELIHOODS["categorical"])
+    ggn = torch.einsum("ncp,ncd,ndq->pq", jacobian, case.hessians, jacobian)
+    assert_same(estimate.log_det, torch.linalg.slogdet(torch.eye(len(ggn)) + ggn).logabsdet)
