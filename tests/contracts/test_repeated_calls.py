@@ -55,6 +55,19 @@ def test_a_call_for_every_token_is_one_call_for_all_of_them(name, structure):
         assert_same(other, found[0])
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("name", ["linear", "norm", "embedding"])
+def test_a_call_for_no_token_adds_nothing(name, structure):
+    layer, shape, width, dim = KINDS[name]
+    x = torch.randn(N, *shape, generator=generator(5), dtype=torch.float64)
+    x = torch.randint(5, (N, 3), generator=generator(5)) if name == "embedding" else x
+    model = seeded(Tokens(layer(), True, width, dim)).eval()
+    expected = log_marginal_likelihood(model, x, Y, f"{structure}-N-C").log_det
+    model.forward = lambda x: model.head(torch.tanh(torch.cat([model.layer(x[:, :0]), model.layer(x)], 1).flatten(1)))
+    assert check_model(model, x).exact == {}
+    assert_same(log_marginal_likelihood(model, x, Y, f"{structure}-N-C").log_det, expected)
+
+
 class Overwriting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
