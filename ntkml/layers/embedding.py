@@ -125,9 +125,9 @@ def common_indices(indices: Tensor) -> Tensor:
 
 def embedding_rows(module: nn.Embedding, inputs: Tensor, pulled: Tensor, num_views: int) -> EmbeddingRows:
     """inputs: (n * S, ...) indices; pulled: (n * S, k, ..., d)."""
-    indices = inputs.reshape(-1, num_views * inputs.shape[1:].numel()).long()
-    n, k = len(indices), pulled.shape[1]
-    gradients = pulled.reshape(n, num_views, k, -1, module.embedding_dim).transpose(1, 2).flatten(2, 3)
+    n, k, t = len(inputs) // num_views, pulled.shape[1], inputs.shape[1:].numel()  # t = 0 where no token is left
+    indices = inputs.reshape(n, num_views * t).long()
+    gradients = pulled.reshape(n, num_views, k, t, module.embedding_dim).transpose(1, 2).flatten(2, 3)
     return EmbeddingRows(indices, gradients, module.num_embeddings, module.padding_idx, num_views)
 
 

@@ -144,7 +144,7 @@ class KroneckerIndices(KroneckerInputs):
         counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
         if self.padding is not None:
             counts[self.padding] = 0.0
-        return counts.unsqueeze(0) / len(indices)
+        return counts.unsqueeze(0) / max(1, len(indices))
 
     def _paired_moment(self, gradient: Tensor) -> Tensor:
         """Counts are constants."""

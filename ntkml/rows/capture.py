@@ -7,13 +7,14 @@ as a plain backward pass to the activations. Parameters that a :class:`~ntkml.ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from ntkml.layers.constant_filters import ConstantFilters, constant_convolutions
 from ntkml.layers.layer_rows import qualified
@@ -68,7 +69,10 @@ class Capture:
         return pulled  # type: ignore[return-value]
 
     def gradients(self, cotangents: Tensor, keep_graph: bool = True) -> list[tuple[Tensor | None, ...]]:
-        """As :meth:`pull_back`, with None where the outputs do not depend on an edge."""
+        """As :meth:`pull_back`, with None at the edges of a layer that the outputs do not depend on.
+
+        Of one that they depend on by other edges, those of a call whose result is not used have zeros.
+        """
         if not self.layers:
             return []
         # Checkpointing runs parts of the network again.
@@ -84,7 +88,21 @@ class Capture:
                     allow_unused=True,
                 )
             )
-        return [tuple(next(found) for _ in layer.edges) for layer in self.layers]
+        return [_completed(layer.edges, [next(found) for _ in layer.edges]) for layer in self.layers]
+
+
+def _completed(edges: Sequence[GradientEdge], gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Zeros for what is None, unless all of it is."""
+    if all(gradient is None for gradient in gradients):
+        return tuple(gradients)
+    return tuple(
+        _zeros_at(edge) if gradient is None else gradient for edge, gradient in zip(edges, gradients, strict=True)
+    )
+
+
+def _zeros_at(edge: GradientEdge) -> Tensor:
+    of_output = edge.node._input_metadata[edge.output_nr]
+    return torch.zeros(of_output.shape, dtype=of_output.dtype, device=of_output.device)
 
 
 def capture(
