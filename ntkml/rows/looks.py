@@ -76,7 +76,7 @@ class Looks:
 def steps_first(model: nn.Module, one: Tensor, plan: RowPlan) -> frozenset[str]:
     """The layers that see the steps of a sequence in front of the batch, from batches of one input (1, ...) and of two.
 
-    Some such layer cannot be captured as others are in a look at one input or at several, whatever the number of steps.
+    Some such layer cannot be captured as others are in a look at one input or at several, unless there is one input of one step.
     """
     seen: dict[str, tuple[nn.Module, dict[int, torch.Size]]] = {}
     for count in (1, 2):

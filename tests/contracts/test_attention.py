@@ -12,7 +12,7 @@ from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, Case, assert_same, generator, seeded, targets
-from tests.network_modules import CLASSES, Attending, Encoder
+from tests.network_modules import CLASSES, Attending, Called, Encoder
 from tests.objectives import Slope, assert_equal, everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -217,3 +217,13 @@ def test_an_estimate_is_the_same_wherever_the_steps_lie(estimator):
         log_marginal_likelihood(model, x, Y[:5], estimator, generator=generator()) for model in (behind, first)
     )
     assert_same(ours.log_det, theirs.log_det)
+
+
+@pytest.mark.parametrize("estimator", ["ntk-N-C", "diag-N-C", "kfac-N-C"])
+def test_a_plan_made_on_one_input_of_one_step_knows_where_the_steps_lie(estimator):
+    """Later batches may have as many steps as inputs, when shapes say nothing."""
+    model, x = seeded(Called("steps first")).eval(), X[:2, :2]
+    made_on_one, made_on_both = (MarginalLikelihood(model, estimator) for _ in range(2))
+    made_on_one.estimate(X[:1, :1], Y[:1], num_data=10)
+    ours, theirs = (one.estimate(x, Y[:2], num_data=10).log_det for one in (made_on_one, made_on_both))
+    assert_same(ours, theirs)
