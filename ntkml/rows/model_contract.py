@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ntkml.machine.full_precision import full_precision
 from ntkml.parameters import trainable_parameters
 from ntkml.rows.exact import RowPlan
-from ntkml.rows.graphs import ROW_TYPES, fewer_digits
+from ntkml.rows.graphs import ROW_TYPES, fewer_digits, uses_of
 from ntkml.rows.looks import looks_at, out_of_place, steps_first
 from ntkml.rows.plans import not_captured, plan_rows
 from ntkml.rows.recorder import check_row_type
@@ -42,6 +42,9 @@ def check_model(model: nn.Module, inputs: Tensor) -> RowPlan:
     few, many = (inputs[chosen].detach() for chosen in (_different(inputs), _spread(len(inputs), 32)))
     known = RowPlan(not_captured(model))
     looks = looks_at(model, few, known)
+    if 0 in uses_of(looks.together.captured.outputs, trainable_parameters(model)).values():
+        few = inputs[_spread(len(inputs), 16)].detach()  # to find one that leads to every part, as to an expert
+        looks = looks_at(model, few, known)
     # One input of one step shows no problem, whichever of the two comes first.
     if (looks.problems or len(few) == 1) and (found := steps_first(model, few[:1], known)):
         known = replace(known, steps_first=found)

@@ -18,7 +18,7 @@ from ntkml.rows.model_contract import check_model
 from ntkml.rows.tabulated import TabulatedRows, tabulate
 from ntkml.structures import structure_named
 from tests.dense import dense_jacobian
-from tests.factories import STRUCTURES, Case, assert_same, generator, make_prior, seeded
+from tests.factories import LIKELIHOODS, STRUCTURES, Case, assert_same, generator, make_prior, seeded, targets
 from tests.networks import CLASSES, NETWORKS, WITH_EXACT_ROWS, case_of, pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,3 +275,30 @@ def test_a_capture_without_a_plan_refuses_what_it_would_miss():
     kind = NETWORKS["flattened tokens"]
     with pytest.raises(ValueError, match="layer 'layer' cannot be captured: it does not see the batch in its first"):
         capture(kind.build(), kind.inputs(4))
+
+
+class Rarely(nn.Module):
+    """An expert for the inputs of which one value is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.expert = nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        rare = (x[:, 0] > 5.0).nonzero().squeeze(1)
+        return self.first(x).index_add(0, rare, self.expert(x[rare])) if len(rare) else self.first(x)
+
+
+@pytest.mark.parametrize("structure", EXACT_STRUCTURES)
+def test_an_expert_that_few_inputs_lead_to_takes_exact_rows(structure):
+    """The first input, and three others in equal distances from it, lead past it."""
+    model = seeded(Rarely()).eval()
+    x = torch.randn(12, 4, generator=generator(5), dtype=torch.float64)
+    x[:, 0].clamp_(max=4.0)
+    x[2, 0] = 6.0
+    case = Case(model, x, targets("categorical", 12, CLASSES), "categorical", LIKELIHOODS["categorical"])
+    assert {module_of(name) for name in check_model(model, x).exact} == {"expert"}
+    prior = make_prior("layerwise", case)
+    _, partition = case.partition("ntk-3-C")
+    expected = case.bound_log_det(structure, "C", partition, case.precision(prior))
+    assert_same(case.estimate(f"{structure}-3-C", prior).log_det, expected)
