@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import network_modules as modules
+from tests import sequence_modules as sequences
 from tests.factories import LIKELIHOODS, Case, generator, seeded, targets
 from tests.network_modules import CLASSES
 
@@ -56,41 +57,41 @@ NETWORKS = {
     ),
     "Fixup": Kind(modules.FixupBlock, (2, 4, 4)),
     "squeeze and excitation": Kind(modules.Excited, (2, 4, 4)),
-    "embedding": Kind(modules.Words, (5,), vocabulary=6),
-    "sparse embedding with padding": Kind(lambda: modules.Words(padding=1, sparse=True), (5,), vocabulary=6),
+    "embedding": Kind(sequences.Words, (5,), vocabulary=6),
+    "sparse embedding with padding": Kind(lambda: sequences.Words(padding=1, sparse=True), (5,), vocabulary=6),
     "tied embedding": Kind(
-        lambda: modules.Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
+        lambda: sequences.Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
     ),
-    "transformer": Kind(modules.Encoder, (4,), vocabulary=5),
-    "transformer, norm first": Kind(lambda: modules.Encoder(norm_first=True), (4,), vocabulary=5),
-    "transformer, steps first": Kind(lambda: modules.Encoder(steps_first=True), (4,), vocabulary=5),
+    "transformer": Kind(sequences.Encoder, (4,), vocabulary=5),
+    "transformer, norm first": Kind(lambda: sequences.Encoder(norm_first=True), (4,), vocabulary=5),
+    "transformer, steps first": Kind(lambda: sequences.Encoder(steps_first=True), (4,), vocabulary=5),
     "transformer, norm and steps first": Kind(
-        lambda: modules.Encoder(norm_first=True, steps_first=True, padding=0), (4,), vocabulary=5
+        lambda: sequences.Encoder(norm_first=True, steps_first=True, padding=0), (4,), vocabulary=5
     ),
-    "transformer behind padding": Kind(lambda: modules.Encoder(padding=0), (4,), vocabulary=5),
+    "transformer behind padding": Kind(lambda: sequences.Encoder(padding=0), (4,), vocabulary=5),
     **{
-        f"attention: {of or 'plain'}": Kind(partial(modules.Attending, of), (3, 4))
+        f"attention: {of or 'plain'}": Kind(partial(sequences.Attending, of), (3, 4))
         for of in ("", "causal", "two masks", "a mask for every head", "steps first", "twice")
     },
-    "attention without bias": Kind(lambda: modules.Attending(bias=False), (3, 4)),
+    "attention without bias": Kind(lambda: sequences.Attending(bias=False), (3, 4)),
     **{
-        f"attention: {of}": Kind(partial(modules.Attending, of), (3, 4), exact=("attention", "attention.out_proj"))
+        f"attention: {of}": Kind(partial(sequences.Attending, of), (3, 4), exact=("attention", "attention.out_proj"))
         for of in ("other inputs", "keywords")
     },
     "attention with keys added": Kind(
-        lambda: modules.Attending(add_bias_kv=True), (3, 4), exact=("attention", "attention.out_proj")
+        lambda: sequences.Attending(add_bias_kv=True), (3, 4), exact=("attention", "attention.out_proj")
     ),
     "attention to zeros": Kind(
-        lambda: modules.Attending(add_zero_attn=True), (3, 4), exact=("attention", "attention.out_proj")
+        lambda: sequences.Attending(add_zero_attn=True), (3, 4), exact=("attention", "attention.out_proj")
     ),
     "attention with keys of another size": Kind(
-        lambda: modules.Attending("fewer channels", kdim=3, vdim=3), (3, 4), exact=("attention", "attention.out_proj")
+        lambda: sequences.Attending("fewer channels", kdim=3, vdim=3), (3, 4), exact=("attention", "attention.out_proj")
     ),
-    "attention: weights": Kind(lambda: modules.Attending("weights"), (3, 4), exact=("attention",)),
+    "attention: weights": Kind(lambda: sequences.Attending("weights"), (3, 4), exact=("attention",)),
     "raw parameters": Kind(modules.OwnParameters, (4,), exact=("",)),
     "module used twice": Kind(modules.Reused, (4,)),
     "images at two sizes": Kind(modules.TwoSizes, (2, 6, 6)),
-    "sentence pairs": Kind(modules.Pairs, (5,), vocabulary=5),
+    "sentence pairs": Kind(sequences.Pairs, (5,), vocabulary=5),
     "layer used until it is enough": Kind(modules.Until, (4,), exact=("layer",), vectorised=False),
     "module used twice, and its weight": Kind(modules.Twice, (4,), exact=("layer",)),
     "tied weights": Kind(modules.Tied, (4,), exact=("first", "second")),
@@ -99,39 +100,42 @@ NETWORKS = {
     "weight without its layer": Kind(lambda: modules.Outside(True), (4,), exact=("layer",)),
     "head before another layer": Kind(modules.Gated, (4,)),
     "sliced outputs": Kind(modules.Sliced, (4,)),
-    "flattened tokens": Kind(lambda: modules.Called("flattened"), (3, 4), exact=("layer",)),
-    **{f"steps first, {steps} of them": Kind(lambda: modules.Called("steps first"), (steps, 4)) for steps in (1, 2, 4)},
-    "steps first, overwritten": Kind(lambda: modules.Called("steps first, overwritten"), (3, 4)),
-    "batch sorted by length": Kind(modules.SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
-    "batch cut to its longest": Kind(modules.Trimmed, (4,), vocabulary=3),
+    "flattened tokens": Kind(lambda: sequences.Called("flattened"), (3, 4), exact=("layer",)),
+    **{
+        f"steps first, {steps} of them": Kind(lambda: sequences.Called("steps first"), (steps, 4))
+        for steps in (1, 2, 4)
+    },
+    "steps first, overwritten": Kind(lambda: sequences.Called("steps first, overwritten"), (3, 4)),
+    "batch sorted by length": Kind(sequences.SortedByLength, (4,), exact=("embedding", "middle"), vocabulary=5),
+    "batch cut to its longest": Kind(sequences.Trimmed, (4,), vocabulary=3),
     "batch sorted by a value": Kind(modules.Dispatched, (4,), exact=("layer",)),
     "layer for a part of the batch": Kind(modules.Routed, (4,), exact=("expert",), vectorised=False),
     "layer under vmap": Kind(modules.UnderVmap, (4,), exact=("layer",)),
-    "padding of a raw table": Kind(modules.PaddedTable, (5,), exact=("",), vocabulary=6, vectorised=False),
-    "called by keyword": Kind(lambda: modules.Called("keyword"), (3, 4), exact=("layer",)),
+    "padding of a raw table": Kind(sequences.PaddedTable, (5,), exact=("",), vocabulary=6, vectorised=False),
+    "called by keyword": Kind(lambda: sequences.Called("keyword"), (3, 4), exact=("layer",)),
     "branch on a value": Kind(modules.Looking, (4,), exact=("",), vectorised=False),
-    "recurrent": Kind(modules.Recurrent, (3, 2)),
-    "recurrent: LSTM": Kind(partial(modules.Recurrent, nn.LSTM), (3, 2)),
+    "recurrent": Kind(sequences.Recurrent, (3, 2)),
+    "recurrent: LSTM": Kind(partial(sequences.Recurrent, nn.LSTM), (3, 2)),
     "recurrent: LSTM both ways": Kind(
-        partial(modules.Recurrent, nn.LSTM, "first states", num_layers=2, bidirectional=True, dropout=0.5), (3, 2)
+        partial(sequences.Recurrent, nn.LSTM, "first states", num_layers=2, bidirectional=True, dropout=0.5), (3, 2)
     ),
     "recurrent: GRU both ways": Kind(
-        partial(modules.Recurrent, nn.GRU, "first states", num_layers=2, bidirectional=True), (3, 2)
+        partial(sequences.Recurrent, nn.GRU, "first states", num_layers=2, bidirectional=True), (3, 2)
     ),
-    "recurrent: RNN": Kind(partial(modules.Recurrent, nn.RNN, bidirectional=True), (3, 2)),
+    "recurrent: RNN": Kind(partial(sequences.Recurrent, nn.RNN, bidirectional=True), (3, 2)),
     "recurrent: RNN of ReLUs without bias": Kind(
-        partial(modules.Recurrent, nn.RNN, nonlinearity="relu", bias=False, num_layers=2), (3, 2)
+        partial(sequences.Recurrent, nn.RNN, nonlinearity="relu", bias=False, num_layers=2), (3, 2)
     ),
-    "recurrent: written over": Kind(partial(modules.Recurrent, nn.LSTM, "written over"), (3, 2)),
-    "recurrent: steps first": Kind(partial(modules.Recurrent, of="steps first", bidirectional=True), (3, 2)),
-    "recurrent: keywords": Kind(partial(modules.Recurrent, of="keywords"), (3, 2), exact=("cell",), vectorised=False),
+    "recurrent: written over": Kind(partial(sequences.Recurrent, nn.LSTM, "written over"), (3, 2)),
+    "recurrent: steps first": Kind(partial(sequences.Recurrent, of="steps first", bidirectional=True), (3, 2)),
+    "recurrent: keywords": Kind(partial(sequences.Recurrent, of="keywords"), (3, 2), exact=("cell",), vectorised=False),
     "recurrent: projected": Kind(
-        partial(modules.Recurrent, nn.LSTM, proj_size=2), (3, 2), exact=("cell",), vectorised=False
+        partial(sequences.Recurrent, nn.LSTM, proj_size=2), (3, 2), exact=("cell",), vectorised=False
     ),
-    "recurrent: cells": Kind(partial(modules.Stepwise, nn.GRUCell), (3, 2)),
-    "recurrent: cells of LSTM": Kind(partial(modules.Stepwise, nn.LSTMCell), (3, 2)),
+    "recurrent: cells": Kind(partial(sequences.Stepwise, nn.GRUCell), (3, 2)),
+    "recurrent: cells of LSTM": Kind(partial(sequences.Stepwise, nn.LSTMCell), (3, 2)),
     "recurrent: cells of ReLUs without bias": Kind(
-        partial(modules.Stepwise, nn.RNNCell, bias=False, nonlinearity="relu"), (3, 2)
+        partial(sequences.Stepwise, nn.RNNCell, bias=False, nonlinearity="relu"), (3, 2)
     ),
     "weight norm": Kind(modules.weight_normed, (4,), exact=("0.parametrizations.weight",)),
     "subclass": Kind(lambda: nn.Sequential(modules.Renamed(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),

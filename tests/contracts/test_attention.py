@@ -12,8 +12,9 @@ from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, Case, assert_same, generator, seeded, targets
-from tests.network_modules import CLASSES, Attending, Called, Encoder
+from tests.network_modules import CLASSES
 from tests.objectives import Slope, assert_equal, everything
+from tests.sequence_modules import Attending, Called, Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 

@@ -11,7 +11,8 @@ from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.model_contract import check_model
 from tests.dense import dense_jacobian
 from tests.factories import LIKELIHOODS, Case, assert_same, generator, seeded, targets
-from tests.network_modules import CLASSES, Recurrent
+from tests.network_modules import CLASSES
+from tests.sequence_modules import Recurrent
 
 N, STEPS, PRECISION = 6, 4, 0.7
 X = torch.randn(N, STEPS, 2, generator=generator(5), dtype=torch.float64)
