@@ -47,7 +47,8 @@ def check_estimate(device, name, estimator):
         found.append({name: number.cpu() for name, number in numbers.items()})
     theirs, ours = found
     assert set(ours) == set(theirs)
-    # torch's fused kernel of weight_norm takes a norm in float32, whatever the weights: weights were 2e-8 apart on an H100.
-    tolerance = 1e-7 if (device, name) == ("cuda", "weight norm") else 1e-10
+    # Some kernels of torch on CUDA hold constants or norms in float32, whatever the dtype: weights of weight_norm were 2e-8
+    # apart on an H100; hard sigmoid and swish, whose 1/6 is in float32, gave values 1.4e-8 apart.
+    tolerance = 1e-7 if device == "cuda" and name in ("weight norm", "squeeze and excitation") else 1e-10
     for part, expected in theirs.items():
         assert_same(ours[part], expected, tolerance)
