@@ -6,11 +6,13 @@ import os
 import sys
 
 from ntkml.machine.allocator import keep_freed_memory
+from ntkml.machine.messages import hide_harmless_warnings
 
 
 def arrange_process() -> None:
-    """Memory, standard streams and the surroundings of libraries, before any command is read."""
+    """Memory, warnings, standard streams and the surroundings of libraries, before any command is read."""
     keep_freed_memory()
+    hide_harmless_warnings()
     os.environ["MPLBACKEND"] = "agg"  # pictures are files: no window, and no other name that matplotlib might not know
     _fill_closed_streams()
     if sys.stdout.errors == "strict":

@@ -1,6 +1,11 @@
-"""Text for people: errors in one line, numbers of things, what can be written."""
+"""Text for people: errors in one line, numbers of things, what can be written, and what nobody need read."""
 
 from __future__ import annotations
+
+import warnings
+
+#: torch says so when the first product of a process on a GPU is one of a backward pass; it makes the context then.
+_NO_CONTEXT_YET = "Attempting to run cuBLAS, but there was no current CUDA context!"
 
 
 def counted(number: int, noun: str) -> str:
@@ -18,3 +23,8 @@ def one_line(error: Exception) -> str:
 def as_utf8(text: str) -> str:
     """Text that can be written; bytes of a path that are no UTF-8 become escapes such as ``\\udcff``."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def hide_harmless_warnings() -> None:
+    """Leave out, in this process, a warning of torch that asks nothing of anybody."""
+    warnings.filterwarnings("ignore", _NO_CONTEXT_YET, UserWarning)

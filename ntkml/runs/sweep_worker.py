@@ -23,7 +23,7 @@ import torch
 from ntkml.datasets import ImageDataset, load_dataset
 from ntkml.machine.devices import torch_device
 from ntkml.machine.memory import is_out_of_memory
-from ntkml.machine.messages import one_line
+from ntkml.machine.messages import hide_harmless_warnings, one_line
 from ntkml.runs.any_run import run_any
 from ntkml.runs.locks import BusyError
 from ntkml.runs.stopping import Stopped, StopRequest
@@ -137,6 +137,7 @@ def serve(incoming: IO[str], outgoing: IO[str]) -> None:
 
 def main() -> None:
     """Reports alone go to standard output: what a library prints there goes to standard error."""
+    hide_harmless_warnings()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as outgoing, contextlib.suppress(BrokenPipeError):
         os.dup2(2, 1)
         serve(sys.stdin, outgoing)

@@ -104,3 +104,26 @@ def test_pictures_need_no_backend_of_matplotlib(started, tmp_path):
     code, _, error = started("plot", "figure-2", "--format", "png", MPLBACKEND="foo")
     assert (code, error) == (0, b"")
     assert (tmp_path / "figures" / "figure-2.png").is_file()
+
+
+@pytest.mark.parametrize("begin", ["ntkml.commands.own_process:arrange_process", "ntkml.runs.sweep_worker:main"])
+def test_a_harmless_warning_of_torch_is_left_out_and_others_are_not(begin):
+    module, name = begin.split(":")
+    code = f"""
+import io, os, sys, warnings
+sys.stdin = io.StringIO('{{"data_root": null, "device": "cpu", "chunk": null, "threads": 1}}')
+from {module} import {name} as begin
+begin()
+warnings.warn("Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary context...")
+warnings.warn("Attempting something else")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cuBLAS" not in done.stderr
+    assert "UserWarning: Attempting something else" in done.stderr
