@@ -19,7 +19,7 @@ def fan_in(module: nn.Linear | Gates) -> int:
 def taken(module: nn.Linear | Gates, num_views: int, inputs: Tensor) -> Tensor:
     """inputs: (n * S, ..., d) -> (n, S, 1, d, T)."""
     middle = inputs.shape[1:-1].numel()
-    return inputs.reshape(-1, num_views, 1, middle, inputs.shape[-1]).transpose(-1, -2)
+    return inputs.reshape(len(inputs) // num_views, num_views, 1, middle, inputs.shape[-1]).transpose(-1, -2)
 
 
 def added(module: nn.Linear | Gates, positions: Tensor, shape: torch.Size) -> Tensor:
@@ -30,7 +30,9 @@ def added(module: nn.Linear | Gates, positions: Tensor, shape: torch.Size) -> Te
 def gradients(module: nn.Linear | Gates, pulled: Tensor, num_views: int) -> Tensor:
     """pulled: (n * S, k, ..., o) -> (n, S, k, 1, o, T)."""
     middle = pulled.shape[2:-1].numel()
-    return pulled.reshape(-1, num_views, pulled.shape[1], 1, middle, pulled.shape[-1]).transpose(-1, -2)
+    return pulled.reshape(len(pulled) // num_views, num_views, pulled.shape[1], 1, middle, pulled.shape[-1]).transpose(
+        -1, -2
+    )
 
 
 def tokens(values: Tensor, dim: int) -> Tensor:

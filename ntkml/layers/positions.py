@@ -164,7 +164,7 @@ class Positions:
         p = views * t
         explicit = n * k * q * p * o * d + (n * k) ** 2 * q * o * d
         direct = q * ((n * p) ** 2 * d + (n * k * p) ** 2 * (o + _PAIR))
-        return direct < explicit
+        return 0 < direct < explicit  # without positions there is nothing to multiply, and rows of zeros do
 
     def rows_are_larger(self) -> bool:
         n, views, k, q, o, t = self.gradients.shape

@@ -68,6 +68,19 @@ def test_a_call_for_no_token_adds_nothing(name, structure):
     assert_same(log_marginal_likelihood(model, x, Y, f"{structure}-N-C").log_det, expected)
 
 
+@pytest.mark.parametrize("chunk", [N, 2])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("name", ["linear", "norm", "embedding"])
+def test_a_layer_whose_only_call_has_no_token_adds_nothing(name, structure, chunk):
+    layer, shape, width, dim = KINDS[name]
+    x = torch.randn(N, width, generator=generator(5), dtype=torch.float64)
+    model = seeded(Tokens(layer(), True, width, dim)).eval()
+    expected = MarginalLikelihood(model.head, f"{structure}-N-C", chunk=chunk).estimate(x, Y).log_det
+    none = torch.zeros(N, 0, *shape[1:], dtype=torch.long if name == "embedding" else x.dtype)
+    model.forward = lambda x: model.head(x + model.layer(none[: len(x)]).sum((1, 2))[:, None])
+    assert_same(MarginalLikelihood(model, f"{structure}-N-C", chunk=chunk).estimate(x, Y).log_det, expected)
+
+
 class Overwriting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
