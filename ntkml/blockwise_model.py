@@ -22,7 +22,7 @@ from ntkml.rows.capture import OutdatedPlanError
 from ntkml.rows.chunking import automatic_chunk, in_memory
 from ntkml.rows.exact import RowPlan
 from ntkml.rows.model_contract import check_model
-from ntkml.rows.planned import Planned
+from ntkml.rows.plan_in_force import PlanInForce
 from ntkml.specs import EstimatorSpec, parse_estimator
 from ntkml.structures import structure_named
 from ntkml.two_pass import BlockData, FirstPass, TwoPass
@@ -52,7 +52,7 @@ class BlockwiseModel(BayesianModel):
         self.estimator = parse_estimator(str(estimator))
         self.chunk = chunk
         self.tree: NestedDichotomy | None = None
-        self._planned: Planned | None = None
+        self._plan_in_force: PlanInForce | None = None
 
     def _data(self, block: Block, inputs: Tensor, targets: Tensor, share: float, noise: Tensor | None) -> BlockData:
         """A block that shares ``share`` of its inputs' likelihood; ``noise``: of its views, which are the same whenever they are made."""
@@ -147,10 +147,10 @@ class BlockwiseModel(BayesianModel):
 
     def _row_plan(self, inputs: Tensor, anew: bool = False) -> RowPlan:
         """The network's plan, made where there is none yet and where a module, a hook or a setting of the network changed since."""
-        if anew or self._planned is None or not self._planned.holds(self.model):
+        if anew or self._plan_in_force is None or not self._plan_in_force.holds(self.model):
             with whole_numbers_explained(self.model, inputs):
-                planned = Planned.by(lambda: check_model(self.model, inputs), self.model, self._planned)
+                found = PlanInForce.by(lambda: check_model(self.model, inputs), self.model, self._plan_in_force)
             if self.augmentation is not None:
                 check_views(self.augmentation, inputs)
-            self._planned = planned
-        return self._planned.plan
+            self._plan_in_force = found
+        return self._plan_in_force.plan

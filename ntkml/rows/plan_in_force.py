@@ -18,7 +18,7 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanInForce:
     """A plan, and what it was made for. ``settings``: plain attributes of modules that forward passes leave alone."""
 
     plan: RowPlan
@@ -27,7 +27,7 @@ class Planned:
     counted: frozenset[Setting]
 
     @classmethod
-    def by(cls, make: Callable[[], RowPlan], model: nn.Module, before: Planned | None) -> Planned:
+    def by(cls, make: Callable[[], RowPlan], model: nn.Module, before: PlanInForce | None) -> PlanInForce:
         """The plan that ``make`` gives. What has changed meanwhile is a count or a state of the network's own, of any later plan too."""
         found, now = _layout(model), _settings(model)
         plan = make()
