@@ -62,6 +62,8 @@ NETWORKS = {
     "tied embedding": Kind(
         lambda: sequences.Words(padding=1, tied=True), (5,), exact=("embedding",), vocabulary=6, vectorised=False
     ),
+    "bags of words": Kind(lambda: sequences.Bags(mode="sum"), (5,), vocabulary=6),
+    "bags of words behind padding": Kind(lambda: sequences.Bags(mode="mean", padding_idx=1), (5,), vocabulary=6),
     "transformer": Kind(sequences.Encoder, (4,), vocabulary=5),
     "transformer, norm first": Kind(lambda: sequences.Encoder(norm_first=True), (4,), vocabulary=5),
     "transformer, steps first": Kind(lambda: sequences.Encoder(steps_first=True), (4,), vocabulary=5),

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 from tests.network_modules import CLASSES
+
+
+class Bags(nn.Module):
+    """All words of an input in one vector: as they are, ``weighted``, or in one row with the others' and ``offsets``."""
+
+    def __init__(self, weighted: bool = False, offsets: bool = False, **settings: Any) -> None:
+        super().__init__()
+        self.bags, self.head = nn.EmbeddingBag(6, 3, **settings), nn.Linear(3, CLASSES)
+        self.weighted, self.offsets = weighted, offsets
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weighted:
+            bags = self.bags(x, per_sample_weights=(x + 1.0).to(self.head.weight))
+        elif self.offsets:
+            bags = self.bags(x.flatten(), torch.arange(0, x.numel(), x.shape[1], device=x.device))
+        else:
+            bags = self.bags(x)
+        return self.head(torch.tanh(bags))
 
 
 class Words(nn.Module):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from ntkml.layers import conv, elementwise, recurrent
+from ntkml.layers import conv, elementwise, embedding, recurrent
 
 #: Module types whose parameters have rows of their own; the others take exact ones (:mod:`ntkml.rows.exact`).
 LAYER_TYPES: tuple[type[nn.Module], ...] = (
     nn.Linear,
     *conv.TYPES,
-    nn.Embedding,
+    *embedding.TYPES,
     nn.MultiheadAttention,
     *recurrent.TYPES,
     *elementwise.TYPES,

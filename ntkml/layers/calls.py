@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from ntkml.layers import attention, conv, elementwise, recurrent
+from ntkml.layers import attention, conv, elementwise, embedding, recurrent
 from ntkml.layers.layer_rows import qualified
 from ntkml.layers.uses import ElementwiseUse, EmbeddingUse, OneUse, PositionsUse, RecurrentUse
 
@@ -45,7 +45,7 @@ class Call:
     @property
     def computed_anew(self) -> bool:
         """Whether what replaces the result is another computation of the same."""
-        return isinstance(self.module, (*elementwise.TYPES, *recurrent.TYPES, nn.MultiheadAttention))
+        return isinstance(self.module, (*elementwise.TYPES, *recurrent.TYPES, nn.MultiheadAttention, nn.EmbeddingBag))
 
     def unsupported(self) -> str | None:
         """Why the rows would be wrong with these arguments, or None."""
@@ -60,6 +60,8 @@ class Call:
             return attention.unsupported_call(self.module, self.given, self.named)
         if isinstance(self.module, recurrent.TYPES):
             return recurrent.unsupported_call(self.module, self.given, self.named)
+        if isinstance(self.module, nn.EmbeddingBag):
+            return embedding.unsupported_call(self.module, self.given, self.named)
         return None
 
     def uses(self, num_views: int, graph: bool) -> tuple[list[OneUse], Any]:
@@ -73,8 +75,12 @@ class Call:
             edges = tuple(get_gradient_edge(own[key]) for key in self.keys[name])
             result = elementwise.output(module, inputs, own)
             return [ElementwiseUse(name, self.keys[name], edges, num_views)], self._placed(result)
-        if isinstance(module, nn.Embedding):
-            result, replaced = self._with_an_edge()
+        if isinstance(module, embedding.TYPES):
+            if isinstance(module, nn.EmbeddingBag):
+                result = embedding.vectors(module, inputs)
+                replaced: Any = embedding.bags(module, inputs, result)
+            else:
+                result, replaced = self._with_an_edge()
             edge = get_gradient_edge(result)
             return [EmbeddingUse(name, self.keys[name], (edge,), module, inputs.detach(), num_views)], replaced
         if isinstance(module, recurrent.TYPES):
@@ -165,4 +171,6 @@ def unsupported(module: nn.Module) -> str | None:
         return attention.unsupported(module)
     if isinstance(module, recurrent.TYPES):
         return recurrent.unsupported(module)
+    if isinstance(module, embedding.TYPES):
+        return embedding.unsupported(module)
     return conv.unsupported(module) if isinstance(module, conv.TYPES) else None

@@ -1,17 +1,25 @@
-"""nn.Embedding: a linear map of one-hot inputs, whose rows are scattered gradients and whose kernel is one of shared tokens."""
+"""nn.Embedding: a linear map of one-hot inputs, whose rows are scattered gradients and whose kernel is one of shared tokens.
+
+nn.EmbeddingBag adds up or averages what it gives for the tokens of an input. torch computes both at once; its output is replaced by that
+of the two operations one after the other, so that the vectors of the tokens have an edge.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ntkml.layers.kronecker import KroneckerIndices
 from ntkml.layers.layer_rows import squares_of
 from ntkml.machine.devices import suited
+
+TYPES = (nn.Embedding, nn.EmbeddingBag)
 
 #: Float64 entries of one tile of the direct route, 8 MiB on a CPU and 256 MiB on a GPU, but at least what one token takes.
 _TILE_ENTRIES = {"cpu": 2**20, "cuda": 2**25}
@@ -123,7 +131,36 @@ def common_indices(indices: Tensor) -> Tensor:
     return indices[:, 0]
 
 
-def embedding_rows(module: nn.Embedding, inputs: Tensor, pulled: Tensor, num_views: int) -> EmbeddingRows:
+def unsupported(module: nn.Embedding | nn.EmbeddingBag) -> str | None:
+    """Settings under which it is more than a linear map of one-hot inputs."""
+    if isinstance(module, nn.EmbeddingBag) and module.mode == "max":
+        return "it takes the largest entries of its vectors"
+    return None
+
+
+def unsupported_call(module: nn.EmbeddingBag, given: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Why the rows of a call would be wrong, or None."""
+    if len(given) > 1 or named:
+        return "it is called with offsets or weights of its inputs"
+    return None if given[0].ndim == 2 else "it does not see the batch in its first dimension"
+
+
+def vectors(module: nn.EmbeddingBag, indices: Tensor) -> Tensor:
+    """The vector of every token. (n, T) -> (n, T, d)."""
+    return F.embedding(indices, module.weight, module.padding_idx)
+
+
+def bags(module: nn.EmbeddingBag, indices: Tensor, vectors: Tensor) -> Tensor:
+    """Sums or means over the tokens of an input that are no padding, zeros where it has none. (n, T), (n, T, d) -> (n, d)."""
+    counted = torch.ones_like(indices) if module.padding_idx is None else indices != module.padding_idx
+    counted = counted.unsqueeze(-1).to(vectors.dtype)
+    total = (vectors * counted).sum(1)
+    return total / counted.sum(1).clamp_min(1.0) if module.mode == "mean" else total
+
+
+def embedding_rows(
+    module: nn.Embedding | nn.EmbeddingBag, inputs: Tensor, pulled: Tensor, num_views: int
+) -> EmbeddingRows:
     """inputs: (n * S, ...) indices; pulled: (n * S, k, ..., d)."""
     n, k, t = len(inputs) // num_views, pulled.shape[1], inputs.shape[1:].numel()  # t = 0 where no token is left
     indices = inputs.reshape(n, num_views * t).long()

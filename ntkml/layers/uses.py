@@ -165,12 +165,12 @@ class RecurrentUse:
 
 @dataclass(frozen=True)
 class EmbeddingUse:
-    """An embedding: its indices and the edge of its output."""
+    """An embedding: its indices and the edge of the vectors that it gives for them."""
 
     name: str
     keys: tuple[str, ...]
     edges: tuple[GradientEdge, ...]
-    module: nn.Embedding
+    module: nn.Embedding | nn.EmbeddingBag
     inputs: Tensor
     num_views: int
     num_calls: int = 1

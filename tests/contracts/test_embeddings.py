@@ -17,7 +17,9 @@ from ntkml.rows.model_contract import check_model
 from ntkml.rows.pulled import rows_by_layer
 from tests.factories import assert_same, generator, seeded
 from tests.layer_examples import dense_rows
+from tests.network_modules import CLASSES
 from tests.objectives import Slope, everything
+from tests.sequence_modules import Bags
 
 
 def pairs_of_words(num_inputs, num_entries):
@@ -82,6 +84,30 @@ def test_embeddings_whose_gradient_is_no_derivative_are_refused(setting):
     model = seeded(nn.Sequential(nn.Embedding(5, 4, **setting), nn.Flatten(), nn.Linear(8, 3)))
     with pytest.raises(ValueError, match=f"Embedding '0' has {next(iter(setting))}, under which .*leave it out"):
         check_model(model, pairs_of_words(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"mode": "max"}, "it takes the largest entries of its vectors"),
+        ({"mode": "sum", "weighted": True}, "it is called with offsets or weights of its inputs"),
+        ({"mode": "mean", "offsets": True}, "it is called with offsets or weights of its inputs"),
+    ],
+)
+def test_bags_that_are_no_sums_or_means_of_what_they_are_given_take_exact_rows(settings, why):
+    model, x = seeded(Bags(**settings)).eval(), torch.randint(6, (4, 5), generator=generator(7))
+    plan = check_model(model, x)
+    assert plan.exact == {"bags.weight": why}
+    factor = torch.randn(4, CLASSES, 2, generator=generator(4), dtype=torch.float64)
+    rows = rows_by_layer(capture(model, x, plan=plan), factor, keep_graph=False)["bags"]
+    assert_same(rows.rows()["weight"].flatten(0, 1), dense_rows(model, x, factor, 1)["bags.weight"])
+
+
+def test_the_bag_of_an_input_that_is_padding_alone_is_zero():
+    """As torch has it: the mean of no vectors is no NaN."""
+    model, x = seeded(Bags(mode="mean", padding_idx=1)).eval(), torch.tensor([[1, 1], [1, 2], [2, 3]])
+    assert check_model(model, x).exact == {}
+    assert_same(capture(model, x).outputs, model(x))
 
 
 class Repeated(nn.Module):
