@@ -33,6 +33,13 @@ LAYERS = {
     "conv of sequences, more positions than fan-in": (lambda: nn.Conv1d(1, 2, 2, bias=False), (1, 9)),
     "conv of sequences in groups, dilated": (lambda: nn.Conv1d(4, 6, 2, groups=2, dilation=2), (4, 5)),
     "conv of sequences padded to the same size": (lambda: nn.Conv1d(2, 2, 3, padding="same"), (2, 5)),
+    "conv of volumes": (lambda: nn.Conv3d(2, 3, 2), (2, 3, 3, 2)),
+    "conv of volumes, more positions than fan-in": (lambda: nn.Conv3d(1, 2, (1, 2, 1)), (1, 3, 4, 2)),
+    "conv of volumes in groups, with all settings": (
+        lambda: nn.Conv3d(4, 2, (2, 1, 3), (1, 2, 1), (1, 0, 2), (2, 1, 1), groups=2),
+        (4, 3, 3, 2),
+    ),
+    "conv of volumes padded to the same size": (lambda: nn.Conv3d(1, 2, 3, padding="same", bias=False), (1, 2, 3, 2)),
     "recurrent": (lambda: nn.RNN(3, 2, batch_first=True), (2, 3)),
     "recurrent, more steps than fan-in": (lambda: nn.LSTM(2, 2, batch_first=True, bidirectional=True), (4, 2)),
     "recurrent, gates of their own": (lambda: nn.GRU(2, 3, 2, batch_first=True), (3, 2)),
@@ -51,6 +58,12 @@ LAYERS = {
     "batch norm of sequences": (lambda: normalised(nn.BatchNorm1d(4)), (4, 3)),
     "batch norm of images": (lambda: normalised(nn.BatchNorm2d(2, eps=0.5)), (2, 3, 3)),
     "batch norm of volumes": (lambda: normalised(nn.BatchNorm3d(2)), (2, 2, 2, 2)),
+    "instance norm": (lambda: nn.InstanceNorm1d(3, eps=0.5, affine=True), (3, 4)),
+    "instance norm of images, with running statistics": (
+        lambda: normalised(nn.InstanceNorm2d(2, affine=True, track_running_stats=True)),
+        (2, 3, 3),
+    ),
+    "instance norm of volumes": (lambda: nn.InstanceNorm3d(2, affine=True), (2, 2, 2, 2)),
     "scalar bias": (lambda: Bias(), (2, 3, 3)),
     "scalar scale": (lambda: Scale(), (2, 3, 3)),
 }

@@ -156,6 +156,16 @@ NETWORKS = {
     "one-dimensional convolution": Kind(
         lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, CLASSES)), (2, 4)
     ),
+    "convolution of volumes": Kind(
+        lambda: nn.Sequential(
+            nn.Conv3d(2, 3, 2, dilation=(1, 2, 1)),
+            nn.InstanceNorm3d(3, affine=True),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(12, CLASSES),
+        ),
+        (2, 2, 4, 3),
+    ),
     "circular convolution": Kind(
         lambda: nn.Sequential(
             nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Tanh(), nn.Flatten(), nn.Linear(18, CLASSES)

@@ -23,6 +23,9 @@ TYPES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.PReLU,
     Bias,
     Scale,
@@ -57,6 +60,10 @@ def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
         return F.group_norm(inputs, module.num_groups, eps=module.eps)
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return F.batch_norm(inputs, module.running_mean, module.running_var, training=False, eps=module.eps)
+    if isinstance(module, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        own = module.training or module.running_mean is None
+        kept = (None, None) if own else (module.running_mean, module.running_var)
+        return F.instance_norm(inputs, *kept, use_input_stats=own, eps=module.eps)
     return inputs
 
 

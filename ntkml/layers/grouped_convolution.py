@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
@@ -21,7 +21,7 @@ from ntkml.layers import conv
 class GroupedConvolution:
     """A convolution ``module`` with its inputs (n * S, channels, height, width) and k cotangents (n * S, k, out, h, w) each."""
 
-    module: conv.Convolution
+    module: nn.Conv1d | nn.Conv2d
     inputs: Tensor
     pulled: Tensor
     num_views: int

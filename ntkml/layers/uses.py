@@ -117,7 +117,7 @@ class PositionsUse:
     def grouped(self, pulled: Tensor) -> GroupedConvolution | None:
         """The way to its rows without patches, where that is the faster one."""
         module = self.module
-        if isinstance(module, conv.TYPES):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             inputs, pulled = (conv.as_images(module, values) for values in (self.inputs, pulled))
             if grouped_is_faster(inputs, pulled, self.num_views, module.groups):
                 return GroupedConvolution(module, inputs, pulled, self.num_views)

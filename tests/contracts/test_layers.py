@@ -23,7 +23,7 @@ from tests.layer_examples import LAYERS, dense_rows, example, shapes_of, surroun
 
 def test_every_supported_layer_type_is_covered_here():
     """Embeddings, whose inputs are indices, have tests of their own; attention is among the networks of tests/networks."""
-    others = {nn.Embedding, nn.MultiheadAttention}
+    others = {nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention}
     assert {type(make()) for make, _ in LAYERS.values()} | others == set(LAYER_TYPES)
 
 
