@@ -58,6 +58,7 @@ LAYERS = {
     "batch norm of sequences": (lambda: normalised(nn.BatchNorm1d(4)), (4, 3)),
     "batch norm of images": (lambda: normalised(nn.BatchNorm2d(2, eps=0.5)), (2, 3, 3)),
     "batch norm of volumes": (lambda: normalised(nn.BatchNorm3d(2)), (2, 2, 2, 2)),
+    "batch norm of many processes": (lambda: normalised(nn.SyncBatchNorm(2)), (2, 3)),
     "instance norm": (lambda: nn.InstanceNorm1d(3, eps=0.5, affine=True), (3, 4)),
     "instance norm of images, with running statistics": (
         lambda: normalised(nn.InstanceNorm2d(2, affine=True, track_running_stats=True)),
