@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ntkml.protocols.run_settings import RunSettings
+from ntkml.records.tables import as_cell
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
 from ntkml.tables.entries import METRICS, Entry, Value, bold
@@ -106,7 +107,7 @@ def latex(panels: Sequence[Panel]) -> str:
 
 
 def tidy(panels: Sequence[Panel]) -> str:
-    """CSV: a line for every entry, published and ours, in full digits."""
+    """CSV: a line for every entry, published and ours, with as many digits as the rows have."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     of_metrics = [part for name in METRICS.values() for part in (name, f"{name}_error", f"{name}_bold")]
@@ -130,7 +131,7 @@ def tidy(panels: Sequence[Panel]) -> str:
     return text.getvalue()
 
 
-def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> Iterator[list[object]]:
+def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> Iterator[list[str]]:
     """The lines of the published entries of a panel, or of ours, which have ``settings``."""
     named = ["", "", ""]
     if settings is not None:
@@ -142,13 +143,20 @@ def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> It
             about = [panel.table, panel.dataset, *named, *row, entry.label, entry.source, certified]
             seeds = " ".join(map(str, entry.seeds))
             values = [cell for name in METRICS.values() for cell in _tidy_value(entry, name, held)]
-            yield [*about, seeds, *values, entry.seconds, entry.relative_time, entry.note]
+            yield [*about, seeds, *values, _digits(entry.seconds), _digits(entry.relative_time), entry.note]
 
 
-def _tidy_value(entry: Entry, name: str, held: Entries) -> list[object]:
+def _tidy_value(entry: Entry, name: str, held: Entries) -> list[str]:
     """Mean, error, and whether it is bold."""
     value = entry.values.get(name)
-    return [value.mean, value.error, str(_is_bold(entry, name, held)).lower()] if value else ["", "", ""]
+    if value is None:
+        return ["", "", ""]
+    return [_digits(value.mean), _digits(value.error), str(_is_bold(entry, name, held)).lower()]
+
+
+def _digits(number: float | None) -> str:
+    """A number as a CSV file of rows has it: 82.63, not 82.63000000000001."""
+    return "" if number is None else as_cell(number)
 
 
 def notes_of(panel: Panel) -> list[str]:
