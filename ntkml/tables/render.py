@@ -84,8 +84,8 @@ def _columns(panel: Panel) -> list[str]:
 
 
 def latex(panels: Sequence[Panel]) -> str:
-    """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
-    parts = []
+    """One ``tabular`` for each panel, its notes in a paragraph below it; what includes the file keeps its own size of type."""
+    parts = [r"% For \input, with \usepackage{booktabs} in the preamble."]
     for panel in panels:
         heads = [column.heading for column in COLUMNS[panel.table].values()]
         count = len(heads)
@@ -100,10 +100,15 @@ def latex(panels: Sequence[Panel]) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             "",
-            rf"\par\footnotesize {_escaped(panel.title)}. {' '.join(map(_escaped, notes_of(panel)))}",
+            _small([f"{panel.title}.", *notes_of(panel)]),
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, rf"\par\footnotesize {' '.join(map(_escaped, _reading(panels)))}"]) + "\n"
+    return "\n\n".join([*parts, _small(_reading(panels))]) + "\n"
+
+
+def _small(sentences: Sequence[str]) -> str:
+    """A paragraph in small type, which ends with it: what follows is not small."""
+    return rf"{{\footnotesize {' '.join(map(_escaped, sentences))}\par}}"
 
 
 def tidy(panels: Sequence[Panel]) -> str:

@@ -190,6 +190,15 @@ def test_numbers_of_the_csv_file_end_where_those_of_rows_do(tmp_path):
     assert (rows["NTK-500-1"]["relative_time"], rows["NTK-500-1"]["seconds"]) == ("60", "")
 
 
+def test_the_small_type_of_the_notes_ends_with_them(tmp_path):
+    lines = render.latex(panels("table-2", tmp_path)).splitlines()
+    small = [line for line in lines if r"\footnotesize" in line]
+    assert len(small) == 2  # of one panel, and how all are to be read
+    assert all(line.startswith(r"{\footnotesize ") and line.endswith(r"\par}") for line in small)
+    assert "booktabs" in lines[0]
+    assert lines[0].startswith("%")
+
+
 def test_names_of_data_are_escaped_for_latex(tmp_path):
     write_protocol_run(tmp_path, "table-2", "invariance", "kfac-60-1+iid", dataset=r"a_$x^{~\z")
     text = render.latex(panels("table-2", tmp_path))
