@@ -173,7 +173,8 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
                 return
             _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
-        click.echo(f"{name + ':':<14} {folder / name}")
+        there = (folder / name).exists()  # weights may be left out where a finished run is copied
+        click.echo(f"{name + ':':<14} {folder / name if there else 'missing (--force computes the run again)'}")
 
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:

@@ -212,6 +212,15 @@ def test_a_finished_run_is_computed_again_only_by_force(run, tmp_path, only):
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > finished
 
 
+def test_a_finished_run_without_its_weights_says_so(run, tmp_path, only):
+    [named] = [line for line in run(*PRIOR)[1].splitlines() if line.startswith("weights.pt:")]
+    assert (tmp_path / named.split()[1]).exists()
+    only(tmp_path, "weights.pt").unlink()
+    code, out, _ = run(*PRIOR)
+    assert (code, "Finished already" in out, named in out) == (0, True, False)
+    assert "weights.pt:    missing (--force computes the run again)" in out.splitlines()
+
+
 def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch, only):
     write, seen = write_rows, []
 
