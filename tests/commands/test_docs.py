@@ -52,6 +52,15 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_meaning(name):
+    rows = [
+        line.strip("| ").split(" | ") for line in generator().command_page(name).splitlines() if line.startswith("| `")
+    ]
+    assert all(option.startswith("`--") and meaning.strip() for option, meaning in rows), rows
+    assert rows
+
+
 def test_every_column_of_the_csv_files_is_explained():
     explained = {}
     for section in (DOCS / "columns.md").read_text(encoding="utf-8").split("\n## ")[1:]:
