@@ -21,6 +21,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, DATASET, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
+from ntkml.machine.messages import counted
 from ntkml.protocols.bound_grid import departures, load_bound_grid
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import MODELS
@@ -132,8 +133,8 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
-        size = f"N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
-        click.echo(f"{protocol.title}: {protocol.dataset}, {size}")
+        sizes = f"{counted(len(protocol.estimators), 'estimator')}, {counted(protocol.grid.points, 'grid point')}"
+        click.echo(f"{protocol.title}: {protocol.dataset}, N={protocol.num_data}, {sizes}")
         compute = partial(run_bound_grid, grid, track=track)
         replace_when_finished(folder, compute) if options["force"] else compute(folder)
     _draw(folder, options["figures"])

@@ -146,7 +146,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
         return
     sites = _sites(options)
     where = f"{counted(len(sites), 'worker')} of {counted(sites[0].threads, 'thread')}"
-    click.echo(f"{protocol.title}: {len(cells)} cells, {where} on {sites[0].device}")
+    click.echo(f"{protocol.title}: {counted(len(cells), 'cell')}, {where} on {sites[0].device}")
     _train(cells, sites, stops, Screen())
 
 
@@ -259,4 +259,4 @@ def _list(cells: Iterable[PlannedCell]) -> None:
         row = f" [{', '.join(cell.rows)}]" if cell.rows else ""
         click.echo(f"{state:<8} {kept:>4}/{epochs:<4} {cell.label}{row}  {cell.folder}")
     done = sum(state == DONE for _, state in states)
-    click.echo(f"{len(states)} cells, {done} done")
+    click.echo(f"{counted(len(states), 'cell')}, {done} done")

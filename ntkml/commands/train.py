@@ -25,6 +25,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASET, POSITIVE, SAMPLES, SECONDS, SEED, SYSTEM, TRAIN_PROTOCOL, LearnedHparam
+from ntkml.machine.messages import counted
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
 from ntkml.protocols.train import WORDS, TrainProtocol, departures, draws_blocks
@@ -190,7 +191,7 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
     protocol = run.protocol
-    size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {run.device.type}"
+    size = f"N={protocol.num_data}, {counted(protocol.epochs, 'epoch')}, {protocol.estimator} on {run.device.type}"
     click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
     pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
 
