@@ -142,13 +142,10 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
 
 def _draw(folder: Path, figures: Path) -> None:
     """The run's picture, then where everything lies."""
-    from ntkml.figures import bounds, captions, render
-    from ntkml.records import bound_grid as bound_records
-    from ntkml.records.manifests import read_manifest
+    from ntkml.figures import drawing, render
 
-    notes = captions.manifest_notes([read_manifest(folder / "manifest.json")])
-    figure = bounds.draw_run(bound_records.read_rows(folder / "rows.csv"), notes)
-    pictures = render.save(figure, figures / f"bound-grid-{folder.name}", ["png"])
+    drawn = drawing.draw("bound-grid", [folder / "rows.csv"], folder)
+    pictures = render.save(drawn.figure, figures / drawn.stem, ["png"])
     click.echo(f"Rows:     {folder / 'rows.csv'}")
     click.echo(f"Manifest: {folder / 'manifest.json'}")
     click.echo(f"Picture:  {', '.join(str(path) for path in pictures)}")
