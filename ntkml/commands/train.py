@@ -180,6 +180,7 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and continued there without ``--force``."""
+    from ntkml.records.train import read_finished
     from ntkml.runs.any_run import begun, run_any
     from ntkml.runs.folders import complete_replacement, finished, replace_when_finished, replacement
     from ntkml.runs.train_journal import Pace
@@ -188,6 +189,9 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     complete_replacement(folder)
     replacing = force or begun(replacement(folder))
     if not replacing and finished(folder):
+        read_finished(
+            folder / "rows.csv", run.protocol.epochs, run.run_id
+        )  # a file that was cut short is no finished run's
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
     protocol = run.protocol
