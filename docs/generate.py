@@ -50,7 +50,9 @@ def command_page(name: str) -> str:
     command: click.Command = resolve(COMMANDS, name, "command")
     context = click.Context(command, info_name=f"ntkml {name}", **command.context_settings)
     usage = " ".join(["ntkml", name, *command.collect_usage_pieces(context)])
-    rows = [record for param in command.params if (record := param.get_help_record(context))]
+    # Arguments have no help of their own, which is told by the description; not every version of click has a record of them.
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    rows = [record for option in options if (record := option.get_help_record(context))]
     table = "\n".join(f"| `{_cell(option)}` | {_cell(text)} |" for option, text in rows)
     parts = [
         f"# ntkml {name}\n",

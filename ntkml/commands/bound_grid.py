@@ -21,6 +21,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import track
 from ntkml.commands.stops import orderly_stops
 from ntkml.commands.types import COUNT, DATASET, ESTIMATORS, POSITIVE, SAMPLES, SEED, NamedPath
+from ntkml.machine.messages import counted
 from ntkml.protocols.bound_grid import departures, load_bound_grid
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.registry import MODELS
@@ -132,8 +133,8 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
     if not options["force"] and finished(folder):
         click.echo(f"Finished already: {folder} (--force computes it again)")
     else:
-        size = f"N={protocol.num_data}, {len(protocol.estimators)} estimators, {protocol.grid.points} grid points"
-        click.echo(f"{protocol.title}: {protocol.dataset}, {size}")
+        sizes = f"{counted(len(protocol.estimators), 'estimator')}, {counted(protocol.grid.points, 'grid point')}"
+        click.echo(f"{protocol.title}: {protocol.dataset}, N={protocol.num_data}, {sizes}")
         compute = partial(run_bound_grid, grid, track=track)
         replace_when_finished(folder, compute) if options["force"] else compute(folder)
     _draw(folder, options["figures"])
@@ -141,13 +142,10 @@ def _run(protocol: BoundGridProtocol, asked: BoundGridProtocol, options: dict[st
 
 def _draw(folder: Path, figures: Path) -> None:
     """The run's picture, then where everything lies."""
-    from ntkml.figures import bounds, captions, render
-    from ntkml.records import bound_grid as bound_records
-    from ntkml.records.manifests import read_manifest
+    from ntkml.figures import drawing, render
 
-    notes = captions.manifest_notes([read_manifest(folder / "manifest.json")])
-    figure = bounds.draw_run(bound_records.read_rows(folder / "rows.csv"), notes)
-    pictures = render.save(figure, figures / f"bound-grid-{folder.name}", ["png"])
+    drawn = drawing.draw("bound-grid", [folder / "rows.csv"], folder)
+    pictures = render.save(drawn.figure, figures / drawn.stem, ["png"])
     click.echo(f"Rows:     {folder / 'rows.csv'}")
     click.echo(f"Manifest: {folder / 'manifest.json'}")
     click.echo(f"Picture:  {', '.join(str(path) for path in pictures)}")

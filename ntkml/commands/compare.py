@@ -18,6 +18,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import Stops, orderly_stops
 from ntkml.commands.types import SYSTEMS
+from ntkml.machine.messages import counted
 from ntkml.protocols import compare as compare_protocols
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _run(protocol: CompareProtocol, options: dict[str, Any], stops: Stops) -> No
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     folder = run.folder(options["out"])
-    heading = f"{protocol.title}: {protocol.hparam} on {data.name}, {count} runs on {run.device.type}"
+    heading = f"{protocol.title}: {protocol.hparam} on {data.name}, {counted(count, 'run')} on {run.device.type}"
     compute = partial(run_compare, run, options["out"], track=track, warn=warn, stop=stops.requested)
     compute_unless_finished(folder, compute, options, stops, heading, "compares")
     draw_finished(COMPARISON, folder, ("rows.csv", "manifest.json"), options["figures"])

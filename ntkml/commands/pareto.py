@@ -19,6 +19,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import track, warn
 from ntkml.commands.stops import Stops, orderly_stops
 from ntkml.commands.types import COUNT, ESTIMATORS
+from ntkml.machine.messages import counted
 from ntkml.protocols import pareto as pareto_protocols
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _run(protocol: ParetoProtocol, options: dict[str, Any], stops: Stops) -> Non
         run = only_finished(run, options["out"])
         protocol = run.protocol
     folder = run.folder(options["out"])
-    counts = f"{len(protocol.cells)} training cells, {len(protocol.compared)} estimators"
+    counts = f"{counted(len(protocol.cells), 'training cell')}, {counted(len(protocol.compared), 'estimator')}"
     heading = f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {counts} on {device.type}"
     compute = partial(run_pareto, run, options["out"], track=track, warn=warn, stop=stops.requested)
     compute_unless_finished(folder, compute, options, stops, heading, "times")

@@ -131,6 +131,7 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
     from ntkml.machine.allocator import return_freed_memory
     from ntkml.runs.sweep_plan import planned
 
+    asked = _asked_of_slurm(options)  # before any data are read, and where tasks are only listed
     try:
         cells = planned(protocol.cells, partial(_read, options), options["out"])
     except ValueError as error:
@@ -141,11 +142,11 @@ def _run(protocol: SweepProtocol, options: dict[str, Any], stops: Stops) -> None
         return
     files.check_writable_folder(options["out"])
     if options["cluster"]:
-        _train_on_cluster(protocol, cells, options, stops)
+        _train_on_cluster(protocol, cells, options, asked, stops)
         return
     sites = _sites(options)
     where = f"{counted(len(sites), 'worker')} of {counted(sites[0].threads, 'thread')}"
-    click.echo(f"{protocol.title}: {len(cells)} cells, {where} on {sites[0].device}")
+    click.echo(f"{protocol.title}: {counted(len(cells), 'cell')}, {where} on {sites[0].device}")
     _train(cells, sites, stops, Screen())
 
 
@@ -158,16 +159,24 @@ def _train(cells: list[PlannedCell], sites: list[Site], stops: Stops, screen: Sc
     _end(last, stops, "the same command continues it")
 
 
-def _train_on_cluster(protocol: SweepProtocol, cells: list[PlannedCell], options: dict[str, Any], stops: Stops) -> None:
+def _asked_of_slurm(options: dict[str, Any]) -> dict[str, str]:
+    """The options of sbatch by name."""
+    from ntkml.runs.sweep_cluster import listed
+
+    try:
+        return listed(options["slurm"])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--slurm") from None
+
+
+def _train_on_cluster(
+    protocol: SweepProtocol, cells: list[PlannedCell], options: dict[str, Any], asked: dict[str, str], stops: Stops
+) -> None:
     from ntkml.commands.sweep_table import Screen, shown
     from ntkml.runs import sweep_cluster
     from ntkml.runs.sweep_plan import state_of
     from ntkml.runs.sweep_worker import Site
 
-    try:
-        asked = sweep_cluster.listed(options["slurm"])
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--slurm") from None
     left = [cell for cell in cells if state_of(cell.folder) != DONE]
     workers = options["workers"]
     threads = _number(asked.get("cpus_per_task", "")) or _number(os.environ.get("OMP_NUM_THREADS", "")) or 1
@@ -250,4 +259,4 @@ def _list(cells: Iterable[PlannedCell]) -> None:
         row = f" [{', '.join(cell.rows)}]" if cell.rows else ""
         click.echo(f"{state:<8} {kept:>4}/{epochs:<4} {cell.label}{row}  {cell.folder}")
     done = sum(state == DONE for _, state in states)
-    click.echo(f"{len(states)} cells, {done} done")
+    click.echo(f"{counted(len(states), 'cell')}, {done} done")

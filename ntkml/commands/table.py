@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ntkml.commands.types import NamedPath
+from ntkml.machine.messages import counted
 
 _EPILOG = """\b
 Examples:
@@ -46,7 +47,7 @@ def table(number: str, results: Path, out: Path, name: str) -> None:
     writers = {"markdown": render.markdown, "latex": render.latex, "csv": render.tidy}
     folder = files.ensure_writable_folder(out)
     runs = sum(len(entry.seeds) for panel in found for entry in panel.ours.values())
-    click.echo(f"{runs} finished runs of table {number} under {results}")
+    click.echo(f"{counted(runs, 'finished run')} of table {number} under {results}")
     chosen = {one: writers[one](found).encode() for one in (SUFFIXES if name == "all" else [name])}
     for one, text in chosen.items():
         click.echo(f"Wrote {files.write_atomically(folder / f'table-{number}.{SUFFIXES[one]}', text)}")

@@ -25,6 +25,7 @@ from ntkml.commands.options import (
 from ntkml.commands.progress import warn
 from ntkml.commands.stops import EXIT_CODES, Stops, orderly_stops
 from ntkml.commands.types import COUNT, DATASET, POSITIVE, SAMPLES, SECONDS, SEED, SYSTEM, TRAIN_PROTOCOL, LearnedHparam
+from ntkml.machine.messages import counted
 from ntkml.protocols import train as train_protocols
 from ntkml.protocols.ranges import MOST, OPTIMIZERS
 from ntkml.protocols.train import WORDS, TrainProtocol, departures, draws_blocks
@@ -173,11 +174,13 @@ def _run(protocol: TrainProtocol, asked: TrainProtocol, options: dict[str, Any],
                 return
             _compute(run, folder, options, stops)
     for name in ("rows.csv", "manifest.json", "weights.pt"):
-        click.echo(f"{name + ':':<14} {folder / name}")
+        there = (folder / name).exists()  # weights may be left out where a finished run is copied
+        click.echo(f"{name + ':':<14} {folder / name if there else 'missing (--force computes the run again)'}")
 
 
 def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops) -> None:
     """Run what is not finished in ``folder``; a forced run is computed beside it, and continued there without ``--force``."""
+    from ntkml.records.train import read_finished
     from ntkml.runs.any_run import begun, run_any
     from ntkml.runs.folders import complete_replacement, finished, replace_when_finished, replacement
     from ntkml.runs.train_journal import Pace
@@ -186,10 +189,13 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     complete_replacement(folder)
     replacing = force or begun(replacement(folder))
     if not replacing and finished(folder):
+        read_finished(
+            folder / "rows.csv", run.protocol.epochs, run.run_id
+        )  # a file that was cut short is no finished run's
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
     protocol = run.protocol
-    size = f"N={protocol.num_data}, {protocol.epochs} epochs, {protocol.estimator} on {run.device.type}"
+    size = f"N={protocol.num_data}, {counted(protocol.epochs, 'epoch')}, {protocol.estimator} on {run.device.type}"
     click.echo(f"{protocol.title}: {protocol.hparam} on {protocol.dataset}, {size}")
     pace = Pace(options["checkpoint_every"], options["checkpoint_seconds"])
 

@@ -70,6 +70,7 @@ def draw_run(rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure:
         base,
         name="bound-grid",
         title="Bounds of the linearised-Laplace log marginal likelihood",
+        datasets={},  # no figure of the paper, which would have data of its own
         facets=(Facet(title="", estimators=tuple(estimators)),) if few else _families(estimators),
         facets_along="columns" if len(hparams) == 1 else "rows",
         labels="name" if few else "inputs",
@@ -88,7 +89,7 @@ def _draw(
     drawn = {hparam: {name: curves[hparam][name] for name in wanted if name in curves[hparam]} for hparam in axes}
     limits = {hparam: limits_of(axes[hparam], drawn[hparam].values()) for hparam in axes}
     hidden = {hparam: hidden_curves(limits[hparam], drawn[hparam].values()) for hparam in axes}
-    sentences = [f"{protocol.title}.", captions.provenance(rows), *captions.findings(drawn, hidden)]
+    sentences = [f"{protocol.title}.", captions.provenance(rows, protocol.datasets), *captions.findings(drawn, hidden)]
     sentences += [*captions.missing(wanted, drawn), *notes]
     num_outputs = _num_outputs(protocol, rows)
     # Where C is not known, blocks are counted in inputs instead of in index pairs.

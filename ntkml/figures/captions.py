@@ -31,15 +31,24 @@ def manifest_notes(manifests: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(sentences))
 
 
-def provenance(rows: pandas.DataFrame) -> str:
-    """Data, model and seeds of the rows, one clause for each setting among them."""
+def not_of_the_paper(dataset: str, expected: str) -> str:
+    """What stands behind the name of a ``dataset`` that is not the paper's: ``expected``, or "" where the paper has no such figure."""
+    return f" (not the paper's {expected})" if expected and dataset != expected else ""
+
+
+def provenance(rows: pandas.DataFrame, expected: Mapping[str, str]) -> str:
+    """Data, model and seeds of the rows, one clause for each setting among them.
+
+    ``expected``: the data of the paper's figure by hyperparameter, where there is one.
+    """
     clauses: dict[str, list[str]] = {}
     for hparam, group in rows[rows["block"].isna()].groupby("hparam", sort=False):
         first = group.iloc[0]
         seeds = sorted(set(group["seed"]))
         seed_words = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean over seeds {', '.join(map(str, seeds))}"
         size = f"{data_and_network(first)}, {seed_words}"
-        clauses.setdefault(size, []).append(f"{first['dataset']} ({hparam})")
+        elsewhere = not_of_the_paper(first["dataset"], expected.get(str(hparam), ""))
+        clauses.setdefault(size, []).append(f"{first['dataset']} ({hparam}){elsewhere}")
     return "; ".join(f"{' and '.join(datasets)}, {size}" for size, datasets in clauses.items()) + "."
 
 

@@ -115,9 +115,12 @@ def _comparison(csv: Sequence[Path], results: Path) -> Drawing:
 
 
 def _run_stem(name: str, rows: Any) -> str:
-    """A name that tells runs apart: hyperparameter, data set and, where there is one run only, its id."""
+    """A name that tells runs apart: hyperparameter, data set and, where there is one run only, its id.
+
+    Of one run it is that of its folder, so that the picture of the command that computed it is replaced.
+    """
     parts = [name]
     for column in ("hparam", "dataset", "run_id"):
         values = rows[column].unique()
         parts += [str(values[0])] if len(values) == 1 else []
-    return re.sub(r"[^\w.+-]", "_", "-".join(parts))  # cells of a file must not choose a folder
+    return re.sub(r"[/\\\x00-\x1f]", "_", "-".join(parts))  # cells of a file must not choose a folder

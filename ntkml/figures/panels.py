@@ -58,7 +58,7 @@ def draw_panel(
     for part, y in zip(parts, (limits.upper, limits.lower), strict=False):
         part.set_xscale(axes.xscale)
         for name, curve in curves.items():
-            _draw_curve(part, curve, looks[name], limits.x, places[name], len(places))
+            _draw_curve(part, curve, looks[name], limits.x, y, places[name], len(places))
         if limits.x[0] < limits.x[1]:  # a grid of one point has no range
             part.set_xlim(limits.x)
         if y:
@@ -80,7 +80,9 @@ def draw_empty(part: Axes, words: str, axes: PanelAxes) -> None:
         spine.set(linestyle=(0, (3, 3)), color="0.6")
 
 
-def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: int, count: int) -> None:
+def _draw_curve(
+    part: Axes, curve: Curve, look: LineLook, x: Interval, y: Interval | None, place: int, count: int
+) -> None:
     inside = numpy.flatnonzero(_inside(curve, x))
     step = max(1, round(len(inside) / MARKERS_PER_CURVE))
     # Shifted starts keep the markers of neighbouring curves from covering each other.
@@ -90,6 +92,10 @@ def _draw_curve(part: Axes, curve: Curve, look: LineLook, x: Interval, place: in
     style = line_style(look, curve.certified)
     if len(inside) == 1:
         style["marker"] = look.marker or "o"  # a line of one point is none
+    if len(curve.x) == 1 and (y is None or y[0] <= curve.y[0] <= y[1]):
+        style["clip_on"] = (
+            False  # that point alone is whole also on the frame, as where a run was evaluated at its end only
+        )
     part.plot(
         curve.x, curve.y, gid=curve.estimator, markevery=marked, zorder=3.0 if look is FULL else 2.5, **style
     )  # fmt: skip

@@ -50,7 +50,7 @@ def draw(
     hidden = {column: outside(chosen, column, limits[column]) for column in panels}
     sentences = [
         f"{figure.title}.",
-        *pareto_captions.sentences(chosen, hidden, manifest or {}, figure.estimators),
+        *pareto_captions.sentences(chosen, hidden, manifest or {}, figure),
         *notes,
     ]
     with style.context():

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
 
-from ntkml.figures.captions import data_and_network, grouped, listed, seeds_of
+from ntkml.figures.captions import data_and_network, grouped, listed, not_of_the_paper, seeds_of
 from ntkml.figures.pareto_marks import each
 from ntkml.protocols.bound_figures import names_on
+from ntkml.protocols.training_figures import ParetoFigure
 
 
 def sentences(
     rows: pandas.DataFrame,
     hidden: Mapping[str, pandas.DataFrame],
     manifest: Mapping[str, Any],
-    asked: Sequence[str],
+    figure: ParetoFigure,
 ) -> list[str]:
     """All but the title and the notes.
 
-    ``rows`` has a column ``drawn``: what lies on the frontier that was computed. ``asked``: the estimators of the figure, beside
-    those of the run.
+    ``rows`` has a column ``drawn``: what lies on the frontier that was computed. What the ``figure`` or the run asks for and
+    the rows lack is missing.
     """
-    said = [_provenance(rows), *_timing(rows, manifest), _meaning(rows)]
+    said = [_provenance(rows, figure.dataset), *_timing(rows, manifest), _meaning(rows)]
     said.append(f"Frontier, from fast to slow: {', '.join(rows[rows['drawn']].sort_values('seconds')['estimator'])}.")
     if len(disagreeing := rows[rows["drawn"] != rows["on_frontier"].astype(bool)]):
         said.append(f"The rows' own flags of the frontier disagree with it at {listed(disagreeing['estimator'])}.")
@@ -43,17 +44,17 @@ def sentences(
         said.append("Exact values: at the end of the first seed's run.")
     if exact.notna().any() and exact.isna().any():
         said.append(f"Without an exact value: {listed(rows.loc[exact.isna(), 'estimator'])}.")
-    expected = names_on((*asked, *manifest.get("estimators", ())), int(rows["num_data"].iloc[0]))
+    expected = names_on((*figure.estimators, *manifest.get("estimators", ())), int(rows["num_data"].iloc[0]))
     if absent := [name for name in expected if name not in set(rows["estimator"])]:
         said.append(f"Missing: {listed(absent)}.")
     return said
 
 
-def _provenance(rows: pandas.DataFrame) -> str:
+def _provenance(rows: pandas.DataFrame, expected: str) -> str:
     first = rows.iloc[0]
     seeds = {str(row.estimator): [int(seed) for seed in str(row.seeds).split()] for row in each(rows)}
     return (
-        f"{first['dataset']}, {data_and_network(first)}, S\u00a0=\u00a0{_range(rows['samples'])}, "
+        f"{first['dataset']}{not_of_the_paper(first['dataset'], expected)}, {data_and_network(first)}, S\u00a0=\u00a0{_range(rows['samples'])}, "
         f"{_range(rows['epochs'])} epochs, {seeds_of(seeds)}."
     )
 

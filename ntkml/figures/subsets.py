@@ -108,7 +108,7 @@ def _caption(
     seeds = seeds_by_estimator(points)
     first = points.iloc[0]
     several = max(map(len, seeds.values())) > 1
-    elsewhere = "" if runs.source == plain else f" (not the paper's {plain})"
+    elsewhere = captions.not_of_the_paper(runs.source, plain)
     changed = (
         f" with changed settings ({', '.join(f'{k} {v}' for k, v in runs.settings.changes)})"
         if runs.settings.changes

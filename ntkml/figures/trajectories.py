@@ -133,7 +133,7 @@ def _caption(
 ) -> list[str]:
     first, known = rows.iloc[0], seeds_by_estimator(rows)
     seeds = {name: known[name] for name in figure.estimators if name in known}
-    elsewhere = "" if first["dataset"] == figure.dataset else f" (not the paper's {figure.dataset})"
+    elsewhere = captions.not_of_the_paper(first["dataset"], figure.dataset)
     several = max(map(len, seeds.values())) > 1
     sentences = [
         f"{first['dataset']}{elsewhere}, {captions.data_and_network(first)}, {rows['epoch'].max()} epochs, "

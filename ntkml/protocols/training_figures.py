@@ -80,11 +80,12 @@ class ParetoAxes:
 
 @dataclass(frozen=True, kw_only=True)
 class ParetoFigure:
-    """A figure of one Pareto run; ``hparam`` is empty where any will do, ``estimators`` where any will."""
+    """A figure of one Pareto run; ``hparam``, ``dataset`` and ``estimators`` are empty where any will do."""
 
     name: str
     title: str
     hparam: str = ""
+    dataset: str = ""
     axes: ParetoAxes = field(default_factory=ParetoAxes)
     estimators: tuple[str, ...] = ()
 
@@ -161,6 +162,7 @@ def load_pareto_figure(name: str) -> ParetoFigure:
         name=name,
         title=table["title"],
         hparam=table["hparam"],
+        dataset=read_tables(table["base"])[table["hparam"]]["dataset"],
         axes=ParetoAxes(**with_tuples(table.get("axes", {}))),
         estimators=tuple(names),
     )

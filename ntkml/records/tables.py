@@ -156,7 +156,7 @@ def _format(name: str, value: Any, kind: str, may_be_empty: bool) -> str:
     if kind == "number":
         if not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
-        return f"{float(value):.10g}"
+        return as_cell(value)
     if kind == "integer":
         if int(value) != value:
             raise ValueError(f"{name} must be a whole number, got {value}")
@@ -164,6 +164,11 @@ def _format(name: str, value: Any, kind: str, may_be_empty: bool) -> str:
     if kind == "flag":
         return "true" if value else "false"
     return str(value)
+
+
+def as_cell(number: float) -> str:
+    """A number with ten digits: more are rounding, and as binary fractions give decimals they would not end."""
+    return f"{float(number):.10g}"
 
 
 def _parse(cells: pandas.Series[Any], kind: str, may_be_empty: bool, path: Path) -> pandas.Series[Any]:

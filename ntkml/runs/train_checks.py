@@ -74,7 +74,7 @@ def _check_parts(protocol: TrainProtocol) -> None:
 def _check_updates(protocol: TrainProtocol) -> None:
     if not protocol.num_updates(protocol.epochs):
         raise ValueError(
-            f"in {protocol.epochs} epochs no hyperparameter is updated (burn-in {protocol.burn_in}, update every "
+            f"in {counted(protocol.epochs, 'epoch')} no hyperparameter is updated (burn-in {protocol.burn_in}, update every "
             f"{protocol.update_every}): take more --epochs"
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ntkml.protocols.run_settings import RunSettings
+from ntkml.records.tables import as_cell
 from ntkml.specs import is_certified, parse_estimator
 from ntkml.system_specs import is_bound
 from ntkml.tables.entries import METRICS, Entry, Value, bold
@@ -83,8 +84,8 @@ def _columns(panel: Panel) -> list[str]:
 
 
 def latex(panels: Sequence[Panel]) -> str:
-    """One ``tabular`` (booktabs) for each panel, its notes in a paragraph below it."""
-    parts = []
+    """One ``tabular`` for each panel, its notes in a paragraph below it; what includes the file keeps its own size of type."""
+    parts = [r"% For \input, with \usepackage{booktabs} in the preamble."]
     for panel in panels:
         heads = [column.heading for column in COLUMNS[panel.table].values()]
         count = len(heads)
@@ -99,14 +100,19 @@ def latex(panels: Sequence[Panel]) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             "",
-            rf"\par\footnotesize {_escaped(panel.title)}. {' '.join(map(_escaped, notes_of(panel)))}",
+            _small([f"{panel.title}.", *notes_of(panel)]),
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, rf"\par\footnotesize {' '.join(map(_escaped, _reading(panels)))}"]) + "\n"
+    return "\n\n".join([*parts, _small(_reading(panels))]) + "\n"
+
+
+def _small(sentences: Sequence[str]) -> str:
+    """A paragraph in small type, which ends with it: what follows is not small."""
+    return rf"{{\footnotesize {' '.join(map(_escaped, sentences))}\par}}"
 
 
 def tidy(panels: Sequence[Panel]) -> str:
-    """CSV: a line for every entry, published and ours, in full digits."""
+    """CSV: a line for every entry, published and ours, with as many digits as the rows have."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     of_metrics = [part for name in METRICS.values() for part in (name, f"{name}_error", f"{name}_bold")]
@@ -130,7 +136,7 @@ def tidy(panels: Sequence[Panel]) -> str:
     return text.getvalue()
 
 
-def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> Iterator[list[object]]:
+def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> Iterator[list[str]]:
     """The lines of the published entries of a panel, or of ours, which have ``settings``."""
     named = ["", "", ""]
     if settings is not None:
@@ -142,13 +148,20 @@ def _tidy_lines(panel: Panel, held: Entries, settings: RunSettings | None) -> It
             about = [panel.table, panel.dataset, *named, *row, entry.label, entry.source, certified]
             seeds = " ".join(map(str, entry.seeds))
             values = [cell for name in METRICS.values() for cell in _tidy_value(entry, name, held)]
-            yield [*about, seeds, *values, entry.seconds, entry.relative_time, entry.note]
+            yield [*about, seeds, *values, _digits(entry.seconds), _digits(entry.relative_time), entry.note]
 
 
-def _tidy_value(entry: Entry, name: str, held: Entries) -> list[object]:
+def _tidy_value(entry: Entry, name: str, held: Entries) -> list[str]:
     """Mean, error, and whether it is bold."""
     value = entry.values.get(name)
-    return [value.mean, value.error, str(_is_bold(entry, name, held)).lower()] if value else ["", "", ""]
+    if value is None:
+        return ["", "", ""]
+    return [_digits(value.mean), _digits(value.error), str(_is_bold(entry, name, held)).lower()]
+
+
+def _digits(number: float | None) -> str:
+    """A number as a CSV file of rows has it: 82.63, not 82.63000000000001."""
+    return "" if number is None else as_cell(number)
 
 
 def notes_of(panel: Panel) -> list[str]:

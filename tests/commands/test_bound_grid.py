@@ -7,9 +7,11 @@ import pandas
 import pytest
 import torch
 
+from ntkml.figures import render
 from ntkml.records import bound_grid as bound_records
 from ntkml.runs import bound_setup
 from tests.bound_grids import GIVEN, SMALL
+from tests.pictures import caption_of
 
 ESTIMATORS = "blockdiag-N-C,kfac-N-C,diag-N-C,ntk-10-C,ntk-10-1,ntk-10-tree,ntk-10-C+kmeans"
 
@@ -44,6 +46,19 @@ def test_a_run_leaves_rows_manifest_weights_and_picture_and_names_them(in_empty_
     assert loaded["estimators"]["ntk-10-tree"] == {"certified": True, "num_blocks": 4 * 9}
     assert loaded["estimators"]["kfac-N-C"] == {"certified": False, "num_blocks": 1}
     assert any("N 40 instead of 1000" in note for note in loaded["notes"])
+
+
+def test_the_picture_of_a_finished_run_says_what_its_rows_have_lost(run, monkeypatch, only, tmp_path):
+    asked = (*SMALL, "--estimators", "ntk-10-1")
+    assert run(*asked)[0] == 0
+    rows = only(tmp_path, "rows.csv")
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(line for line in lines if ",ntk-10-1," not in line))
+    drawn = []
+    monkeypatch.setattr(render, "save", lambda figure, stem, formats: drawn.append(caption_of(figure)) or [stem])
+    code, out, error = run(*asked)
+    assert (code, "Finished already" in out) == (0, True), error
+    assert ", which computed them: ntk-10-1." in drawn[0]
 
 
 def test_a_run_that_cannot_be_written_leaves_no_folder_for_its_picture(run, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ntkml import commands
+from ntkml.records import bound_grid, compare, pareto, train
 from ntkml.registry import COMMANDS, resolve
 from tests.idx_files import write_idx_files
 from tests.image_files import sound_files, write_files
@@ -49,6 +50,30 @@ def test_generated_pages_are_current(name):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_meaning(name):
+    rows = [
+        line.strip("| ").split(" | ") for line in generator().command_page(name).splitlines() if line.startswith("| `")
+    ]
+    assert all(option.startswith("`--") and meaning.strip() for option, meaning in rows), rows
+    assert rows
+
+
+def test_every_column_of_the_csv_files_is_explained():
+    explained = {}
+    for section in (DOCS / "columns.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+        names = re.findall(r"^\| `(\w+)` \| \S", section, flags=re.MULTILINE)
+        assert len(names) == len(set(names)) > 0
+        explained[section.partition("\n")[0]] = set(names)
+    shared = explained.pop("Of several commands")
+    held = {
+        f"ntkml {name}": set(module.COLUMNS)
+        for name, module in {"bound-grid": bound_grid, "train": train, "pareto": pareto, "compare": compare}.items()
+    }
+    assert {name: columns - shared for name, columns in held.items()} == explained
+    assert all(sum(name in columns for columns in held.values()) > 1 for name in shared)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 from ntkml.figures.drawing import draw
 from ntkml.protocols.bound_figures import figure_names
 from ntkml.protocols.bound_grid import load_bound_grid
+from ntkml.records import bound_grid as bound_records
 from tests.pictures import caption_of
-from tests.synthetic import write_run
+from tests.synthetic import rows_of, write_run
 
 ALL = load_bound_grid("mnist-bounds", "prior").estimators
 FIGURE_3 = load_bound_grid("figure-3", "prior").estimators
@@ -114,6 +115,14 @@ def test_the_newest_run_of_any_kind(run, blank_pictures, folder):
     code, out, _ = run("bound-grid", "--format", "png")
     assert code == 0
     assert out.endswith("Wrote figures/bound-grid-rotation-digits_r180-12e4567890.png\n")
+
+
+@pytest.mark.parametrize(("dataset", "named"), [("my photos <1>", "my photos <1>"), ("../a\t", ".._a_")])
+def test_a_picture_is_named_after_its_run_and_chooses_no_folder(run, blank_pictures, folder, dataset, named):
+    path = bound_records.write_rows("rows.csv", rows_of(["ntk-N-C"], "prior", points=5, dataset=dataset))
+    code, out, error = run("bound-grid", "--csv", path, "--format", "png")
+    assert code == 0, error
+    assert out.endswith(f"Wrote figures/bound-grid-prior-{named}-12e4567890.png\n")
 
 
 def test_a_file_without_a_manifest_is_drawn(run, blank_pictures, folder):

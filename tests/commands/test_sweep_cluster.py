@@ -269,5 +269,7 @@ def test_the_command_submits_what_is_not_done(submitit, in_empty_folder, monkeyp
     assert Executor.made.parameters["slurm_partition"] == "gpu"
     [(_, (_, site)), _] = Executor.made.tasks
     assert (site["threads"], site["device"]) == (3, "cpu")
-    assert sweep("--slurm", "partition")[0] == 2
+    for more in ((), ("--list",)):
+        code, _, error = sweep("--slurm", "partition", *more)
+        assert (code, "Invalid value for --slurm: expected NAME=VALUE" in error) == (2, True)
     assert "--slurm belongs to --cluster slurm" in in_empty_folder("sweep", "train-digits", "--slurm", "a=b")[2]

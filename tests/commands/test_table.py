@@ -20,7 +20,7 @@ def test_a_table_is_written_in_every_format_and_named(run, tmp_path):
     code, out, error = run("1")
     assert (code, error) == (0, "")
     paths = [f"tables/table-1.{suffix}" for suffix in ("md", "tex", "csv")]
-    assert out == "".join(["1 finished runs of table 1 under results\n", *(f"Wrote {path}\n" for path in paths)])
+    assert out == "".join(["1 finished run of table 1 under results\n", *(f"Wrote {path}\n" for path in paths)])
     assert "`ntk-500-1` NTK-500-1* |" in (tmp_path / paths[0]).read_text()
 
 
@@ -51,6 +51,20 @@ def test_what_is_not_there_is_refused_in_one_line(run, arguments, words):
     assert code == 2
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_one_of_a_kind_is_no_plural(in_empty_folder, tmp_path):
+    write_protocol_run(tmp_path / "results", "table-1", "prior", "ntk-500-1")
+    assert in_empty_folder("table", "1")[1].startswith("1 finished run of table 1 under ")
+    listed = ("sweep", "train-digits", "--hparam", "prior", "--list", "--device", "cpu")
+    assert in_empty_folder(*listed)[1].endswith("\n1 cell, 0 done\n")
+    few = ("--hparam", "prior", "--num-data", 20, "--epochs", 1, "--device", "cpu")
+    assert (
+        "in 1 epoch no hyperparameter is updated"
+        in in_empty_folder("train", "--estimator", "ntk-10-1", "--burn-in", 0, *few)[2]
+    )
+    grid = ("--grid-points", 1, "--estimators", "ntk-N-C")
+    assert ", 1 estimator, 1 grid point\n" in in_empty_folder("bound-grid", *grid, *few)[1]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])

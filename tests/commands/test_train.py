@@ -212,6 +212,27 @@ def test_a_finished_run_is_computed_again_only_by_force(run, tmp_path, only):
     assert only(tmp_path, "rows.csv").stat().st_mtime_ns > finished
 
 
+def test_a_finished_run_whose_rows_were_cut_is_not_called_finished(run, only, tmp_path):
+    run(*PRIOR)
+    path = only(tmp_path, "rows.csv")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    code, out, error = run(*PRIOR)
+    folder = path.parent.relative_to(tmp_path)
+    assert (code, out) == (1, "")
+    assert error == f"Error: {folder}/rows.csv: ends with epoch 2 of 4; remove {folder} and compute it again\n"
+    assert run(*PRIOR, "--force")[0] == 0
+    assert "Finished already" in run(*PRIOR)[1]
+
+
+def test_a_finished_run_without_its_weights_says_so(run, tmp_path, only):
+    [named] = [line for line in run(*PRIOR)[1].splitlines() if line.startswith("weights.pt:")]
+    assert (tmp_path / named.split()[1]).exists()
+    only(tmp_path, "weights.pt").unlink()
+    code, out, _ = run(*PRIOR)
+    assert (code, "Finished already" in out, named in out) == (0, True, False)
+    assert "weights.pt:    missing (--force computes the run again)" in out.splitlines()
+
+
 def test_a_kill_after_the_last_checkpoint_costs_no_rows(run, tmp_path, monkeypatch, only):
     write, seen = write_rows, []
 

@@ -209,6 +209,15 @@ def test_shares_above_the_exact_value_are_of_the_points_where_that_is_known(rows
     assert ", at up to 3 of 3 points." in caption_of(bounds.draw("figure-6", known))
 
 
+def test_a_figure_of_the_paper_on_other_data_says_so(rows):
+    other = rows.assign(dataset=rows["dataset"].replace("mnist", "digits"))
+    assert "digits (prior) (not the paper's mnist) and mnist_r180 (rotation), N" in caption_of(
+        bounds.draw("figure-3", other)
+    )
+    assert "not the paper's" not in caption_of(bounds.draw("figure-3", rows))
+    assert "not the paper's" not in caption_of(bounds.draw_run(other[other["hparam"] == "prior"]))
+
+
 def test_the_caption_names_curves_outside_the_range(rows):
     low = rows.copy()
     low.loc[low["estimator"] == "ntk-10-C", "log_marginal_likelihood"] = -40.0

@@ -188,6 +188,14 @@ def test_flags_that_disagree_with_the_frontier_are_named(all_rows):
     assert "The rows' own flags of the frontier disagree with it at ntk-N-C, diag-N-C." in caption
 
 
+def test_a_figure_of_the_paper_on_other_data_says_so(all_rows):
+    for name, data in {"figure-1": "mnist_r180", "figure-13": "mnist"}.items():
+        other = caption_of(pareto.draw(name, all_rows[name].assign(dataset="digits")))
+        assert f"digits (not the paper's {data}), N = 1000" in other
+        assert "not the paper's" not in caption_of(pareto.draw(name, all_rows[name].assign(dataset=data)))
+    assert "not the paper's" not in caption_of(pareto.draw("pareto", all_rows["pareto"].assign(dataset="digits")))
+
+
 def test_without_exact_values_there_is_one_panel_and_without_seeds_no_bars(tmp_path):
     rows = read(tmp_path, "prior", seeds=(0,), exact_log_marginal_likelihood=None)
     figure = pareto.draw("figure-13", rows)

@@ -177,6 +177,28 @@ def test_all_formats_hold_the_same_numbers(tmp_path):
             assert line.count("&") == (6 if "multicolumn" not in line else 4)
 
 
+def test_numbers_of_the_csv_file_end_where_those_of_rows_do(tmp_path):
+    write_protocol_run(tmp_path, "table-1", *ROW, last=(-1.0, -0.5, 0.8263), seconds=0.1)
+    write_protocol_run(tmp_path, "table-1", "prior", "kfac-N-C", seconds=0.3)
+    rows = {row["label"]: row for row in csv.DictReader(render.tidy(panels("table-1", tmp_path)[:1]).splitlines())}
+    ours = rows["kfac-500-1"]
+    assert (ours["accuracy"], ours["accuracy_error"], ours["relative_time"]) == (
+        "82.63",
+        "",
+        "33.33333333",
+    )  # not 82.63000000000001
+    assert (rows["NTK-500-1"]["relative_time"], rows["NTK-500-1"]["seconds"]) == ("60", "")
+
+
+def test_the_small_type_of_the_notes_ends_with_them(tmp_path):
+    lines = render.latex(panels("table-2", tmp_path)).splitlines()
+    small = [line for line in lines if r"\footnotesize" in line]
+    assert len(small) == 2  # of one panel, and how all are to be read
+    assert all(line.startswith(r"{\footnotesize ") and line.endswith(r"\par}") for line in small)
+    assert "booktabs" in lines[0]
+    assert lines[0].startswith("%")
+
+
 def test_names_of_data_are_escaped_for_latex(tmp_path):
     write_protocol_run(tmp_path, "table-2", "invariance", "kfac-60-1+iid", dataset=r"a_$x^{~\z")
     text = render.latex(panels("table-2", tmp_path))

@@ -5,8 +5,12 @@ import math
 import numpy
 import pandas
 import pytest
+from matplotlib.figure import Figure
 
 from ntkml.figures import render, style, trajectories
+from ntkml.figures.curves import Curve
+from ntkml.figures.panels import Limits, draw_panel
+from ntkml.protocols.bound_figures import PanelAxes
 from ntkml.protocols.training_figures import load_trajectory_figure, trajectory_names
 from ntkml.records import train as train_records
 from ntkml.records.tables import write_rows
@@ -57,6 +61,16 @@ def smoothed(rows, estimator, seed, column):
     values = [value for _, value in recorded]
     means = [sum(values[max(0, i - 4) : i + 1]) / len(values[max(0, i - 4) : i + 1]) for i in range(len(values))]
     return [epoch for epoch, _ in recorded], means
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_point_that_is_alone_is_whole_on_the_frame_and_stays_hidden_outside_it(shown):
+    x, y, error = (numpy.array([number]) for number in (3.0, -1.0, math.nan))
+    curve = Curve("ntk-10-1", "ntk", 10, certified=False, x=x, y=y, error=error)
+    limits = Limits((0.0, 3.0), (-2.0, 0.0) if shown else (-0.5, 0.0))
+    part = Figure().subplots()
+    draw_panel([part], limits, PanelAxes(xlabel=""), {curve.estimator: curve}, {curve.estimator: style.FULL})
+    assert [line.get_clip_on() for line in part.lines] == [not shown]
 
 
 class TestContract:
