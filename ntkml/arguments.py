@@ -26,6 +26,8 @@ def check_network(model: object) -> None:
     """Raise ValueError for what is no network of weights that hold numbers."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is an nn.Module, whose parameters are the weights; got {_described(model)}")
+    check_inference_mode()
+    check_made_outside(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ValueError(f"parameter {name!r} lies on the meta device, without numbers: use to_empty and load them")
@@ -33,12 +35,26 @@ def check_network(model: object) -> None:
             raise ValueError(f"parameter {name!r} of shape {tuple(parameter.shape)} is empty: give its layer outputs")
 
 
-def check_tensors(x: Tensor, y: Tensor) -> None:
-    """Raise ValueError where inputs and targets are no dense tensors of the same number of data, at least one."""
+def check_inference_mode() -> None:
+    """Raise ValueError under torch.inference_mode(): what is made there, a parameter too, never has a gradient, without a word."""
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "estimates take derivatives: leave torch.inference_mode(), or go on under torch.inference_mode(False)"
         )
+
+
+def check_made_outside(module: nn.Module) -> None:
+    """Raise ValueError where a parameter was made under torch.inference_mode()."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made under torch.inference_mode() and has no derivatives: make, load and move its module outside"
+            )
+
+
+def check_tensors(x: Tensor, y: Tensor) -> None:
+    """Raise ValueError where inputs and targets are no dense tensors of the same number of data, at least one."""
+    check_inference_mode()
     for name, data in (("x", x), ("y", y)):
         if not isinstance(data, Tensor):
             raise ValueError(

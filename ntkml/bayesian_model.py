@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntkml.arguments import check_generator, check_members, check_network, check_size, check_tensors
+from ntkml.arguments import (
+    check_generator,
+    check_made_outside,
+    check_members,
+    check_network,
+    check_size,
+    check_tensors,
+)
 from ntkml.augmentations import Augmentation
 from ntkml.layers.uses import average_views
 from ntkml.likelihoods import LearnedNoise, Likelihood, as_likelihood, positive_noise
@@ -70,6 +77,7 @@ class BayesianModel(nn.Module):
                 augmentation, "an augmentation is an nn.Module and", members, "ntkml.AffineInvariance", nn.Module
             )
             assert isinstance(augmentation, nn.Module)
+            check_made_outside(augmentation)
             _check_no_weights(augmentation, model)
             augmentation.to(device)
         self.augmentation = augmentation

@@ -113,6 +113,7 @@ def average_linkage(class_weights: Tensor) -> NestedDichotomy:
     a softmax sees only differences of logits, so a common shift of the rows must not count.
     """
     from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import pdist
 
     num_classes = class_weights.shape[0]
     centred = class_weights.detach().double() - class_weights.detach().double().mean(0)
@@ -120,7 +121,7 @@ def average_linkage(class_weights: Tensor) -> NestedDichotomy:
     members: list[tuple[int, ...]] = [(c,) for c in range(num_classes)]
     splits = []
     # Twice the cosine's distance between unit vectors, so that its averages are those of cosines; defined for a zero row too.
-    for left, right, *_ in linkage(unit.cpu().numpy(), method="average", metric="sqeuclidean"):
+    for left, right, *_ in linkage(pdist(unit.cpu().numpy(), "sqeuclidean"), method="average"):
         splits.append((members[int(left)], members[int(right)]))
         members.append(members[int(left)] + members[int(right)])
     return NestedDichotomy(tuple(reversed(splits)))

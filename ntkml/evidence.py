@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,19 @@ class LogMarginalLikelihood:
     log_det: Tensor
     certified: bool
     num_blocks: int
+
+    def __post_init__(self) -> None:
+        """Log-determinants are finite where they are made; the other terms are not, where weights or outputs are not or are too large."""
+        log_likelihood, log_prior = float(self.log_likelihood.detach()), float(self.log_prior.detach())
+        if not isfinite(log_prior):
+            raise ValueError(
+                f"the log prior of the weights is {log_prior}: a weight is not finite, or its square is not"
+            )
+        if not isfinite(log_likelihood):
+            raise ValueError(
+                f"the log likelihood is {log_likelihood}: outputs of the network are not finite, or lie too far from their targets; check "
+                "the data and weights"
+            )
 
     @property
     def total(self) -> Tensor:

@@ -33,6 +33,9 @@ _GROUPS_TOGETHER = 4
 #: Nats that a log-determinant from eigenvalues may be wrong by.
 SPECTRUM_ERROR = 1e-5
 
+#: Nats that rounding may move a log-determinant from a Cholesky factorisation by, about.
+CHOLESKY_ERROR = 0.03
+
 
 class NotPositiveDefiniteError(ValueError):
     """A matrix I + K that theory says is positive definite was not, numerically; nothing is added to hide it."""
@@ -167,7 +170,7 @@ def log_det_identity_plus(
     ``overwrite``: K, at delta = 1, is nobody's any more and becomes I + K.
 
     Raises:
-        NotPositiveDefiniteError: the factorisation failed; ``where`` names block, structure and prior.
+        NotPositiveDefiniteError: the factorisation failed, or rounding left no value; ``where`` names block, structure and prior.
     """
     shifted = matrix if overwrite else matrix / precision
     shifted.detach().diagonal().add_(1.0)  # a constant: no step of its own for autograd, which would copy the gradient
@@ -184,14 +187,13 @@ class _LogDet(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, where: str) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(matrix)
-        diagonal = factor.diagonal()
-        if int(info) > 0 or not bool(torch.isfinite(diagonal).all()):
+        if int(info) > 0 or not _is_resolved(matrix, factor):
             raise NotPositiveDefiniteError(
                 f"I + K of {where} is not positive definite in {matrix.dtype}: the rows hold NaN or infinite values, or "
                 "the prior precision is too small for them; check the data and weights, or raise the prior precision"
             )
         ctx.save_for_backward(matrix, factor)
-        return 2.0 * diagonal.log().sum()
+        return 2.0 * factor.diagonal().log().sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -200,6 +202,19 @@ class _LogDet(torch.autograd.Function):
         if torch.is_grad_enabled():
             return gradient * torch.linalg.inv(matrix), None
         return torch.cholesky_inverse(factor).mul_(gradient), None
+
+
+def _is_resolved(matrix: Tensor, factor: Tensor) -> bool:
+    """Whether the log-determinant of A = I + K from its Cholesky factor is right to about :data:`CHOLESKY_ERROR`. False for NaN.
+
+    Where a row adds nothing to those before it, a squared pivot is 1 plus the rounding of a huge K / delta: the factorisation fails
+    where that is below zero, and takes for a pivot whatever is above. Every entry is wrong by about eps times the root of both
+    diagonal ones, and so the log-determinant by about eps sum_j a_jj (A^-1)_jj. Without rounding no (A^-1)_jj exceeds 1.
+    """
+    diagonal, eps = matrix.diagonal(), torch.finfo(matrix.dtype).eps
+    if bool(torch.isfinite(factor.diagonal()).all() & (eps * diagonal.sum() < CHOLESKY_ERROR)):
+        return True
+    return bool(eps * (diagonal @ torch.cholesky_inverse(factor).diagonal()) < CHOLESKY_ERROR)
 
 
 def cholesky(matrix: Tensor) -> Tensor:

@@ -64,15 +64,16 @@ class Partition:
         """The same blocks drawn with probability proportional to ``weights`` (M,), for example earlier log-determinants.
 
         Raises:
-            ValueError: another number of weights, or one that is not positive and finite (a block that is never drawn
-                would bias the estimate).
+            ValueError: another number of weights, or one that is not positive and finite, or nothing beside the sum of all (a
+                block that is never drawn would bias the estimate).
         """
         weights = weights.detach().double().cpu()
-        if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
+        probabilities = weights / weights.sum()
+        if weights.shape != (len(self),) or not bool(((weights > 0) & (probabilities > 0)).all()):
             raise ValueError(
-                f"block weights are {len(self)} positive numbers, one per block; got {weights.flatten().tolist()[:4]}..."
+                f"block weights are {len(self)} positive numbers, one per block, none lost beside their sum; got {weights.flatten().tolist()[:4]}..."
             )
-        return replace(self, probabilities=weights / weights.sum())
+        return replace(self, probabilities=probabilities)
 
     def share(self, block: Block) -> float:
         """The part k / R of its inputs' log likelihood that counts for a block of k of R columns."""

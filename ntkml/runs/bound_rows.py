@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkml.dichotomies import NestedDichotomy
 from ntkml.likelihoods import Likelihood
-from ntkml.linalg import log_det_from_spectrum
+from ntkml.linalg import log_det_from_spectrum, resolves
 from ntkml.machine.clock import clock
 from ntkml.machine.peak_memory import peak_bytes
 from ntkml.partitions import Partition
@@ -80,7 +80,14 @@ def _log_dets(structure: Structure, points: Sequence[GridPoint]) -> Tensor:
     if len(points) == 1:
         return structure.log_det(points[0].prior).reshape(1)
     eigenvalues = structure.spectrum()
-    return torch.stack([log_det_from_spectrum(eigenvalues, point.prior.values) for point in points])
+    return torch.stack(
+        [
+            log_det_from_spectrum(eigenvalues, point.prior.values)
+            if resolves(eigenvalues, point.prior.values)
+            else structure.log_det(point.prior)
+            for point in points
+        ]
+    )
 
 
 def _rows_at(

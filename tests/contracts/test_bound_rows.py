@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from ntkml import log_marginal_likelihood
 from ntkml.evidence import evaluate_partition
 from ntkml.grouping import tree_for
+from ntkml.linalg import NotPositiveDefiniteError
 from ntkml.priors import PriorPrecision
 from ntkml.records.bound_grid import COLUMNS
 from ntkml.rows.model_contract import check_model
@@ -81,6 +83,16 @@ def test_one_point_and_a_grid_agree(name):
         (alone,) = rows_of(case, name, (precision,), block_rows=False)
         for column in LOG_COLUMNS:
             assert_same(alone[column], row[column], 1e-10)
+
+
+@pytest.mark.parametrize("structure", ["ntk", "ggn", "blockdiag"])
+def test_a_grid_has_no_value_where_one_point_has_none(structure):
+    """Equal inputs: eigenvalues that should be zero count at a tiny precision, which a single point refuses."""
+    case = make_case("mlp")
+    case = replace(case, x=case.x[:1].repeat(7, 1))
+    for precisions in ((1e-20,), (1e-20, 1.0)):
+        with pytest.raises(NotPositiveDefiniteError, match="raise the prior precision"):
+            rows_of(case, f"{structure}-N-C", precisions)
 
 
 def test_the_standard_error_is_that_of_one_block_estimates():

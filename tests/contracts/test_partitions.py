@@ -159,12 +159,22 @@ def test_weights_become_probabilities_without_a_graph(four_blocks):
 
 
 @pytest.mark.parametrize(
-    "weights", [[1.0, 2.0, 3.0], [1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0], [1.0, torch.nan, 1.0, 1.0], 1.0]
+    "weights",
+    [
+        [1.0, 2.0, 3.0],
+        [1.0, 0.0, 1.0, 1.0],
+        [1.0, -1.0, 1.0, 1.0],
+        [1.0, torch.nan, 1.0, 1.0],
+        [1.0, torch.inf, 1.0, 1.0],
+        [1.0, 1e-320, 1e300, 1.0],  # its probability would be zero
+        [1.0, 1e308, 1e308, 1e308],  # and all of these
+        1.0,
+    ],
 )
 def test_every_block_needs_a_positive_weight(four_blocks, weights):
-    message = "block weights are 4 positive numbers, one per block; got [1.0"
+    message = "block weights are 4 positive numbers, one per block, none lost beside their sum; got [1.0"
     with pytest.raises(ValueError, match=re.escape(message)):
-        four_blocks.weighted(torch.tensor(weights))
+        four_blocks.weighted(torch.tensor(weights, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("count", [0, -1, 5])

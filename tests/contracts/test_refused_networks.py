@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ntkml import log_marginal_likelihood
+from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.rows.capture import capture
-from tests.factories import assert_same, generator, make_case, seeded
+from tests.factories import assert_same, generator, make_case, mlp, seeded
 from tests.objectives import Brightness, problem
 from tests.stacks import images, network, vectors
 
@@ -159,6 +159,19 @@ def test_inference_mode_is_refused_with_the_way_out():
     case = make_case("mlp")
     with torch.inference_mode(), pytest.raises(ValueError, match=r"leave torch.inference_mode\(\)"):
         case.estimate("ntk-N-C")
+
+
+def test_what_is_made_in_inference_mode_is_refused_with_the_way_out():
+    """Neither the precisions of such an objective nor the half-widths of such views would ever have a gradient: no step would move them."""
+    network = mlp()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"leave torch.inference_mode\(\)"):
+        MarginalLikelihood(network, "ntk-N-C")
+    with torch.inference_mode():
+        lost, views = mlp(), Brightness()
+    with pytest.raises(ValueError, match=r"parameter '0.weight' was made under torch.inference_mode\(\)"):
+        MarginalLikelihood(lost, "ntk-N-C")
+    with pytest.raises(ValueError, match=r"parameter 'eta' was made under torch.inference_mode\(\)"):
+        MarginalLikelihood(network, "ntk-N-C", augmentation=views)
 
 
 def test_inference_mode_is_refused_after_a_first_step_and_with_views_too():

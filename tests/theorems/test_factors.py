@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -293,6 +295,13 @@ def test_average_linkage_splits_confused_classes_last():
     tree = average_linkage(weights)
     assert {frozenset(side) for side in tree.splits[0]} == {frozenset([0, 2]), frozenset([1, 3])}
     assert average_linkage(weights + torch.tensor([5.0, -3.0])) == tree
+
+
+def test_weights_of_zero_are_not_taken_for_a_matrix_of_distances():
+    """As many units as classes, and a head that starts at zero."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert average_linkage(torch.zeros(4, 4)).num_classes == 4
 
 
 def test_average_linkage_averages_cosine_distances():

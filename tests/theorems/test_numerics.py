@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ntkml import log_marginal_likelihood
+from ntkml import MarginalLikelihood, log_marginal_likelihood
 from ntkml.likelihoods import Gaussian
 from ntkml.linalg import NotPositiveDefiniteError, log_det_row_gradient
 from ntkml.rows.block import CapturedRows
@@ -150,6 +150,49 @@ def test_nan_rows_raise_and_are_not_hidden():
             structure_named(structure)(rows).log_det(make_prior("layerwise", case))
         with pytest.raises(NotPositiveDefiniteError, match="check the data and weights"):
             structure_named(structure)(rows).spectrum()
+
+
+def _weight_of_nan(case):
+    case.model[2].bias[0] = torch.nan
+
+
+def _weight_of_infinity(case):
+    """Behind a tanh its outputs are ordinary."""
+    case.model[0].bias[0] = torch.inf
+
+
+def _weight_without_a_square(case):
+    case.model[0].bias[0] = 1e200
+
+
+def _target_without_a_square(case):
+    case.y[0, 0] = 1e200
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_weight_of_nan, "the log (prior|likelihood).* is nan"),
+        (_weight_of_infinity, "the log prior of the weights is -inf"),
+        (_weight_without_a_square, "the log prior of the weights is -inf"),
+        (_target_without_a_square, "the log likelihood is -inf"),
+    ],
+)
+def test_no_term_is_nan_or_infinite_without_a_word(spoil, words, structure):
+    """Rows of a Gaussian likelihood do not depend on such numbers, so that no factorisation fails; nothing reaches ``.grad``."""
+    case = make_case("mlp", "gaussian")
+    objective = MarginalLikelihood(case.model, f"{structure}-3-1", "gaussian")
+    cached = objective.cached_backward(case.x, case.y, None)
+    with torch.no_grad():
+        spoil(case)
+    for estimate in (objective.estimate, objective.backward, objective.cached_backward):
+        with pytest.raises(ValueError, match=words):
+            estimate(case.x, case.y, None)()
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert torch.isfinite(cached().total)  # of the weights as they were
+    with pytest.raises(ValueError, match=f"{words}|holds NaN or infinite values"):
+        case.estimate(f"{structure}-3-1")
 
 
 def test_a_linear_layer_of_zeros_has_rows():
