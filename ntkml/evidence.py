@@ -50,6 +50,8 @@ class LogMarginalLikelihood:
 
     def __post_init__(self) -> None:
         """Log-determinants are finite where they are made; the other terms are not, where weights or outputs are not or are too large."""
+        if bool(torch.isfinite(self.log_likelihood.detach() + self.log_prior.detach())):  # a GPU is waited for once
+            return
         log_likelihood, log_prior = float(self.log_likelihood.detach()), float(self.log_prior.detach())
         if not isfinite(log_prior):
             raise ValueError(
