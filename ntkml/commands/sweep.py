@@ -82,7 +82,7 @@ _OF_SOME_CELLS = (
 @computing_options
 def sweep(protocol: str, hparam: str | None, **options: Any) -> None:
     """Train every cell (training run) of PROTOCOL: a sweep, a Pareto comparison, a training protocol (the cells that its
-    file lists, or one) or a file of your own (my-sweep.toml, in the format of experiments/sweep-digits.toml).
+    file lists, or one) or a file of your own (my-sweep.toml; docs/extending.md shows one).
 
     Cells are runs of `ntkml train` under --out: finished ones are skipped, stopped ones resumed, so that the same command
     continues a sweep that was stopped, killed or moved. Several sweeps may share a folder: every cell is trained once. A

@@ -165,3 +165,11 @@ def placed(line, folder):
         runs = sorted((folder / "results/train").glob("*digits-*/weights.pt"), key=lambda path: path.stat().st_mtime)
         line = line.replace("RUN/weights.pt", str(runs[-1]))
     return line
+
+
+def test_the_sweep_of_the_documentation_is_one(in_empty_folder):
+    [block] = re.findall(r"```toml\n(.*?)```", (DOCS / "extending.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    Path("my-sweep.toml").write_text(block, encoding="utf-8")
+    code, out, _ = in_empty_folder("sweep", "my-sweep.toml", "--list")
+    assert code == 0
+    assert out.endswith("27 cells, 0 done\n")
