@@ -21,7 +21,7 @@ from ntkml.figures.panels import Limits
 from ntkml.figures.pareto_limits import limits_of, mark_ticks, outside
 from ntkml.figures.pareto_marks import color_of, each, family_handles, mark_size, mark_style, scale_handles
 from ntkml.figures.point_labels import boxes_around, label_points
-from ntkml.protocols.training_figures import ParetoAxes, ParetoFigure, load_pareto_figure
+from ntkml.protocols.training_figures import ParetoAxes, ParetoFigure, load_pareto_figure, pareto_command
 from ntkml.records.notes import first_few
 from ntkml.records.pareto import frontier
 
@@ -89,7 +89,7 @@ def _refuse(figure: ParetoFigure, rows: pandas.DataFrame) -> None:
     if figure.hparam not in ("", hparam):
         raise ValueError(
             f"{figure.name} shows runs that learn the {figure.hparam}, these rows are of hparam {hparam}; "
-            f"run: ntkml pareto --hparam {figure.hparam}, or draw any run with ntkml plot pareto"
+            f"run: {pareto_command(figure.hparam)}, or draw any run with ntkml plot pareto"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkml.protocols.bound_figures import figure_names, load_figure
-from ntkml.protocols.training_figures import load_pareto_figure
+from ntkml.protocols.training_figures import load_pareto_figure, pareto_command
 from ntkml.records.bound_grid import HPARAMS
 from ntkml.records.finished_runs import Run, finished_runs
 from ntkml.records.manifests import read_manifest
@@ -58,7 +58,7 @@ def pareto_run_for(name: str, results: Path) -> Run:
     if not runs:
         raise ValueError(
             f"no finished pareto run under {results} for {name}; "
-            f"run: ntkml pareto --hparam {hparam or 'prior'}, or name a file with --csv"
+            f"run: {pareto_command(hparam)}, or name a file with --csv"
         )
     return runs[0]
 

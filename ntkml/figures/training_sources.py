@@ -26,7 +26,7 @@ import pandas
 from ntkml.figures.captions import manifest_notes
 from ntkml.machine.messages import counted
 from ntkml.protocols.train import draws_blocks
-from ntkml.protocols.training_figures import TrajectoryFigure
+from ntkml.protocols.training_figures import TrajectoryFigure, pareto_command
 from ntkml.records import train as train_records
 from ntkml.records.finished_runs import finished_runs
 from ntkml.records.manifests import read_manifest
@@ -153,8 +153,7 @@ def choose(figure: TrajectoryFigure, runs: Sequence[TrainingRun]) -> tuple[list[
 
 
 def _what_to_run(figure: TrajectoryFigure) -> str:
-    estimator, protocol = figure.estimators[-1], {"prior": "figure-13"}.get(figure.hparam, "figure-1-reduced")
     return (
-        f"run: ntkml pareto --hparam {figure.hparam} --protocol {protocol} (all of them), or one with "
-        f"ntkml train --hparam {figure.hparam} --protocol train-mnist --estimator {estimator}"
+        f"run: {pareto_command(figure.hparam)} (all of them), or one with "
+        f"ntkml train --hparam {figure.hparam} --protocol train-mnist --estimator {figure.estimators[-1]}"
     )

@@ -22,7 +22,7 @@ from ntkml.figures.looks import handles_of, looks_of
 from ntkml.figures.panels import SHOWN_HEIGHT, Limits, draw_empty, draw_panel, hidden_curves, padded
 from ntkml.figures.training_curves import WINDOW, seeds_by_estimator, trajectories_of
 from ntkml.protocols.bound_figures import PanelAxes
-from ntkml.protocols.training_figures import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure
+from ntkml.protocols.training_figures import TrajectoryFacet, TrajectoryFigure, load_trajectory_figure, pareto_command
 from ntkml.specs import EXACT
 
 PANEL_HEIGHT = 1.15  # inches
@@ -47,7 +47,7 @@ def draw(name: str, rows: pandas.DataFrame, notes: Iterable[str] = ()) -> Figure
         figure = figure.on(int(sizes[0]))
     chosen = rows[(rows["hparam"] == figure.hparam) & rows["estimator"].isin(figure.estimators)]
     if chosen.empty:
-        raise ValueError(f"these rows hold no run of {name}; run: ntkml pareto --hparam {figure.hparam}")
+        raise ValueError(f"these rows hold no run of {name}; run: {pareto_command(figure.hparam)}")
     refuse_mixtures(chosen, figure.hparam, "give files of one setting")
     curves = {column: trajectories_of(chosen, column) for column in QUANTITIES}
     limits = {column: _limits(panel.values(), int(chosen["epoch"].max())) for column, panel in curves.items()}

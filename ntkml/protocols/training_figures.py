@@ -21,6 +21,12 @@ TRAJECTORIES, PARETO = "trajectories", "pareto"
 ANY_PARETO = "pareto"
 
 
+def pareto_command(hparam: str) -> str:
+    """What computes the runs of the paper's figures that learn ``hparam``; with "", of any figure, on data in the package."""
+    protocols = {"prior": " --protocol figure-13", "invariance": " --protocol figure-1-reduced"}
+    return f"ntkml pareto --hparam {hparam or 'prior'}{protocols.get(hparam, '')}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryFacet(Facet):
     """Estimators that share a row of panels; ``labels`` is what the legend names: "pairs" of a block, or "structure"."""

@@ -83,8 +83,8 @@ def test_files_of_another_command_are_refused(run, tmp_path):
     [
         ("figure-8", "no finished training run under results for figure-8; run: ntkml pareto --hparam invariance --protocol figure-1-reduced (all of them), or one with ntkml train --hparam invariance --protocol train-mnist --estimator ntk-10-C"),
         ("figure-11", "no finished training run under results for figure-11; run: ntkml pareto --hparam prior --protocol figure-13 (all of them), or one with ntkml train --hparam prior --protocol train-mnist --estimator ntk-10-tree"),
-        ("figure-1", "no finished pareto run under results for figure-1; run: ntkml pareto --hparam invariance, or name a file with --csv"),
-        ("figure-13", "no finished pareto run under results for figure-13; run: ntkml pareto --hparam prior, or name a file with --csv"),
+        ("figure-1", "no finished pareto run under results for figure-1; run: ntkml pareto --hparam invariance --protocol figure-1-reduced, or name a file with --csv"),
+        ("figure-13", "no finished pareto run under results for figure-13; run: ntkml pareto --hparam prior --protocol figure-13, or name a file with --csv"),
         ("pareto", "no finished pareto run under results for pareto; run: ntkml pareto --hparam prior, or name a file with --csv"),
     ],
 )  # fmt: skip

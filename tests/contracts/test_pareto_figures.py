@@ -258,7 +258,7 @@ def test_other_rows_are_refused_in_one_line(all_rows):
     with pytest.raises(
         ValueError,
         match="figure-13 shows runs that learn the prior, these rows are of hparam invariance; "
-        "run: ntkml pareto --hparam prior, or draw any run with ntkml plot pareto",
+        "run: ntkml pareto --hparam prior --protocol figure-13, or draw any run with ntkml plot pareto",
     ):
         pareto.draw("figure-13", all_rows["figure-1"])
     both = pandas.concat([all_rows["figure-1"], all_rows["figure-13"].assign(run_id="ffffffffff")])
