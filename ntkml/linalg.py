@@ -257,11 +257,17 @@ def log_det_from_spectrum(eigenvalues: Tensor, precision: Tensor) -> Tensor:
 def resolves(eigenvalues: Tensor, precision: Tensor) -> bool:
     """Whether :func:`log_det_from_spectrum` is right to about :data:`SPECTRUM_ERROR` at this precision, a scalar.
 
-    Eigenvalues of b rows are wrong by up to eps times the largest, and where they should be zero only the positive errors are left.
     A Cholesky factorisation loses less there, and fails where nothing can be said. False for a precision of NaN.
     """
-    error = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax()
-    return bool(error < SPECTRUM_ERROR * precision)
+    return bool(spectrum_error(eigenvalues, precision) < SPECTRUM_ERROR)
+
+
+def spectrum_error(eigenvalues: Tensor, precision: Tensor) -> Tensor:
+    """What :func:`log_det_from_spectrum` may be wrong by, in nats, from b eigenvalues (b,). Scalar.
+
+    They are wrong by up to eps times the largest, and where they should be zero only the positive errors are left.
+    """
+    return len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax() / precision
 
 
 def spectrum(matrix: Tensor, where: str) -> Tensor:

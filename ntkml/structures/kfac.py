@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ntkml.layers.factors import Eigensystem, RowEigensystem, factor_eigensystem, factor_spectrum
-from ntkml.linalg import log_det_from_spectrum
+from ntkml.linalg import NotPositiveDefiniteError, log_det_from_spectrum, spectrum_error
 from ntkml.priors import PriorPrecision
 from ntkml.rows.block import Kept, Rows
 from ntkml.structures.adjoints import KroneckerAdjoint
+
+#: Share of a log-determinant that may be rounding.
+_ROUNDING_SHARE = 1e-3
 
 
 class KFAC:
@@ -49,15 +52,30 @@ class KFAC:
             self._eigenvalues[name] = _product_spectrum(*(spectra[id(factor)] for factor in factors))
 
     def log_det(self, prior: PriorPrecision) -> Tensor:
-        """Raises ValueError for a diagonal prior, under which a Kronecker product has no eigenvalues in closed form."""
+        """The sum above.
+
+        Raises:
+            ValueError: a diagonal prior, under which a Kronecker product has no eigenvalues in closed form.
+            NotPositiveDefiniteError: the prior precision is so small that rounding may be a part of the sum.
+        """
         if prior.kind == "diagonal":
             raise ValueError(
                 "kfac takes a scalar or layerwise prior precision, not a diagonal one: use blockdiag, diag or ntk"
             )
         precision = prior.of(self._shapes)
-        return torch.stack(
+        value = torch.stack(
             [log_det_from_spectrum(self._eigenvalues[name], precision[name]) for name in self._shapes]
         ).sum()
+        self._refuse_rounding(value.detach(), precision)
+        return value
+
+    def _refuse_rounding(self, value: Tensor, precision: Mapping[str, Tensor]) -> None:
+        """Raise NotPositiveDefiniteError where what rounding leaves of eigenvalues that are zero may be a part of the value."""
+        errors = [spectrum_error(self._eigenvalues[name], precision[name].detach()) for name in self._shapes]
+        if bool(torch.stack(errors).sum() > _ROUNDING_SHARE * value):
+            raise NotPositiveDefiniteError(
+                "the prior precision is so small that kfac's log-determinant may be rounding: raise the prior precision"
+            )
 
     def prepare(self, prior_kind: str) -> None:
         """The eigenvalues are there."""

@@ -73,7 +73,7 @@ def test_a_results_folder_need_not_be_utf8(started, only, tmp_path):
     assert json.loads(path.read_bytes())["environment"]["argv"][-1] == r"q\udcff5"
     page = Path(NO_UTF8, "page.html")
     assert started("report", "--results", NO_UTF8, "--out", page)[0] == 0
-    assert r"finished runs below <code>q\udcff5</code>" in (tmp_path / page).read_text(encoding="utf-8")
+    assert r"1 finished run below <code>q\udcff5</code>" in (tmp_path / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ntkml import MarginalLikelihood, log_marginal_likelihood
-from ntkml.likelihoods import Gaussian
+from ntkml.likelihoods import Categorical, Gaussian
 from ntkml.linalg import NotPositiveDefiniteError, log_det_row_gradient
 from ntkml.rows.block import CapturedRows
 from ntkml.rows.capture import capture
@@ -20,9 +20,11 @@ from tests.factories import (
     NETWORKS,
     STRUCTURES,
     assert_same,
+    generator,
     in_float32,
     make_case,
     make_prior,
+    seeded,
 )
 
 NAMES = ["N-C", "3-C", "3-1", "2-2", "N-tree", "3-tree+iid"]
@@ -213,3 +215,26 @@ def test_a_matrix_that_only_a_gradient_needs_and_that_cannot_be_factorised_is_na
         NotPositiveDefiniteError, match="a matrix of 2 rows is not positive definite .* gradient is taken"
     ):
         log_det_row_gradient(rows, torch.tensor(1e-12, dtype=torch.float64))
+
+
+def test_kfac_is_right_or_refused_where_the_prior_precision_is_tiny():
+    """Inputs in three of twenty dimensions: rounding leaves eigenvalues of their factor that should be zero."""
+    left, right = (torch.randn(*shape, generator=generator(), dtype=torch.float64) for shape in ((60, 3), (3, 20)))
+    x = left @ right
+    model, y = seeded(nn.Linear(20, 3)), torch.arange(60) % 3
+    root = Categorical().factor(model(x).detach(), "C", None)
+    gradients = torch.linalg.svdvals(root.transpose(1, 2).flatten(0, 1))[:2].square()  # those of a softmax sum to zero
+    inputs = torch.linalg.svdvals(x)[:3].square() / 60
+    refused = 0
+    for precision in [10.0**exponent for exponent in range(-20, 1)]:
+        products = (torch.outer(gradients, inputs).flatten(), gradients)
+        exact = torch.stack([(values / precision).log1p().sum() for values in products]).sum()
+        try:
+            estimate = log_marginal_likelihood(model, x, y, "kfac-N-C", precision)
+        except NotPositiveDefiniteError:
+            refused += 1
+            continue
+        assert abs(estimate.log_det - exact) < 1e-3 * exact
+    assert 0 < refused < 10
+    with pytest.raises(NotPositiveDefiniteError, match="kfac.* may be rounding: raise the prior precision"):
+        log_marginal_likelihood(model, x, y, "kfac-N-C", 1e-20)
