@@ -189,9 +189,8 @@ def _compute(run: TrainRun, folder: Path, options: dict[str, Any], stops: Stops)
     complete_replacement(folder)
     replacing = force or begun(replacement(folder))
     if not replacing and finished(folder):
-        read_finished(
-            folder / "rows.csv", run.protocol.epochs, run.run_id
-        )  # a file that was cut short is no finished run's
+        # A file that was cut short is no finished run's.
+        read_finished(folder / "rows.csv", run.protocol.epochs, run.run_id)
         click.echo(f"Finished already: {folder} (--force computes it again)")
         return
     protocol = run.protocol

@@ -93,9 +93,7 @@ def _draw_curve(
     if len(inside) == 1:
         style["marker"] = look.marker or "o"  # a line of one point is none
     if len(curve.x) == 1 and (y is None or y[0] <= curve.y[0] <= y[1]):
-        style["clip_on"] = (
-            False  # that point alone is whole also on the frame, as where a run was evaluated at its end only
-        )
+        style["clip_on"] = False  # whole also on the frame, as where a run was evaluated at its end only
     part.plot(
         curve.x, curve.y, gid=curve.estimator, markevery=marked, zorder=3.0 if look is FULL else 2.5, **style
     )  # fmt: skip
