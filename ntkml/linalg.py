@@ -263,10 +263,12 @@ def resolves(eigenvalues: Tensor, precision: Tensor) -> bool:
 
 
 def spectrum_error(eigenvalues: Tensor, precision: Tensor) -> Tensor:
-    """What :func:`log_det_from_spectrum` may be wrong by, in nats, from b eigenvalues (b,). Scalar.
+    """What :func:`log_det_from_spectrum` may be wrong by, in nats, from b eigenvalues (b,), of which there may be none. Scalar.
 
     They are wrong by up to eps times the largest, and where they should be zero only the positive errors are left.
     """
+    if not len(eigenvalues):
+        return torch.zeros_like(precision)
     return len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax() / precision
 
 
